@@ -1,0 +1,38 @@
+# The two commands of a newcomer are `make demo` and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.installed
+
+export RAY_USAGE_STATS_ENABLED ?= 0
+
+.PHONY: demo install test test-faults check format clean
+
+demo: $(READY)  ## the whole path on the built-in corpus; prints where the report is
+	$(BIN)/rescribe run demo --json
+
+install: $(READY)
+
+$(READY): pyproject.toml requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+test: $(READY)  ## the suite; set RESCRIBE_CORPORA to a folder with nlvr/ and noto-emoji/ to use them too
+	$(BIN)/python -m pytest
+
+test-faults: $(READY)  ## kills real processes
+	$(BIN)/python -m pytest -m faults
+
+check: $(READY)  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,238 @@
+"""BLIP (arXiv 2201.12086) with one vision tower and a text decoder for every style of caption."""
+
+import copy
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoTokenizer, BlipConfig, BlipForConditionalGeneration, BlipVisionConfig
+from transformers.models.blip.modeling_blip import BlipVisionModel
+from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
+
+from captioner.styles import Style
+from captioner.vocabulary import Vocabulary
+
+# The statistics of CLIP's training images, with which BLIP was trained (as transformers' BlipImageProcessor).
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+BASE = "alt"  # the decoder trained on the corpus's own captions; styles without a decoder of their own use it
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """A vision transformer over the patches of an H by W image."""
+
+    image_size: tuple[int, int] = (32, 32)  # (height, width); images of another size are stretched to it, as BLIP does
+    patch_size: int = 4
+    hidden: int = 128
+    layers: int = 3
+    heads: int = 4
+    mlp: int = 256
+
+    def __post_init__(self) -> None:
+        if any(side < self.patch_size or side % self.patch_size for side in self.image_size):
+            raise ValueError(
+                f"image_size must be whole patches of {self.patch_size} pixels a side, but it is {self.image_size}."
+            )
+        if self.hidden % self.heads:
+            raise ValueError(f"The vision tower's width {self.hidden} does not divide into {self.heads} heads.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """A causal text decoder that attends to the vision tower's patches."""
+
+    hidden: int = 128
+    layers: int = 2
+    heads: int = 4
+    mlp: int = 256
+    max_length: int = 64  # tokens, with [DEC], the prompt and [SEP]
+
+    def __post_init__(self) -> None:
+        if self.hidden % self.heads:
+            raise ValueError(f"The text decoder's width {self.hidden} does not divide into {self.heads} heads.")
+        if self.max_length < 4:
+            raise ValueError(f"max_length must leave room for a caption, but it is {self.max_length} tokens.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionerConfig:
+    """The size of a captioner trained from scratch."""
+
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+
+    def blip(self, vocabulary: Vocabulary) -> BlipConfig:
+        """The same in the words of transformers, for a given vocabulary."""
+        vision, text = self.vision, self.text
+        return BlipConfig(
+            vision_config={
+                "image_size": list(vision.image_size),
+                "patch_size": vision.patch_size,
+                "hidden_size": vision.hidden,
+                "num_hidden_layers": vision.layers,
+                "num_attention_heads": vision.heads,
+                "intermediate_size": vision.mlp,
+                "initializer_range": 0.02,  # transformers' own default, 1e-10, suits only weights about to be loaded
+            },
+            text_config={
+                "vocab_size": len(vocabulary),
+                "hidden_size": text.hidden,
+                "num_hidden_layers": text.layers,
+                "num_attention_heads": text.heads,
+                "intermediate_size": text.mlp,
+                "max_position_embeddings": text.max_length,
+                "bos_token_id": vocabulary.bos,
+                "sep_token_id": vocabulary.sep,
+                "eos_token_id": vocabulary.sep,
+                "pad_token_id": vocabulary.pad,
+            },
+        )
+
+
+class Captioner(nn.Module):
+    """One vision tower, and a decoder for each name in `decoders`; every image is encoded once for all of them.
+
+    A batch for training holds `pixels` (B, H, W, 3) uint8, `weight` (B,) and, for each style, `ids_<style>` (B, L)
+    integers that open with [DEC] and the prompt, and `mask_<style>` (B, L): 1 where a token is to be predicted.
+    Padding stands on the right, where causal attention cannot see it from the caption; so no attention mask is needed.
+    """
+
+    def __init__(
+        self,
+        config: BlipConfig,
+        vocabulary: Vocabulary,
+        decoders: Iterable[str] = (BASE,),
+        styles: tuple[Style, ...] = (),
+    ) -> None:
+        super().__init__()
+        self.config, self.vocabulary, self.styles = config, vocabulary, styles
+        self.vision = _vision_tower(config.vision_config)
+        self.decoders = nn.ModuleDict({name: BlipTextLMHeadModel(config.text_config) for name in decoders})
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the images that `encode` takes."""
+        size = self.config.vision_config.image_size
+        return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+    @property
+    def max_length(self) -> int:
+        """The longest sequence of a decoder in tokens, with [DEC], the prompt and [SEP]."""
+        return int(self.config.text_config.max_position_embeddings)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Features (B, 1 + patches, hidden) of `pixels` (B, H, W, 3) uint8 in the tower's own image size."""
+        assert pixels.dtype == torch.uint8 and tuple(pixels.shape[1:]) == (*self.image_size, 3), pixels.shape
+        mean, std = torch.tensor(MEAN, device=pixels.device), torch.tensor(STD, device=pixels.device)
+        images = ((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2)
+        weight = self.vision.embeddings.patch_embedding.weight
+        with torch.set_grad_enabled(torch.is_grad_enabled() and weight.requires_grad):
+            return self.vision(pixel_values=images.to(weight.dtype)).last_hidden_state
+
+    def logits(self, decoder: str, features: Tensor, ids: Tensor) -> Tensor:
+        """Next-token logits (B, L, vocabulary) in fp32 for `ids` (B, L), padded on the right if at all."""
+        return self.decoders[decoder](ids, encoder_hidden_states=features, use_cache=False).logits.float()
+
+    def negative_log_likelihood(self, decoder: str, features: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """The summed -log p of the tokens of `ids` where `mask` is not 0, a row: (B,) in fp32; no label smoothing."""
+        length = max(2, int((mask > 0).any(0).nonzero().max()) + 1) if bool(mask.any()) else 2
+        ids, mask = (
+            ids[:, :length].long(),
+            mask[:, :length],
+        )  # columns that are padding in every row cost time for nothing
+        logits = self.logits(decoder, features, ids[:, :-1])
+        losses = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+        return (losses * mask[:, 1:]).sum(1)
+
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The summed loss of each style in the batch, over caption tokens alone: prompts and padding are masked."""
+        features = self.encode(batch["pixels"])
+        return {
+            style: (
+                self.negative_log_likelihood(style, features, batch[f"ids_{style}"], batch[f"mask_{style}"])
+                * batch["weight"]
+            ).sum()
+            for style in self.decoders
+            if f"ids_{style}" in batch
+        }
+
+    def targets(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """How many tokens each of `forward`'s sums runs over."""
+        return {
+            style: (batch[f"mask_{style}"][:, 1:].float().sum(1) * batch["weight"]).sum()
+            for style in self.decoders
+            if f"ids_{style}" in batch
+        }
+
+    def branch(self, styles: Iterable[str], source: str = BASE) -> None:
+        """Add a decoder for each style, a copy of `source`, and leave only these trainable (as DALL-E 3 fine-tunes)."""
+        self.requires_grad_(False)
+        for style in styles:
+            self.decoders[style] = copy.deepcopy(self.decoders[source]).requires_grad_(True)
+
+    def save(self, folder: str) -> None:
+        """Write `model.safetensors`, `config.json`, `tokenizer.json` and `vocab.txt` into a local folder."""
+        save_model(self, str(Path(folder, "model.safetensors")))
+        self.vocabulary.save(folder)
+        config = {
+            "blip": self.config.to_dict(),
+            "decoders": list(self.decoders),
+            "styles": [asdict(style) for style in self.styles],
+        }
+        Path(folder, "config.json").write_text(json.dumps(config, indent=2))
+
+    @staticmethod
+    def load(folder: str) -> "Captioner":
+        """A captioner from a folder that `save` wrote, or from published BLIP weights in the Hugging Face layout."""
+        path = Path(folder, "config.json")
+        if not path.is_file() or "blip" not in json.loads(path.read_text()):
+            return from_pretrained(folder)
+        config = json.loads(path.read_text())
+        styles = tuple(Style(**style) for style in config["styles"])
+        captioner = Captioner(BlipConfig.from_dict(config["blip"]), Vocabulary.load(folder), config["decoders"], styles)
+        load_model(captioner, str(Path(folder, "model.safetensors")))
+        return captioner.eval()
+
+
+def from_pretrained(name: str) -> Captioner:
+    """Published captioning weights, by a hub's name or a folder in the Hugging Face layout, as the decoder "alt".
+
+    Raises FileNotFoundError where there is no model, ValueError where it is not a BLIP captioner.
+    """
+    try:
+        kind = AutoConfig.from_pretrained(name).model_type
+    except OSError as error:
+        raise FileNotFoundError(f"There is no captioner at {name}: no config.json was found.") from error
+    if kind != "blip":
+        raise ValueError(f"{name} holds a model of type '{kind}', but a captioner is loaded from BLIP weights only.")
+    blip, report = BlipForConditionalGeneration.from_pretrained(name, output_loading_info=True)
+    if report["missing_keys"]:
+        raise ValueError(
+            f"{name} lacks {len(report['missing_keys'])} weights of a BLIP captioner, such as "
+            f"{min(report['missing_keys'])}. Choose a checkpoint that was trained for captioning."
+        )
+    tokenizer = AutoTokenizer.from_pretrained(name).backend_tokenizer
+    captioner = Captioner(blip.config, Vocabulary(tokenizer, blip.config.text_config.bos_token_id), decoders=())
+    captioner.vision, captioner.decoders[BASE] = blip.vision_model, blip.text_decoder
+    return captioner.eval()
+
+
+def _vision_tower(config: BlipVisionConfig) -> BlipVisionModel:
+    size = config.image_size
+    if isinstance(size, int):
+        return BlipVisionModel(config)
+    square = copy.deepcopy(config)
+    square.image_size = max(size)  # transformers builds towers for squares alone ...
+    tower = BlipVisionModel(square)
+    rows, columns = (side // config.patch_size for side in size)
+    positions = torch.empty(1, 1 + rows * columns, config.hidden_size)
+    nn.init.trunc_normal_(positions, std=config.initializer_range)
+    # ... but only its position embedding knows the grid: one vector a patch in raster order, after the class token's.
+    tower.embeddings.position_embedding = nn.Parameter(positions)
+    return tower

@@ -1,0 +1,100 @@
+"""The words that a captioner knows: a lower-cased WordPiece vocabulary in BERT's layout."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]")
+
+
+class Vocabulary:
+    """Text to token ids and back. A caption's sequence is `[DEC] prompt caption [SEP]`, as BLIP's decoder reads it.
+
+    `bos` is the id of [DEC] where the tokenizer has none, as in published BLIP checkpoints.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, bos: int | None = None) -> None:
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self.tokenizer = tokenizer
+        missing = [token for token in ("[PAD]", "[UNK]", "[SEP]") if tokenizer.token_to_id(token) is None]
+        if missing:
+            raise ValueError(f"A captioner's vocabulary is BERT's, but this one has no {', '.join(missing)}.")
+        self.pad, self.unk, self.sep = (int(tokenizer.token_to_id(token)) for token in ("[PAD]", "[UNK]", "[SEP]"))
+        start = bos if bos is not None else tokenizer.token_to_id("[DEC]")
+        if start is None:
+            raise ValueError("A captioner's vocabulary needs [DEC], the token that opens a caption.")
+        self.bos = int(start)
+
+    def __len__(self) -> int:
+        return self.tokenizer.get_vocab_size()
+
+    def __reduce__(self) -> tuple:
+        return Vocabulary.from_json, (self.to_json(), self.bos)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of each text, without special tokens."""
+        return [line.ids for line in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+    def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """The text of each row of ids; special tokens are left out."""
+        return self.tokenizer.decode_batch([list(row) for row in rows], skip_special_tokens=True)
+
+    def sequences(self, texts: Sequence[str | None], prompt: str, max_length: int) -> tuple[np.ndarray, np.ndarray]:
+        """`ids` (B, L) int64 and `mask` (B, L) float32, 1 at the tokens of the caption and its [SEP].
+
+        A caption too long for `max_length` tokens is cut and has no [SEP]; None is a caption without tokens.
+        """
+        start = [self.bos, *self.encode([prompt])[0]]
+        captions = [[*tokens, self.sep] for tokens in self.encode([text or "" for text in texts])]
+        rows = [(start + tokens)[:max_length] for tokens in captions]
+        length = max(len(row) for row in rows)
+        ids = np.full((len(rows), length), self.pad, np.int64)
+        mask = np.zeros((len(rows), length), np.float32)
+        for index, (row, text) in enumerate(zip(rows, texts, strict=True)):
+            ids[index, : len(row)] = row
+            mask[index, len(start) : len(row)] = text is not None
+        return ids, mask
+
+    def to_json(self) -> str:
+        """The whole tokenizer as the text of `tokenizer.json`."""
+        return self.tokenizer.to_str()
+
+    @staticmethod
+    def from_json(text: str, bos: int | None = None) -> "Vocabulary":
+        """The vocabulary that `to_json` wrote."""
+        return Vocabulary(Tokenizer.from_str(text), bos)
+
+    def save(self, folder: str) -> None:
+        """Write `tokenizer.json` and `vocab.txt`, which transformers' BERT tokenizers load."""
+        words = sorted(self.tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+        Path(folder, "tokenizer.json").write_text(self.to_json(), encoding="utf-8")
+        Path(folder, "vocab.txt").write_text("".join(f"{word}\n" for word, _ in words), encoding="utf-8")
+
+    @staticmethod
+    def load(folder: str, bos: int | None = None) -> "Vocabulary":
+        """The vocabulary in a folder that `save` wrote."""
+        path = Path(folder, "tokenizer.json")
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no vocabulary in {folder}: it has no tokenizer.json.")
+        return Vocabulary.from_json(path.read_text(encoding="utf-8"), bos)
+
+
+def train_vocabulary(captions: Iterable[str], size: int = 8000) -> Vocabulary:
+    """A vocabulary of at most `size` entries: whole words where they are frequent, pieces for the rest (WordPiece).
+
+    Raises ValueError where there is no caption to learn from.
+    """
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=100))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size, special_tokens=list(SPECIAL), show_progress=False, limit_alphabet=max(26, size // 4)
+    )
+    tokenizer.train_from_iterator(captions, trainer)
+    if tokenizer.get_vocab_size() <= len(SPECIAL):
+        raise ValueError("No captions were found to learn a vocabulary from.")
+    return Vocabulary(tokenizer)

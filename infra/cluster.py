@@ -1,0 +1,82 @@
+"""What hardware a run may use; nothing in here changes a result, so nothing in here is part of a fingerprint."""
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Workers that train, actors that run stages, and how ZeRO spreads a model over the workers."""
+
+    name: str
+    workers: tuple[int, int] = (1, 1)  # training workers, at least and at most
+    cpus_per_worker: float = 1
+    gpus_per_worker: float = 0
+    threads_per_worker: int = 1
+    zero_stage: Literal[1, 2, 3] = 1
+    micro_batch: int = 0  # rows a worker takes through the model at once; 0: its whole share
+    actors: tuple[int, int] = (1, 2)  # actors of a stage, at least and at most
+    cpus_per_actor: float = 1
+    gpus_per_actor: float = 0
+    address: str | None = None  # of a running Ray cluster; None starts one on this machine
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "actors"):
+            low, high = getattr(self, name)
+            if not 1 <= low <= high:
+                raise ValueError(f"{name} are given as (at least, at most), 1 or more; found ({low}, {high}).")
+        if self.micro_batch < 0:
+            raise ValueError(f"micro_batch must be 0 (the whole share) or more, but it is {self.micro_batch}.")
+
+    @property
+    def backend(self) -> Literal["gloo", "nccl"]:
+        """What workers talk over."""
+        return "nccl" if self.gpus_per_worker else "gloo"
+
+
+def laptop() -> Cluster:
+    """This machine's cores: one training worker a core, two at most, and as many actors."""
+    count = min(2, os.cpu_count() or 1)
+    return Cluster(name="laptop", workers=(count, count), actors=(count, count))
+
+
+def one_node() -> Cluster:
+    """One machine with eight GPUs."""
+    return Cluster(
+        name="one_node", workers=(8, 8), cpus_per_worker=4, gpus_per_worker=1, threads_per_worker=4, zero_stage=2,
+        actors=(1, 8), gpus_per_actor=1,
+    )  # fmt: skip
+
+
+def elastic() -> Cluster:
+    """A Ray cluster whose GPU nodes come and go."""
+    return Cluster(
+        name="elastic", workers=(1, 64), cpus_per_worker=4, gpus_per_worker=1, threads_per_worker=4, zero_stage=2,
+        actors=(1, 64), gpus_per_actor=1, address="auto",
+    )  # fmt: skip
+
+
+CLUSTERS = {cluster.__name__: cluster for cluster in (laptop, one_node, elastic)}
+
+
+def connect(cluster: Cluster) -> None:
+    """Join the Ray cluster, or start one on this machine; does nothing where that is done already."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    import ray  # slow to import: `--help` and `plan` do without
+
+    if ray.is_initialized():
+        return
+    if cluster.address:
+        ray.init(address=cluster.address, log_to_driver=False)
+        return
+    # More logical CPUs than cores: on two, some plans of Ray Data wait for ever for a place to run.
+    ray.init(
+        num_cpus=max(8, 2 * (os.cpu_count() or 1)),
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=512 * 2**20,
+        logging_level=logging.ERROR,
+    )

@@ -1,0 +1,220 @@
+"""Run work over shards on Ray Data: each shard is read, worked on and committed by one call of one actor."""
+
+import logging
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext
+
+from infra import storage
+from infra.data.ledger import commit, pending, tally
+from infra.data.shards import VIRTUAL, ShardReader, joined_names, shard_url
+from infra.data.stage import ACCEPTED, FAILED, Columns, Stage, run_batch
+
+Report = Callable[..., None]
+
+ATTEMPTS = "attempts"  # a folder that counts the workers that died over a shard
+MAX_ATTEMPTS = 3  # workers may die for many reasons, but when three have died over one shard, the shard is to blame
+MAX_BAD_SHARDS = 16  # more than that is not a few bad shards but a broken set-up
+
+
+class ShardWork(Protocol):
+    """A picklable object that makes one shard's table; `setup` is called once in each actor."""
+
+    def setup(self) -> None:
+        """Load what all shards need."""
+        ...
+
+    def __call__(self, name: str) -> pa.Table:
+        """The rows of a shard: sample_id, state, reason and further columns."""
+        ...
+
+
+def run_shards(
+    work: ShardWork,
+    names: Sequence[str],
+    out: str,
+    *,
+    cpus: float = 1,
+    gpus: float = 0,
+    actors: tuple[int, int] = (1, 2),
+    report: Report | None = None,
+) -> dict[str, Any]:
+    """Commit `work(name)` to `<out>/shards/<name>.parquet` for each name that has no such file; return `tally(out)`.
+
+    Shards whose work raises, or kills its worker again and again, do not stop the others; RuntimeError names them at
+    the end. Whatever was committed stays, so that the next call does only the rest.
+    """
+    assert ray.is_initialized(), "call infra.cluster.connect first: Ray Data would start a cluster of its own making"
+    left = pending(out, names)
+    storage.remove(storage.join(out, ATTEMPTS))
+    done, rows = len(names) - len(left), 0
+    errors: dict[str, str] = {}
+    if report:
+        report(done, len(names), "shards", rows=rows)
+    for result in _results(work, left, out, cpus, gpus, actors):
+        if result["error"]:
+            errors[result["name"]] = result["error"]
+        else:
+            done, rows = done + 1, rows + result["rows"]
+            if report:
+                report(done, len(names), "shards", rows=rows)
+        if len(errors) > MAX_BAD_SHARDS:
+            break
+    storage.remove(storage.join(out, ATTEMPTS))
+    if left := pending(out, names):
+        raise RuntimeError(_lost(left, errors, out))
+    return tally(out)
+
+
+def run_stages(
+    stages: Sequence[Stage],
+    inputs: Sequence[str],
+    out: str,
+    *,
+    batch_size: int,
+    actors: tuple[int, int] = (1, 2),
+    report: Report | None = None,
+) -> dict[str, Any]:
+    """Run stages over the rows of artifacts of one ingest and commit sidecars with their `writes`; return the counts.
+
+    An actor asks for the most CPUs and GPUs that any of the stages does, since they take turns.
+    """
+    return run_shards(
+        StageWork(tuple(stages), tuple(inputs), batch_size),
+        joined_names(inputs),
+        out,
+        cpus=max(stage.cpus for stage in stages),
+        gpus=max(stage.gpus for stage in stages),
+        actors=actors,
+        report=report,
+    )
+
+
+@dataclass(frozen=True)
+class StageWork:
+    """Takes the accepted rows of a shard through stages in batches, their images decoded ahead."""
+
+    stages: tuple[Stage, ...]
+    inputs: tuple[str, ...]
+    batch_size: int
+
+    def setup(self) -> None:
+        """Set the stages up."""
+        for stage in self.stages:
+            stage.setup()
+
+    def __call__(self, name: str) -> pa.Table:
+        """All rows of the shard: those that were not accepted keep their state and reason."""
+        reader = ShardReader(self.inputs, name)
+        written = [name for stage in self.stages for name in stage.writes]
+        reads = dict.fromkeys(name for stage in self.stages for name in stage.reads if name not in written)
+        states, reasons = list(reader.states), list(reader.reasons)
+        columns: Columns = {name: [None] * len(states) for name in written}
+        indices = np.arange(len(reader))
+        ahead = 2 * self.batch_size
+        pixels = iter(reader.pixels(indices, ahead)) if "pixels" in reads else None
+        images = iter(reader.images(indices)) if "image" in reads else None
+        for start in range(0, len(reader), self.batch_size):
+            part = indices[start : start + self.batch_size]
+            batch = reader.stored([name for name in reads if name not in VIRTUAL], part)
+            batch |= {"state": [ACCEPTED] * len(part), "reason": [None] * len(part)}
+            for name, values in (("pixels", pixels), ("image", images)):
+                if values is not None:
+                    batch[name] = list(islice(values, len(part)))
+                    _fail_lost(batch, batch[name])
+            results = run_batch(self.stages, batch)
+            for place, row in enumerate(reader.accepted[part]):
+                states[row], reasons[row] = results["state"][place], results["reason"][place]
+                for name in written:
+                    columns[name][row] = results[name][place]
+        return pa.table({"sample_id": reader.sample_ids, "state": states, "reason": _texts(reasons), **columns})
+
+
+def _fail_lost(batch: Columns, values: list[Any]) -> None:
+    for row, value in enumerate(values):
+        if isinstance(value, Exception):
+            batch["state"][row], batch["reason"][row] = FAILED, f"image: {value}"
+
+
+def _texts(values: list[str | None]) -> pa.Array:
+    return pa.array(values, pa.string())
+
+
+def _results(
+    work: ShardWork, names: list[str], out: str, cpus: float, gpus: float, actors: tuple[int, int]
+) -> Iterator[Any]:
+    """Yield {name, rows, error} of each shard as it ends."""
+    if not names:
+        return
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    most = min(actors[1], len(names))
+    least = min(actors[0], most)
+    with DataContext.current(context):
+        # One block a shard: a block is what Ray Data retries, for ever, when a worker dies.
+        shards = ray.data.from_items([{"name": name} for name in names], override_num_blocks=len(names))
+        results = shards.map_batches(
+            _Actor,
+            fn_constructor_args=(work, out),
+            batch_size=1,
+            batch_format="numpy",
+            compute=ActorPoolStrategy(min_size=least, max_size=most, initial_size=least),
+            num_cpus=cpus,
+            num_gpus=gpus,
+        )
+        yield from results.iter_rows()
+
+
+class _Actor:
+    """Holds the work in one process of the cluster; sets it up when the first shard comes."""
+
+    def __init__(self, work: ShardWork, out: str) -> None:
+        self._work, self._out, self._ready = work, out, False
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        results = [self._run(str(name)) for name in batch["name"]]
+        return {key: [result[key] for result in results] for key in ("name", "rows", "error")}
+
+    def _run(self, name: str) -> dict[str, Any]:
+        rows, error = 0, ""
+        try:
+            if not self._ready:
+                self._work.setup()
+                self._ready = True
+            if not storage.exists(shard_url(self._out, name)):  # else a first attempt died just after its commit
+                with self._attempt(name):
+                    table = self._work(name)
+                    commit(self._out, name, table)
+                rows = table.num_rows
+        except Exception as problem:  # told to the driver, which goes on with the other shards
+            place = traceback.extract_tb(problem.__traceback__)[-1]
+            where = f"{storage.name(place.filename)}, line {place.lineno}"
+            error = f"{type(problem).__name__}: {problem} ({where})"
+        return {"name": name, "rows": rows, "error": error}
+
+    @contextmanager
+    def _attempt(self, name: str) -> Iterator[None]:
+        """Leave a count behind if the process dies in here."""
+        url = storage.join(self._out, ATTEMPTS, name)
+        died = int(storage.read_bytes(url)) if storage.exists(url) else 0
+        if died >= MAX_ATTEMPTS:
+            raise RuntimeError(f"{died} workers died over it, perhaps for want of memory")
+        storage.write_bytes(url, str(died + 1).encode())
+        yield
+        storage.remove(url)
+
+
+def _lost(left: list[str], errors: dict[str, str], out: str) -> str:
+    named = ", ".join(left[:5]) + (", ..." if len(left) > 5 else "")
+    name, error = next(iter(errors.items()))
+    return f"{len(left)} shards of {out} could not be made: {named}. Shard {name} ended with {error}."

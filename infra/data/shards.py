@@ -1,0 +1,207 @@
+"""Read one shard's columns out of several artifacts, joined by sample id."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infra import storage
+from infra.data.ahead import ahead
+from infra.data.encoded import Place, fetch_images, read_rows
+from infra.data.images import decode
+from infra.data.stage import ACCEPTED
+
+FOLDER = "shards"
+VIRTUAL = ("image", "pixels")
+
+Where = Callable[[dict[str, np.ndarray]], np.ndarray]
+
+
+def shard_url(artifact: str, name: str) -> str:
+    """The file of one shard of an artifact."""
+    return storage.join(artifact, FOLDER, f"{name}.parquet")
+
+
+def shard_names(artifact: str) -> list[str]:
+    """The shards that an artifact has, sorted."""
+    names = storage.list_names(storage.join(artifact, FOLDER))
+    return [name.removesuffix(".parquet") for name in names if name.endswith(".parquet")]
+
+
+def joined_names(inputs: Sequence[str]) -> list[str]:
+    """The shards that all of the artifacts have; ValueError if one of them lacks some."""
+    names = shard_names(inputs[0])
+    for artifact in inputs[1:]:
+        if missing := sorted(set(names) ^ set(shard_names(artifact))):
+            raise ValueError(
+                f"{inputs[0]} and {artifact} do not cover the same shards: {missing[0]} is in one of them only. "
+                "Give artifacts that were derived from one ingest."
+            )
+    return names
+
+
+class ShardReader:
+    """One shard of artifacts that share their rows; a column comes from the last artifact that has it.
+
+    A row is accepted if every artifact accepted it; `columns` and `rows` show accepted rows only. The virtual column
+    `image` is the encoded image (the resized copy if ingest made one, else read from the source), `pixels` is it
+    decoded, (H, W, 3) uint8.
+    """
+
+    def __init__(self, inputs: Sequence[str], name: str) -> None:
+        self.name = name
+        self._tables = [_Sidecar(artifact, name) for artifact in inputs]
+        # An ingest says the order, so that images are read as they lie.
+        self._index = next((table for table in self._tables if "offset" in table.names), None)
+        self.sample_ids: list[str] = (self._index or self._tables[0]).sample_ids
+        self.states: list[str] = [ACCEPTED] * len(self.sample_ids)
+        self.reasons: list[str | None] = [None] * len(self.sample_ids)
+        for table in self._tables:
+            table.align(self.sample_ids)
+            for row, (state, reason) in enumerate(zip(table.states, table.reasons, strict=True)):
+                if self.states[row] == ACCEPTED and state != ACCEPTED:
+                    self.states[row], self.reasons[row] = state, reason
+        self.accepted = np.flatnonzero([state == ACCEPTED for state in self.states])
+        self._loaded: dict[str, pa.ChunkedArray] = {}
+
+    def __len__(self) -> int:
+        """How many rows are accepted."""
+        return len(self.accepted)
+
+    def columns(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Whole columns of the accepted rows as arrays: numbers as numbers, texts and lists as objects."""
+        taken = pa.array(self.accepted)
+        return {name: _as_array(column.take(taken)) for name, column in self._load(names).items()}
+
+    def rows(self, names: Sequence[str], indices: Sequence[int] | np.ndarray) -> dict[str, list[Any]]:
+        """Columns at some of the accepted rows, virtual ones too; ValueError if an image cannot be had."""
+        wanted, places = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
+        found = self.stored([name for name in names if name not in VIRTUAL], wanted)
+        for name in set(names) & set(VIRTUAL):
+            found[name] = list(self.pixels(wanted) if name == "pixels" else self.images(wanted))
+            for row, value in zip(wanted, found[name], strict=True):
+                if isinstance(value, Exception):
+                    sample_id = self.sample_ids[self.accepted[row]]
+                    raise ValueError(f"The image of sample {sample_id} of shard {self.name} is lost: {value}.")
+        return {name: [found[name][place] for place in places] for name in names}
+
+    def stored(self, names: Sequence[str], indices: np.ndarray) -> dict[str, list[Any]]:
+        """Stored columns at some of the accepted rows; lists of numbers come as arrays."""
+        taken = pa.array(self.accepted[indices])
+        return {name: _as_list(column.take(taken)) for name, column in self._load(names).items()}
+
+    def images(self, indices: np.ndarray) -> Iterator[bytes | Exception]:
+        """Encoded images of accepted rows, in ascending order, as they are read; or what went wrong."""
+        rows = self.accepted[indices]
+        assert np.all(np.diff(rows) > 0), "images are read in ascending order"
+        if self._index is None:
+            raise ValueError("Images are wanted, but none of the artifacts is an ingest. Add it to the inputs.")
+        if "image" in self._index.names:
+            stored = read_rows(self._index.url, "image", rows.tolist())
+            return (image if image is not None else ValueError("there is no image") for image in stored)
+        places = self._index.places
+        return fetch_images(places[row] for row in rows)
+
+    def pixels(self, indices: np.ndarray, depth: int = 64) -> Iterator[np.ndarray | Exception]:
+        """Decoded images of accepted rows, in ascending order, `depth` ahead of their use; or what went wrong."""
+        return ahead(_decoded, self.images(indices), threads=4, depth=depth)
+
+    def _load(self, names: Sequence[str]) -> dict[str, pa.ChunkedArray]:
+        wanted: dict[int, list[str]] = {}
+        for name in set(names) - self._loaded.keys():
+            holders = [number for number, table in enumerate(self._tables) if name in table.names]
+            if not holders:
+                known = sorted({name for table in self._tables for name in table.names} | set(VIRTUAL))
+                raise ValueError(f"There is no column {name!r} in the inputs; there are {', '.join(known)}.")
+            wanted.setdefault(holders[-1], []).append(name)
+        for number, its_names in wanted.items():
+            self._loaded |= self._tables[number].read(its_names)
+        return {name: self._loaded[name] for name in names}
+
+
+class _Sidecar:
+    """One artifact's file of a shard, its rows put into the order of the join."""
+
+    def __init__(self, artifact: str, name: str) -> None:
+        self._artifact, self.url = artifact, shard_url(artifact, name)
+        self._order: pa.Array | None = None
+        with storage.open_read(self.url) as file, pq.ParquetFile(file) as parquet:
+            self.names = set(parquet.schema_arrow.names)
+            table = parquet.read(["sample_id", "state", "reason"], use_threads=False)
+        self.sample_ids: list[str] = table["sample_id"].to_pylist()
+        self.states: list[str] = table["state"].to_pylist()
+        self.reasons: list[str | None] = table["reason"].to_pylist()
+
+    def read(self, names: Sequence[str]) -> dict[str, pa.ChunkedArray]:
+        with storage.open_read(self.url) as file, pq.ParquetFile(file) as parquet:
+            table = parquet.read(list(names), use_threads=False)
+        return {name: table[name] if self._order is None else table[name].take(self._order) for name in names}
+
+    def align(self, sample_ids: list[str]) -> None:
+        if self.sample_ids == sample_ids:
+            return
+        position = {sample_id: row for row, sample_id in enumerate(self.sample_ids)}
+        if len(position) != len(sample_ids) or any(sample_id not in position for sample_id in sample_ids):
+            raise ValueError(f"{self.url} does not hold the rows of the artifact that it is joined with.")
+        order = [position[sample_id] for sample_id in sample_ids]
+        self.states, self.reasons = [self.states[row] for row in order], [self.reasons[row] for row in order]
+        self.sample_ids, self._order = sample_ids, pa.array(order)
+
+    @cached_property
+    def places(self) -> list[Place]:
+        """Where the rows' images lie; a corpus that was rendered into the artifact is named within it."""
+        columns = self.read(["source", "offset", "length", "sha256"])
+        rows = zip(*(column.to_pylist() for column in columns.values()), strict=True)
+        return [Place(self._resolve(source), *rest) for source, *rest in rows]
+
+    def _resolve(self, source: str | None) -> str:
+        if not source or "://" in source or source.startswith("/"):
+            return source or ""
+        return storage.join(self._artifact, source)
+
+
+def select_rows(reader: ShardReader, where: Where | None = None, where_reads: Sequence[str] = ()) -> np.ndarray:
+    """The accepted rows that a condition on columns chooses, as ascending indices for `ShardReader.rows`."""
+    if where is None:
+        return np.arange(len(reader))
+    return np.flatnonzero(where(reader.columns(where_reads)))
+
+
+def count_rows(inputs: Sequence[str], where: Where | None = None, where_reads: Sequence[str] = ()) -> dict[str, int]:
+    """How many rows of each shard `select_rows` would choose, by shard name."""
+
+    def count(name: str) -> int:
+        return len(select_rows(ShardReader(inputs, name), where, where_reads))
+
+    names = joined_names(inputs)
+    return dict(zip(names, ahead(count, names, threads=8, depth=32), strict=True))
+
+
+def _decoded(image: bytes | Exception) -> np.ndarray | Exception:
+    if isinstance(image, Exception):
+        return image
+    try:
+        return decode(image)
+    except ValueError as error:
+        return error
+
+
+def _is_numbers(kind: pa.DataType) -> bool:
+    return (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_primitive(kind.value_type)
+
+
+def _as_list(column: pa.ChunkedArray) -> list[Any]:
+    if not _is_numbers(column.type):
+        return column.to_pylist()
+    return [np.asarray(value.values) if value.is_valid else None for value in column]
+
+
+def _as_array(column: pa.ChunkedArray) -> np.ndarray:
+    if _is_numbers(column.type):
+        array = np.empty(len(column), dtype=object)
+        array[:] = _as_list(column)
+        return array
+    return column.to_numpy(zero_copy_only=False)

@@ -1,0 +1,288 @@
+"""Read and write files by plain strings: a local path or an s3:// address, with the same promises for both."""
+
+import atexit
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any
+
+import fsspec
+from braceexpand import braceexpand
+from fsspec.implementations.local import LocalFileSystem
+
+_TEMPORARY = ".tmp"  # a file of this ending that begins with a dot is a write in progress, or the rest of a killed one
+_READ_AHEAD = 8 * 2**20
+
+
+@dataclass(frozen=True)
+class File:
+    """One listed file; `tag` changes when its content does (ETag on S3, modification time in ns locally)."""
+
+    url: str
+    size: int
+    tag: str
+
+
+def join(url: str, *parts: str) -> str:
+    """Append path parts to an address."""
+    return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def name(url: str) -> str:
+    """The last part of an address."""
+    return url.rstrip("/").rsplit("/", 1)[-1]
+
+
+def is_local(url: str) -> bool:
+    """Whether an address is a path on this machine (or a file system mounted on it)."""
+    return "://" not in url or url.startswith("file://")
+
+
+def absolute(url: str) -> str:
+    """The address as every process of the cluster understands it, whatever its working directory."""
+    return os.path.abspath(_local(url)) if is_local(url) else url.rstrip("/")
+
+
+def exists(url: str) -> bool:
+    """Whether a file or a folder is there."""
+    with _explained(url):
+        files, path = _open(url)
+        return files.exists(path)
+
+
+def listing(pattern: str) -> list[File]:
+    """List the files that a path, a folder, a glob or a brace pattern names, sorted by address.
+
+    A folder stands for every file below it. Braces expand as in a shell (`{00000..00099}.tar`); an expansion without
+    a wildcard names one file that has to exist. FileNotFoundError if nothing matches.
+    """
+    with _explained(pattern):
+        files, path = _open(pattern)
+        # A folder may really be called "photos [old]": what exists is taken by its word.
+        entries = {path: files.info(path)} if files.exists(path) else _expand(files, path, pattern)
+        found: dict[str, dict[str, Any]] = {}
+        for one, info in entries.items():
+            found |= files.find(one, detail=True) if info["type"] == "directory" else {one: info}
+    listed = [(one, info) for one, info in sorted(found.items()) if info["type"] == "file"]
+    listed = [(one, info) for one, info in listed if not _is_temporary(name(one))]
+    if not listed:
+        raise FileNotFoundError(f"{pattern} matches no file. Check the path, and quote it for the shell.")
+    return [_file(one if is_local(pattern) else f"s3://{one}", info) for one, info in listed]
+
+
+def list_names(folder: str) -> list[str]:
+    """Names of what lies directly in a folder, sorted; empty when there is no such folder."""
+    with _explained(folder):
+        files, path = _open(folder)
+        try:
+            names = [name(one) for one in files.ls(path, detail=False) if one.rstrip("/") != path.rstrip("/")]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+    return sorted(one for one in names if not _is_temporary(one))
+
+
+def read_bytes(url: str, offset: int = 0, length: int | None = None) -> bytes:
+    """Read a file, or `length` bytes of it from `offset` on."""
+    if length == 0:
+        return b""
+    with _explained(url):
+        files, path = _open(url)
+        return files.cat_file(path, start=offset, end=None if length is None else offset + length)
+
+
+def open_read(url: str) -> IO[bytes]:
+    """Open a file for reading; it can seek."""
+    with _explained(url):
+        files, path = _open(url)
+        if is_local(url):
+            return open(path, "rb")
+        return files.open(path, "rb", block_size=_READ_AHEAD)
+
+
+def write_bytes(url: str, data: bytes, overwrite: bool = True) -> None:
+    """Write a file at once: readers see all of it or nothing, also after a crash or a power cut.
+
+    With overwrite=False the file is put only if it is absent, else FileExistsError: of several writers one wins.
+    """
+    with _explained(url):
+        files, path = _open(url)
+        if not is_local(url):
+            # One PUT; S3 shows an object when it is whole. "create" sends If-None-Match.
+            files.pipe_file(path, data, mode="overwrite" if overwrite else "create")
+            return
+        with _committed(path, overwrite) as temporary, open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read_json(url: str) -> Any:
+    """Read one JSON value; ValueError if the file holds anything else."""
+    try:
+        return json.loads(read_bytes(url))
+    except ValueError as error:
+        raise ValueError(f"{url} is not valid JSON: {error}.") from None
+
+
+def write_json(url: str, value: Any, overwrite: bool = True) -> None:
+    """Write one JSON value, as `write_bytes` does."""
+    write_bytes(url, (json.dumps(value, indent=2) + "\n").encode(), overwrite)
+
+
+def upload(local: str, url: str) -> None:
+    """Copy a local file or folder to `url`, each file at once."""
+    if os.path.isdir(local):
+        for entry in sorted(os.scandir(local), key=lambda entry: entry.name):
+            upload(entry.path, join(url, entry.name))
+        return
+    with _explained(url):
+        files, path = _open(url)
+        if not is_local(url):
+            files.put_file(local, path)
+            return
+        with _committed(path, overwrite=True) as temporary:
+            shutil.copyfile(local, temporary)
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+
+
+def fetch(url: str) -> str:
+    """A local path of a file or folder: itself when local, else a copy that lives as long as this process."""
+    if is_local(url):
+        if not os.path.exists(path := _local(url)):
+            raise FileNotFoundError(f"{url} does not exist.")
+        return path
+    folder = tempfile.mkdtemp(prefix="rescribe-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    target = os.path.join(folder, name(url))
+    with _explained(url):
+        files, path = _open(url)
+        files.get(path, target, recursive=files.isdir(path))
+    return target
+
+
+@contextmanager
+def local_copy(url: str) -> Iterator[IO[bytes]]:
+    """A local file to read and seek in: the file itself, or a copy that is deleted afterwards."""
+    if is_local(url):
+        with open_read(url) as file:
+            yield file
+        return
+    with tempfile.NamedTemporaryFile(prefix="rescribe-") as file:
+        with _explained(url):
+            files, path = _open(url)
+            files.get_file(path, file.name)
+        with open(file.name, "rb") as copy:
+            yield copy
+
+
+def remove(url: str) -> None:
+    """Delete a file or a folder with all it holds; nothing happens if it is not there."""
+    with _explained(url):
+        files, path = _open(url)
+        if files.exists(path):
+            files.rm(path, recursive=files.isdir(path))
+
+
+def _local(url: str) -> str:
+    return os.path.expanduser(url.removeprefix("file://"))
+
+
+def _open(url: str) -> tuple[Any, str]:
+    """The file system of an address, and the path on it."""
+    if is_local(url):
+        return LocalFileSystem(), _local(url).rstrip("/") or "/"
+    scheme, _, path = url.partition("://")
+    if scheme != "s3":
+        raise ValueError(f"{scheme}:// is not supported ({url}). Use a local path or s3://.")
+    # Listings are not cached: other processes write while we look. The endpoint is an argument because fsspec keeps
+    # one instance for each set of arguments, and the environment may change.
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+    return fsspec.filesystem("s3", endpoint_url=endpoint, use_listings_cache=False), path.rstrip("/")
+
+
+def _expand(files: Any, path: str, pattern: str) -> dict[str, dict[str, Any]]:
+    """What braces and wildcards stand for: files and folders by path."""
+    try:
+        alternatives = list(braceexpand(path))
+    except ValueError:
+        raise ValueError(f"The braces in {pattern} do not match. Write them as in {{00000..00099}}.") from None
+    found: dict[str, dict[str, Any]] = {}
+    folders: dict[str, dict[str, dict[str, Any]]] = {}
+    for one in alternatives:
+        if any(letter in one for letter in "*?["):
+            found |= files.glob(one, detail=True)
+            continue
+        # {00000..99999}.tar asks for its folder once, not for each of a hundred thousand files.
+        folder = os.path.dirname(one)
+        if folder not in folders:
+            entries = files.ls(folder, detail=True) if files.isdir(folder) else []
+            folders[folder] = {entry["name"].rstrip("/"): entry for entry in entries}
+        if one not in folders[folder]:
+            missing = "It" if one == path else f"{name(one)}, which it names,"
+            raise FileNotFoundError(f"{pattern} cannot be read. {missing} does not exist.")
+        found[one] = folders[folder][one]
+    return found
+
+
+def _file(url: str, info: dict[str, Any]) -> File:
+    tag = info["ETag"].strip('"') if "ETag" in info else str(os.stat(url).st_mtime_ns)
+    return File(url, info["size"], tag)
+
+
+def _is_temporary(filename: str) -> bool:
+    return filename.startswith(".") and filename.endswith(_TEMPORARY)
+
+
+@contextmanager
+def _committed(path: str, overwrite: bool) -> Iterator[str]:
+    """Yield a temporary name in the same folder, and give its file the real name at the end."""
+    folder = os.path.dirname(os.path.abspath(path))
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f".{name(path)}.{uuid.uuid4().hex}{_TEMPORARY}")
+    try:
+        yield temporary
+        if overwrite:
+            os.replace(temporary, path)
+        else:
+            os.link(temporary, path)  # unlike a rename, a link refuses to replace
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)  # the name itself has to survive a power cut
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _explained(url: str) -> Iterator[None]:
+    """Turn the errors of file systems into sentences."""
+    try:
+        yield
+    except FileExistsError:
+        raise FileExistsError(f"{url} already exists.") from None
+    except FileNotFoundError as error:
+        if error.errno is None and url in str(error):
+            raise  # already a sentence of ours
+        if "bucket" in str(error).lower():
+            raise FileNotFoundError(f"The bucket of {url} does not exist. Create it, or check the name.") from None
+        raise FileNotFoundError(f"{url} does not exist.") from None
+    except PermissionError:
+        raise PermissionError(f"Access to {url} was denied. Check its permissions or your credentials.") from None
+    except Exception as error:
+        # botocore is known by name only, so that a local run does not import it.
+        kind = type(error).__name__
+        if kind in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
+            advice = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role."
+            raise PermissionError(f"No credentials were found for {url}. {advice}") from None
+        if kind in ("EndpointConnectionError", "ConnectTimeoutError"):
+            advice = "Check AWS_ENDPOINT_URL and the network."
+            raise ConnectionError(f"The server of {url} does not answer. {advice}") from None
+        raise

@@ -1,0 +1,209 @@
+"""Compute once: a step's folder is named by its version, config and inputs, and its manifest is written last."""
+
+import hashlib
+import importlib.metadata
+import inspect
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from infra import storage
+from infra.cluster import Cluster
+from infra.config import fingerprint, to_dict
+from infra.lease import Lease
+from infra.metrics import MemoryWatch, Progress
+
+MANIFEST = "manifest.json"  # written last: its presence means that the step finished
+LIBRARIES = ("torch", "ray", "deepspeed", "transformers", "diffusers", "pyarrow", "pillow", "numpy")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An immutable folder that knows the config and the inputs that made it."""
+
+    path: str
+    manifest: dict[str, Any] = field(repr=False)
+
+    @staticmethod
+    def open(path: str) -> "Artifact":
+        """The finished artifact at `path`, local or s3://; FileNotFoundError where there is none."""
+        try:
+            return Artifact(path.rstrip("/"), storage.read_json(storage.join(path, MANIFEST)))
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"There is no finished artifact at {path}: it has no {MANIFEST}. Give the folder of a step that ended."
+            ) from None
+
+    @property
+    def step(self) -> str:
+        """The name of the step that made it."""
+        return self.manifest["step"]
+
+    @property
+    def id(self) -> str:
+        """The hash of all that went into it."""
+        return self.manifest["id"]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What the step said of its result: counts, scores."""
+        return self.manifest["summary"]
+
+    @cached_property
+    def inputs(self) -> list["Artifact"]:
+        """The artifacts that it was made from, in the order of the step's parameters."""
+        root = self.path.rsplit("/", 2)[0]
+        named = self.manifest["inputs"]
+        return [Artifact.open(url if "://" in url or url.startswith("/") else storage.join(root, url)) for url in named]
+
+    def url(self, *parts: str) -> str:
+        """A path within the artifact."""
+        return storage.join(self.path, *parts)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A function from a config and artifacts to a folder and its summary; `version` rises when its result changes."""
+
+    work: Callable[..., dict[str, Any]]
+    version: int
+    key: Callable[[Any], Any] | None
+
+    @property
+    def name(self) -> str:
+        """The name of the command and of the folder."""
+        return self.work.__name__
+
+    @property
+    def config_class(self) -> type:
+        """The class of its config."""
+        return next(iter(inspect.signature(self.work).parameters.values())).annotation
+
+    @property
+    def input_names(self) -> list[str]:
+        """The artifacts that it takes, by parameter."""
+        parameters = list(inspect.signature(self.work).parameters.values())[1:]
+        return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+
+    def identity(self, config: Any, inputs: tuple[Artifact, ...]) -> str:
+        """The artifact's id: 16 hexadecimal digits of a hash of name, version, config, inputs and own key."""
+        made_of = [self.name, self.version, fingerprint(config), [artifact.id for artifact in inputs]]
+        made_of.append(self.key(config) if self.key else None)
+        return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+
+
+def step(version: int = 1, key: Callable[[Any], Any] | None = None) -> Callable[[Callable], Step]:
+    """Make a Step of `work(config, *artifacts, out, cluster, report) -> summary`.
+
+    `key(config)` adds what the config does not say to the artifact's id, as the listing of a corpus.
+    """
+    return lambda work: Step(work, version, key)
+
+
+class Store:
+    """A folder, local or s3://, of artifacts by step and id: the plan, the run, the resume and the cache."""
+
+    def __init__(self, root: str, cluster: Cluster, steps: int = 0) -> None:
+        self.root, self.cluster = storage.absolute(root), cluster
+        self.made: list[Artifact] = []
+        self._steps = steps  # of the whole run, for the progress line; 0: not known
+
+    def step(self, work: Step, config: Any, *inputs: Artifact) -> Artifact:
+        """The artifact of `work(config, *inputs)`: found if it is there, continued or made if it is not."""
+        identity = work.identity(config, inputs)
+        path = storage.join(self.root, work.name, identity)
+        number = f"[{len(self.made) + 1}/{self._steps}] " if self._steps else ""
+        progress = Progress(f"{number}{work.name:<15}")
+        if storage.exists(storage.join(path, MANIFEST)):
+            progress.close(f"done already: {path}")
+            return self._keep(Artifact.open(path))
+        with Lease(path), MemoryWatch() as memory:
+            started = time.time()
+            summary = work.work(config, *inputs, out=path, cluster=self.cluster, report=progress)
+            manifest = {
+                "step": work.name,
+                "id": identity,
+                "version": work.version,
+                "config": to_dict(config),
+                "key": work.key(config) if work.key else None,
+                "inputs": [self._relative(artifact.path) for artifact in inputs],
+                "summary": summary,
+                "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+                "seconds": round(time.time() - started, 2),
+                "peak_memory_gb": round(memory.peak_gb, 3),
+                "cluster": to_dict(self.cluster),
+                "libraries": libraries(),
+            }
+            storage.write_json(storage.join(path, MANIFEST), manifest, overwrite=False)
+        progress.close(f"{manifest['seconds']:,.1f} s  {_brief(summary)}")
+        return self._keep(Artifact(path, manifest))
+
+    def _keep(self, artifact: Artifact) -> Artifact:
+        self.made.append(artifact)
+        return artifact
+
+    def _relative(self, path: str) -> str:
+        """Inputs of the same store are named within it, so that a store can be moved."""
+        return path.removeprefix(self.root + "/")
+
+
+class Plan:
+    """Stands where a Store stands and makes nothing: it writes down what would run, and why."""
+
+    def __init__(self, root: str) -> None:
+        self.root = storage.absolute(root)
+        self.lines: list[tuple[str, str, str]] = []  # step, id, "done" or the reason to run
+
+    def step(self, work: Step, config: Any, *inputs: Artifact) -> Artifact:
+        """Note whether `work(config, *inputs)` is done; returns what stands for its artifact."""
+        identity = work.identity(config, inputs)
+        path = storage.join(self.root, work.name, identity)
+        made_of = {"step": work.name, "id": identity, "version": work.version, "config": to_dict(config), "summary": {}}
+        made_of["inputs"] = [artifact.path.removeprefix(self.root + "/") for artifact in inputs]
+        self.lines.append((work.name, identity, self._reason(path, made_of)))
+        return Artifact(path, made_of)
+
+    def _reason(self, path: str, wanted: dict[str, Any]) -> str:
+        if storage.exists(storage.join(path, MANIFEST)):
+            return "done"
+        if storage.list_names(path):
+            return "was cut: continues"
+        folder = path.rsplit("/", 1)[0]
+        others = [storage.join(folder, name, MANIFEST) for name in storage.list_names(folder)]
+        finished = [storage.read_json(url) for url in others if storage.exists(url)]
+        if not finished:
+            return "first time"
+        return _difference(max(finished, key=lambda manifest: manifest["started"]), wanted)
+
+
+def libraries() -> dict[str, str]:
+    """Versions of what computes."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in LIBRARIES}
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    if old["version"] != new["version"]:
+        return f"version {old['version']} -> {new['version']}"
+    changes = [f"{name} {was} -> {now}" for name, was, now in _changes(old["config"], new["config"])]
+    if changes:
+        return ", ".join(changes[:3]) + (f" and {len(changes) - 3} more" if len(changes) > 3 else "")
+    fresh = [path.split("/")[0] for path in new["inputs"] if path not in old["inputs"]]
+    return f"new input: {', '.join(fresh)}" if fresh else "what it reads has changed"
+
+
+def _changes(old: Any, new: Any, name: str = "") -> list[tuple[str, str, str]]:
+    """Leaves that differ, by dotted name."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = dict.fromkeys([*old, *new])
+        return [c for key in keys for c in _changes(old.get(key), new.get(key), f"{name}.{key}" if name else key)]
+    return [] if old == new else [(name, json.dumps(old)[:40], json.dumps(new)[:40])]
+
+
+def _brief(summary: dict[str, Any]) -> str:
+    plain = {key: value for key, value in summary.items() if isinstance(value, (int, float, str)) and key != "seconds"}
+    shown = [f"{key} {value:,.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in plain.items()]
+    return "  ".join(shown[:6])

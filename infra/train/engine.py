@@ -1,0 +1,120 @@
+"""The Engine contract, and the plain one-process engine that every other must agree with."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+from infra.train.optim import AdamW, parameter_groups
+from infra.train.task import Batch, Losses, Update
+
+STATE_KEYS = ("exp_avg", "exp_avg_sq", "ema")
+"""Moments and average of a weight, saved beside it in fp32 and in full, so that a checkpoint knows no world size."""
+
+
+class Saved(Protocol):
+    """Named tensors of a checkpoint, read on demand."""
+
+    meta: dict
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def __getitem__(self, name: str) -> torch.Tensor: ...
+
+
+class Engine(Protocol):
+    """Forward, backward, step, save and load of one Update, however its state is spread over workers."""
+
+    update: Update
+
+    def __call__(self, batch: Batch) -> Losses:
+        """The losses of this worker's micro-batch."""
+        ...
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradient of `loss`; the gradient of a step is the SUM over micro-steps and workers."""
+        ...
+
+    def step(self, lr: float) -> float:
+        """Clip, update the weights, forget the gradient; returns the norm of the gradient before clipping."""
+        ...
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """This worker's share of the full fp32 state; the shares of all workers are disjoint and complete."""
+        ...
+
+    def meta(self) -> dict:
+        """What goes into the checkpoint beside tensors."""
+        ...
+
+
+EngineFactory = Callable[[Update, int, Saved | None], Engine]
+"""(update, micro-steps a training step, checkpoint to continue from) -> engine."""
+
+
+class PlainEngine:
+    """One process, fp32, no sharding: the reference."""
+
+    def __init__(self, update: Update, micro_steps: int = 1, saved: Saved | None = None) -> None:
+        self.update = update
+        self._module = update.module
+        if saved is not None:
+            load_weights(update, saved)
+        self._optimizer = AdamW(parameter_groups(self._module, update.optim), update.optim)
+        if saved is not None:
+            self._load_optimizer(saved)
+
+    def __call__(self, batch: Batch) -> Losses:
+        return self._module(batch)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
+    def step(self, lr: float) -> float:
+        trainable = [p for p in self._module.parameters() if p.requires_grad]
+        limit = self.update.optim.clip_norm or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(trainable, limit)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return float(norm)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        name = self.update.name
+        state = buffers(self.update)
+        for key, parameter in self._module.named_parameters():
+            state[f"{name}/w/{key}"] = parameter.detach()
+            for moment in STATE_KEYS:
+                value = self._optimizer.state.get(parameter, {}).get(moment)
+                if value is not None:
+                    state[f"{name}/{moment}/{key}"] = value
+        return state
+
+    def meta(self) -> dict:
+        steps = [float(state["step"]) for state in self._optimizer.state.values()]
+        return {"optimizer_step": max(steps, default=0.0)}
+
+    def _load_optimizer(self, saved: Saved) -> None:
+        step = saved.meta["updates"][self.update.name]["optimizer_step"]
+        for key, parameter in self._module.named_parameters():
+            moments = {moment: f"{self.update.name}/{moment}/{key}" for moment in STATE_KEYS}
+            held = {moment: saved[name].clone() for moment, name in moments.items() if name in saved}
+            if parameter.requires_grad and held:
+                self._optimizer.state[parameter] = {"step": torch.tensor(step), **held}
+
+
+def buffers(update: Update) -> dict[str, torch.Tensor]:
+    """The module's persistent buffers under their checkpoint names."""
+    kept = update.module.state_dict(keep_vars=True)
+    return {f"{update.name}/b/{key}": value.detach() for key, value in update.module.named_buffers() if key in kept}
+
+
+def load_weights(update: Update, saved: Saved, kind: str = "w") -> None:
+    """Copy weights (`kind` "w", or the average "ema" where there is one) and buffers from a checkpoint."""
+    with torch.no_grad():
+        for key, parameter in update.module.named_parameters():
+            name = f"{update.name}/{kind}/{key}"
+            parameter.copy_(saved[name if name in saved else f"{update.name}/w/{key}"])
+        for name, buffer in buffers(update).items():
+            buffer.copy_(saved[name])

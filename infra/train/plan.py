@@ -1,0 +1,86 @@
+"""The order of the rows: a pure map from a training step to the rows of its global batch, whoever computes them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from infra.train.draw import permutation
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows in training order: `row[i]` among the usable rows of shard number `shard[i]`, in epoch `epoch[i]`."""
+
+    epoch: np.ndarray
+    shard: np.ndarray
+    row: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Every row once an epoch: shards permuted, then rows permuted within windows of `window_shards` shards.
+
+    Training step s takes rows [s * batch, (s + 1) * batch) of the endless sequence of epochs; a batch may straddle two.
+    Looking up a step costs the same at step 0 and at step 1,000,000.
+    """
+
+    counts: Sequence[int]  # usable rows of each shard
+    batch: int
+    seed: int
+    window_shards: int
+
+    def __post_init__(self) -> None:
+        if sum(self.counts) == 0:
+            raise ValueError("No row is left to train on: every row was rejected, failed or filtered out.")
+
+    @cached_property
+    def rows_per_epoch(self) -> int:
+        return int(sum(self.counts))
+
+    def steps(self, start: int, stop: int) -> Rows:
+        """The rows of training steps [start, stop), in order: (stop - start) * batch of them."""
+        parts, position, end = [], start * self.batch, stop * self.batch
+        while position < end:
+            epoch, offset = divmod(position, self.rows_per_epoch)
+            length = min(end - position, self.rows_per_epoch - offset)
+            parts.append(self._of_epoch(epoch, offset, offset + length))
+            position += length
+        return Rows(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("epoch", "shard", "row")))
+
+    def share(self, start: int, stop: int, rank: int, world: int, padded: int) -> tuple[Rows, np.ndarray]:
+        """What `rank` of `world` computes of steps [start, stop): its rows, `padded` a step, and weights (1 or 0).
+
+        The global batch is cut into `world` runs of ceil(batch / world) rows; places left over hold a row at weight 0.
+        """
+        size = -(-self.batch // world)
+        assert padded >= size
+        local = rank * size + np.arange(padded)
+        mine = (np.arange(padded) < size) & (local < self.batch)
+        index = np.where(mine, local, 0)[None, :] + (np.arange(stop - start) * self.batch)[:, None]
+        rows = self.steps(start, stop)
+        picked = Rows(rows.epoch[index.ravel()], rows.shard[index.ravel()], rows.row[index.ravel()])
+        return picked, np.tile(mine.astype(np.float32), stop - start)
+
+    def _of_epoch(self, epoch: int, start: int, stop: int) -> Rows:
+        order = permutation(len(self.counts), self.seed, epoch)
+        sizes = np.asarray(self.counts, dtype=np.int64)[order]
+        ends = np.cumsum(np.add.reduceat(sizes, np.arange(0, len(sizes), self.window_shards)))
+        first, last = np.searchsorted(ends, [start, stop - 1], side="right")
+        shards, rows = [], []
+        for window in range(int(first), int(last) + 1):
+            members = order[window * self.window_shards : (window + 1) * self.window_shards]
+            count = np.asarray(self.counts, dtype=np.int64)[members]
+            shard = np.repeat(members, count)
+            row = np.concatenate([np.arange(n) for n in count])
+            shuffled = permutation(len(row), self.seed, epoch, window)
+            shards.append(shard[shuffled])
+            rows.append(row[shuffled])
+        begin = int(ends[first - 1]) if first else 0
+        cut = slice(start - begin, stop - begin)
+        shard, row = np.concatenate(shards)[cut], np.concatenate(rows)[cut]
+        return Rows(np.full(len(row), epoch), shard, row)

@@ -1,0 +1,61 @@
+"""What the one loop trains: a Task builds Updates and turns rows into batches."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from infra.train.optim import OptimConfig
+
+Batch = dict[str, torch.Tensor]
+"""Columns of one micro-batch, first axis B; always with `"weight"` (B,) float32: 1 for a row, 0 for padding."""
+
+Losses = dict[str, torch.Tensor]
+"""Named scalar sums of a loss over its targets; rows of weight 0 contribute nothing."""
+
+Draw = Callable[[str], np.ndarray]
+"""`draw(salt)`: (B,) float64 uniforms in [0, 1), one a row, a function of (seed, epoch, sample id, salt) alone."""
+
+
+@dataclass
+class Update:
+    """One optimizer's turn within a training step: a tokenizer with a critic has two.
+
+    `module(batch)` returns `Losses`; `module.targets(batch)` returns, under the same names, how many targets each sum
+    runs over (scalars that depend on the batch alone). The loop divides by the count over the whole global batch, so
+    gradients do not depend on how many workers or micro-batches shared the work.
+    """
+
+    name: str
+    module: torch.nn.Module
+    optim: OptimConfig
+    loss_weights: Mapping[str, float] = field(default_factory=dict)  # a loss that is not named here weighs 1
+    start_step: int = 0  # the update sleeps before this training step
+
+
+class Task(Protocol):
+    """A small picklable record that says what is trained, on which rows, and what is kept."""
+
+    reads: tuple[str, ...]
+    """Columns that `collate` needs; `sample_id` is always there, `pixels` is the decoded (H, W, 3) uint8 image."""
+
+    where_reads: tuple[str, ...]
+    """Columns that `where` needs."""
+
+    def where(self, columns: dict[str, np.ndarray]) -> np.ndarray:
+        """The rows to train on, as a boolean mask."""
+        ...
+
+    def updates(self) -> list[Update]:
+        """Fresh modules on the CPU, initialised from the task's own seed."""
+        ...
+
+    def collate(self, rows: dict[str, list], draw: Draw) -> dict[str, np.ndarray]:
+        """One batch as arrays, first axis B; runs in the feed, on CPU workers of any node."""
+        ...
+
+    def export(self, modules: dict[str, torch.nn.Module], folder: str) -> None:
+        """Write what users load (safetensors and a config) into a local folder; modules come by Update name."""
+        ...

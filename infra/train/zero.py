@@ -1,0 +1,162 @@
+"""DeepSpeed ZeRO behind the Engine contract: the only file that knows DeepSpeed."""
+
+import datetime
+import os
+from typing import Any, Literal
+
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if os.path.exists("/dev/nvidiactl") else "cpu")  # read at import
+
+import deepspeed
+import deepspeed.ops
+import torch
+import torch.distributed as dist
+from deepspeed.utils import logger, safe_get_full_fp32_param, safe_get_full_optimizer_state
+from torch.distributed import distributed_c10d
+
+from infra.train.engine import STATE_KEYS, Saved, buffers, load_weights
+from infra.train.optim import AdamW, parameter_groups
+from infra.train.task import Batch, Losses, Update
+
+Precision = Literal["fp32", "bf16"]
+
+
+def start(backend: Literal["gloo", "nccl"], timeout_seconds: float = 120) -> None:
+    """Join the process group that the environment names (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
+
+    DeepSpeed's own groups take torch's default time-out of 30 minutes whatever the launcher says: it is set here, so
+    that the loss of a peer is an error within `timeout_seconds`. The shared-memory op is left out: it needs a compiler,
+    and a kill during its build hangs every later start.
+    """
+    logger.setLevel("ERROR")
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    distributed_c10d.default_pg_timeout = datetime.timedelta(seconds=timeout_seconds)
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+def settings(stage: int, precision: Precision, micro_batch: int, micro_steps: int, clip_norm: float) -> dict:
+    """The DeepSpeed configuration for an Update."""
+    return {
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": micro_steps,
+        "gradient_clipping": clip_norm,
+        # Autocast: matrix products in bf16 on fp32 weights, so that modules need not know of it.
+        "torch_autocast": {"enabled": precision == "bf16", "dtype": "bfloat16"},
+        "zero_optimization": {"stage": stage},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+
+
+class ZeroEngine:
+    """One Update under ZeRO stage 1, 2 or 3 (arXiv 1910.02054), in fp32, or with bf16 matrix products."""
+
+    def __init__(
+        self,
+        update: Update,
+        micro_steps: int,
+        saved: Saved | None,
+        *,
+        stage: int,
+        precision: Precision,
+        micro_batch: int,
+    ) -> None:
+        self.update = update
+        self._stage = stage
+        if saved is not None:
+            load_weights(update, saved)  # before DeepSpeed copies the weights into its partitions
+        self._optimizer = AdamW(parameter_groups(update.module, update.optim), update.optim)
+        config = settings(stage, precision, micro_batch, micro_steps, update.optim.clip_norm)
+        self._engine: Any = deepspeed.initialize(model=update.module, optimizer=self._optimizer, config=config)[0]
+        self._device = self._engine.device
+        if saved is not None:
+            self._load_optimizer(saved)
+
+    def __call__(self, batch: Batch) -> Losses:
+        return self._engine({name: column.to(self._device) for name, column in batch.items()})
+
+    def backward(self, loss: torch.Tensor) -> None:
+        # DeepSpeed averages over workers where the contract sums.
+        self._engine.backward(loss * dist.get_world_size(), scale_wrt_gas=False)
+        if not self._engine.is_gradient_accumulation_boundary():
+            self._engine.step()  # only counts the micro-step; the weights wait for the last one
+
+    def step(self, lr: float) -> float:
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm() or 0.0)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """A collective over every parameter; worker r keeps the r-th, (r + world)-th, ... of them."""
+        self._link()
+        name, state = self.update.name, {}
+        for index, (key, parameter) in enumerate(self._engine.module.named_parameters()):
+            mine = index % dist.get_world_size() == dist.get_rank()
+            if not parameter.requires_grad:
+                full = {"w": self._frozen(parameter)}
+            else:
+                full = {"w": safe_get_full_fp32_param(parameter)}
+                full |= {kind: safe_get_full_optimizer_state(parameter, kind) for kind in self._kinds()}
+            if mine:
+                state |= {f"{name}/{kind}/{key}": _copy(value) for kind, value in full.items()}
+        if dist.get_rank() == 0:
+            state |= {key: _copy(value) for key, value in buffers(self.update).items()}
+        return state
+
+    def meta(self) -> dict:
+        steps = {float(state["step"]) for state in self._optimizer.state.values() if "step" in state}
+        assert len(steps) <= 1, steps
+        return {"optimizer_step": max(steps, default=0.0)}
+
+    def _kinds(self) -> list[str]:
+        states = [state for state in self._optimizer.state.values() if "exp_avg" in state]
+        return [kind for kind in STATE_KEYS if states and kind in states[0]]
+
+    def _link(self) -> None:
+        """ZeRO 1 and 2 link a parameter to its moments before those exist (DeepSpeed 0.19.8): link again."""
+        zero: Any = self._engine.optimizer
+        if hasattr(zero, "_lazy_init_hp_params_optimizer_state") and self._kinds():
+            zero._hp_optimizer_states_linked = False
+            zero._lazy_init_hp_params_optimizer_state()
+
+    def _frozen(self, parameter: torch.nn.Parameter) -> torch.Tensor:
+        if self._stage < 3:
+            return parameter.detach().float()
+        with deepspeed.zero.GatheredParameters([parameter]):
+            return parameter.detach().float().clone()
+
+    def _load_optimizer(self, saved: Saved) -> None:
+        """Exact moments, average and step of a checkpoint, cut to this worker's partition.
+
+        DeepSpeed's own ways refuse another world size or lose state in silence (0.19.8): its partitions are filled here.
+        """
+        meta = saved.meta["updates"][self.update.name]
+        zero: Any = self._engine.optimizer
+        flats = zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups
+        trained = [key for key, parameter in self.update.module.named_parameters() if parameter.requires_grad]
+        kinds = [kind for kind in STATE_KEYS if f"{self.update.name}/{kind}/{trained[0]}" in saved]
+        for flat in flats:
+            state = self._optimizer.state[flat]
+            state.update({kind: torch.zeros_like(flat) for kind in kinds})
+            state["step"] = torch.tensor(meta["optimizer_step"])  # its own tensor: a shared one counts too fast
+        self._link()
+        for key, parameter in self._engine.module.named_parameters():
+            if parameter.requires_grad:
+                for kind in ("w", *kinds):
+                    self._fill(parameter, saved[f"{self.update.name}/{kind}/{key}"], None if kind == "w" else kind)
+
+    def _fill(self, parameter: Any, value: torch.Tensor, kind: str | None) -> None:
+        zero: Any = self._engine.optimizer
+        if self._stage < 3:
+            if parameter._hp_mapping is not None:  # None: no part of it is ours
+                parameter.set_full_hp_param(value.to(self._device), kind)
+            return
+        partition, _ = zero._get_fp32_opt_state_partition(parameter, release_swap_buffers=False, optim_state_key=kind)
+        size = -(-parameter.ds_numel // dist.get_world_size())
+        part = value.reshape(-1)[size * dist.get_rank() : size * (dist.get_rank() + 1)]
+        partition.data.zero_()  # the last partition is padded
+        partition.data[: len(part)].copy_(part)
+
+
+def _copy(tensor: Any) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()

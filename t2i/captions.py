@@ -1,0 +1,49 @@
+"""The caption of a row is a function of (seed, epoch, sample id), decided when the row is read."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+
+def shares(
+    captions: Mapping[str, Sequence[str | None]], weights: Mapping[str, float | np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The probability of each style for each row: `weights` renormalised over the captions that the row has.
+
+    `captions` holds one column a style ("alt", "short", ...), None or blank where a row has none. A weight is a number
+    for the whole column or a (B,) array; a style without a weight weighs 0. Returns float64 (B,) columns that sum to 1
+    in a row, or to 0 where the row has no caption of positive weight.
+    """
+    if not captions:
+        raise ValueError("There is no caption column to choose from.")
+    columns = {
+        style: weights.get(style, 0.0) * np.array([bool(text and text.strip()) for text in column], np.float64)
+        for style, column in captions.items()
+    }
+    total = np.sum(list(columns.values()), axis=0)
+    return {
+        style: np.divide(column, total, out=np.zeros_like(total), where=total > 0) for style, column in columns.items()
+    }
+
+
+def choose(
+    captions: Mapping[str, Sequence[str | None]], weights: Mapping[str, float | np.ndarray], uniforms: np.ndarray
+) -> list[str]:
+    """One caption a row, drawn by its weights (DALL-E 3, Betker et al. 2023, section 2: blended as rows are sampled).
+
+    `uniforms` are (B,) numbers in [0, 1) keyed by (seed, epoch, sample id); nothing else enters, so the blend is the
+    same whatever the batch, the order or the number of workers. Raises ValueError for a row that has no caption.
+    """
+    columns = shares(captions, weights)
+    styles = sorted(columns)  # not the order of the caller's columns: that must not change what a row says
+    upper = np.cumsum([columns[style] for style in styles], axis=0)
+    empty = np.flatnonzero(upper[-1] == 0)
+    if len(empty):
+        raise ValueError(
+            f"Row {empty[0]} of the batch has no caption of positive weight among {', '.join(styles)}. "
+            "Train on the rows that `mix` keeps."
+        )
+    last = len(styles) - 1 - np.argmax(np.stack([columns[style] for style in reversed(styles)]) > 0, axis=0)
+    # Rounding may leave the last bound a hair under 1, and no row may fall to a style that it lacks.
+    picks = np.minimum((upper <= uniforms).sum(axis=0), last)
+    return [captions[styles[pick]][row] or "" for row, pick in enumerate(picks)]

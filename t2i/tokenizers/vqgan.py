@@ -1,0 +1,68 @@
+"""VQGAN: a convolutional encoder and decoder around a quantizer (arXiv 2012.09841)."""
+
+from dataclasses import dataclass, field
+
+import torch
+from diffusers.models.autoencoders.vae import Decoder, Encoder
+from torch import nn
+from torch.nn import functional
+
+from t2i.tokenizers.quantizers import Codebook, CodebookConfig, FiniteScalar, FiniteScalarConfig, Quantized
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQGANConfig:
+    """The defaults are the published f16-1024."""
+
+    patch: int = 1  # pixels a side that are folded into channels first: cheap where pictures are simple
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)  # channels of each level; every level but the last halves the picture
+    blocks: int = 2  # residual blocks a level; the decoder has one more
+    attention_levels: tuple[int, ...] = (4,)
+    middle_attention: bool = True
+    groups: int = 32
+    latent_channels: int = 256
+    quantizer: CodebookConfig | FiniteScalarConfig = field(default_factory=CodebookConfig)
+
+    def __post_init__(self) -> None:
+        if not self.multipliers or self.channels % self.groups:
+            raise ValueError("VQGAN needs at least one level, and channels that its norm groups divide.")
+
+
+class VQGAN(nn.Module):
+    """Images (B, 3, H, W) in [-1, 1] to codes (B, H / f, W / f) and back, f = 2 ** (levels - 1)."""
+
+    def __init__(self, config: VQGANConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.factor = config.patch * 2 ** (len(config.multipliers) - 1)
+        self.codebook_size = config.quantizer.size
+        levels = range(len(config.multipliers))
+        shared = dict(
+            block_out_channels=tuple(config.channels * m for m in config.multipliers),
+            layers_per_block=config.blocks,
+            norm_num_groups=config.groups,
+            mid_block_add_attention=config.middle_attention,
+        )
+        down = tuple("AttnDownEncoderBlock2D" if i in config.attention_levels else "DownEncoderBlock2D" for i in levels)
+        up = tuple("AttnUpDecoderBlock2D" if i in config.attention_levels else "UpDecoderBlock2D" for i in reversed(levels))
+        width = config.quantizer.width
+        self.encoder = Encoder(3 * config.patch**2, config.latent_channels, down_block_types=down, double_z=False, **shared)
+        self.to_codes = nn.Conv2d(config.latent_channels, width, 1)
+        self.quantizer = Codebook(config.quantizer) if isinstance(config.quantizer, CodebookConfig) else FiniteScalar(config.quantizer)
+        self.from_codes = nn.Conv2d(width, config.latent_channels, 1)
+        self.decoder = Decoder(config.latent_channels, 3 * config.patch**2, up_block_types=up, **shared)
+
+    def quantize(self, images: torch.Tensor) -> Quantized:
+        return self.quantizer(self.to_codes(self.encoder(functional.pixel_unshuffle(images, self.config.patch))))
+
+    def reconstruct(self, vectors: torch.Tensor) -> torch.Tensor:
+        return functional.pixel_shuffle(self.decoder(self.from_codes(vectors)), self.config.patch)
+
+    @torch.no_grad()
+    def encode(self, images):
+        return self.quantize(images).codes
+
+    @torch.no_grad()
+    def decode(self, codes):
+        return self.reconstruct(self.quantizer.lookup(codes)).clamp(-1, 1)

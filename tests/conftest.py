@@ -1,0 +1,67 @@
+"""What tests share: an S3 server on loopback and a local Ray, each started once and only if a test asks for it."""
+
+import logging
+import os
+import uuid
+
+import pytest
+
+# Before ray is imported anywhere: what it finds here it keeps, and its workers inherit.
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """The address of moto's S3 server; the environment points every client to it."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    os.environ.update(settings)
+    os.environ.pop("AWS_CA_BUNDLE", None)
+    yield settings["AWS_ENDPOINT_URL"]
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server):
+    """The address of an empty bucket, s3://..."""
+    import s3fs
+
+    bucket = f"test-{uuid.uuid4().hex[:12]}"
+    s3fs.S3FileSystem(endpoint_url=s3_server).mkdir(bucket)
+    return f"s3://{bucket}"
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request, tmp_path):
+    """An empty folder, once local and once on S3."""
+    return str(tmp_path) if request.param == "local" else request.getfixturevalue("s3")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3_server):
+    """A local Ray of eight logical CPUs; its workers find the S3 server."""
+    import ray
+
+    ray.init(
+        num_cpus=8,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=300 * 2**20,
+        logging_level="error",
+    )
+    yield
+    ray.shutdown()

@@ -1,0 +1,156 @@
+"""A step runs once, is found again, continues after a cut, and runs anew when what it is made of changes."""
+
+import json
+import multiprocessing
+import os
+import time
+from dataclasses import dataclass
+
+import pytest
+
+from infra import storage
+from infra.cluster import Cluster
+from infra.lease import Lease
+from infra.store import Artifact, Plan, Store, step
+
+CLUSTER = Cluster(name="test")
+CALLS: list[str] = []
+
+
+@dataclass(frozen=True, kw_only=True)
+class NumberConfig:
+    value: int = 1
+
+
+LISTING = {"files": 3}
+
+
+@step(version=1, key=lambda config: LISTING["files"])
+def number(config: NumberConfig, *, out: str, cluster: Cluster, report) -> dict:
+    CALLS.append("number")
+    storage.write_json(storage.join(out, "value.json"), config.value)
+    return {"value": config.value}
+
+
+@step(version=1)
+def double(config: NumberConfig, source: Artifact, *, out: str, cluster: Cluster, report) -> dict:
+    CALLS.append("double")
+    if os.environ.get("CUT"):
+        storage.write_bytes(storage.join(out, "half"), b"x")
+        raise RuntimeError("cut")
+    return {"value": 2 * source.summary["value"] + config.value}
+
+
+def workflow(store, value=1, add=0):
+    first = store.step(number, NumberConfig(value=value))
+    return store.step(double, NumberConfig(value=add), first)
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    CALLS.clear()
+    LISTING["files"] = 3
+
+
+@pytest.fixture(params=["local", "s3"])
+def root(request, tmp_path):
+    return str(tmp_path / "store") if request.param == "local" else f"{request.getfixturevalue('s3')}/store"
+
+
+def test_once(root):
+    made = workflow(Store(root, CLUSTER))
+    assert made.summary == {"value": 2}
+    again = workflow(Store(root, CLUSTER))
+    assert again.manifest == made.manifest
+    assert CALLS == ["number", "double"]
+    assert [artifact.step for artifact in again.inputs] == ["number"]
+    assert Artifact.open(made.path).manifest == made.manifest
+    assert "lease.json" not in storage.list_names(made.path)
+
+
+def test_a_changed_config_runs_itself_and_what_follows(root):
+    workflow(Store(root, CLUSTER))
+    workflow(Store(root, CLUSTER), add=5)
+    assert CALLS == ["number", "double", "double"]
+    workflow(Store(root, CLUSTER), value=2)
+    assert CALLS[3:] == ["number", "double"]
+
+
+def test_a_changed_key_runs_anew(root):
+    workflow(Store(root, CLUSTER))
+    LISTING["files"] = 4
+    workflow(Store(root, CLUSTER))
+    assert CALLS == ["number", "double"] * 2
+
+
+def test_the_cluster_is_not_what_it_is_made_of(root):
+    a = workflow(Store(root, CLUSTER))
+    b = workflow(Store(root, Cluster(name="other", workers=(3, 5), zero_stage=3)))
+    assert a.path == b.path
+
+
+def test_a_cut_step_runs_again(root, monkeypatch):
+    monkeypatch.setenv("CUT", "1")
+    with pytest.raises(RuntimeError, match="cut"):
+        workflow(Store(root, CLUSTER))
+    plan = Plan(root)
+    workflow(plan)
+    assert [line[2] for line in plan.lines] == ["done", "was cut: continues"]
+    monkeypatch.delenv("CUT")
+    assert workflow(Store(root, CLUSTER)).summary == {"value": 2}
+    assert CALLS == ["number", "double", "double"]
+
+
+def test_the_plan_says_why(root):
+    plan = Plan(root)
+    workflow(plan)
+    assert [line[2] for line in plan.lines] == ["first time", "first time"]
+    made = workflow(Store(root, CLUSTER))
+    plan = Plan(root)
+    assert workflow(plan).path == made.path
+    assert [line[2] for line in plan.lines] == ["done", "done"]
+    plan = Plan(root)
+    workflow(plan, value=7)
+    assert [line[2] for line in plan.lines] == ["value 1 -> 7", "new input: number"]
+
+
+def test_no_artifact_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no finished artifact"):
+        Artifact.open(str(tmp_path))
+
+
+def test_a_second_driver_is_refused(root):
+    with Lease(root), pytest.raises(RuntimeError, match="Another driver"), Lease(root):
+        pass
+    with Lease(root):  # released
+        pass
+
+
+def _hold(folder, held):
+    Lease(folder).__enter__()
+    held.set()
+    time.sleep(60)
+
+
+def test_a_dead_driver_holds_nothing(tmp_path):
+    context = multiprocessing.get_context("fork")
+    held = context.Event()
+    process = context.Process(target=_hold, args=(str(tmp_path), held))
+    process.start()
+    assert held.wait(20)
+    with pytest.raises(RuntimeError, match="Another driver"), Lease(str(tmp_path)):
+        pass
+    process.kill()
+    process.join()
+    with Lease(str(tmp_path)):
+        assert json.loads((tmp_path / "lease.json").read_text())["pid"] == os.getpid()
+
+
+def test_a_lease_of_a_silent_host_runs_out(tmp_path):
+    record = {"token": "x", "host": "elsewhere", "pid": 1, "born": 0.0, "beat": time.time()}
+    (tmp_path / "lease.json").write_text(json.dumps(record))
+    with pytest.raises(RuntimeError, match="elsewhere"), Lease(str(tmp_path)):
+        pass
+    (tmp_path / "lease.json").write_text(json.dumps({**record, "beat": time.time() - 100}))
+    with Lease(str(tmp_path)):
+        pass

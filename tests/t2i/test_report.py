@@ -1,0 +1,203 @@
+"""The report page, built from made-up results and opened in a real browser."""
+
+import io
+import json
+import re
+import shutil
+import subprocess
+from html import unescape
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from t2i.evaluate import report
+from t2i.evaluate.chart import line_chart, nice_ticks, number
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+HOSTILE = (
+    """<script>document.title="owned"</script><img src=x onerror='document.title="owned"'>"{{ 7*7 }}"'</title>&amp;"""
+)
+SECTIONS = ("scores", "captions", "samples", "reconstructions", "curves", "timings", "recipe", "provenance")
+
+
+def encoded(size=(32, 32), kind="PNG", value=90):
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((*size, 3), value, np.uint8)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def metrics():
+    return [
+        {"step": s, "seconds": s / 9, "a/caption": 1 / s, "b/caption": 2 / s, "a/lr": 1e-3} for s in range(10, 500, 10)
+    ]
+
+
+def page(text="a red circle"):
+    lines = [
+        report.Line(kind="Alt text", text=text, against="a red circle"),
+        report.Line(kind="Short", text=None),
+        report.Line(kind="Descriptive", text="a blue circle", against="a red circle"),
+    ]
+    return report.Page(
+        title=f"demo {text}",
+        summary=text,
+        facts={"Seed": "0", text: text},
+        figures=[
+            report.Figure(name="Scene score", value=0.84, target=0.8, interval=(0.79, 0.88), n=256, note=text),
+            report.Figure(name="Captions", value=0.9, target=0.95, baseline=(text, 0.6)),
+            report.Figure(name="Reconstruction", value=28.4, unit="dB", scale=None),
+        ],
+        captioned=[report.Captioned(image=encoded(), lines=lines, truth="a red circle")],
+        sampled=[
+            report.Sampled(prompt=text, image=encoded(kind="WEBP"), right=False, note=text),
+            report.Sampled(prompt="p", image=encoded(kind="JPEG"), right=True),
+        ],
+        rebuilt=[report.Rebuilt(image=encoded(), rebuilt=encoded(kind="BMP"), psnr=31.5)],
+        curves=report.curves(text, metrics()),
+        work=[
+            report.Work(step="ingest", artifact="a1b2", seconds=4.0, amount=1200),
+            report.Work(step=text, artifact=text),
+        ],
+        recipe={"corpus": {"note": text}},
+        provenance={"torch": "2.13.0", text: text},
+    )
+
+
+@pytest.fixture(scope="module")
+def hostile():
+    return report.render(page(HOSTILE))
+
+
+class Tags(HTMLParser):
+    """Collects every tag with its attributes."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+
+def test_all_sections_are_there(hostile):
+    ids = {attrs.get("id") for _, attrs in Tags(hostile).found}
+    assert ids >= set(SECTIONS)
+
+
+def test_empty_parts_are_left_out():
+    text = report.render(report.Page(title="nothing yet"))
+    assert not {attrs.get("id") for _, attrs in Tags(text).found} & set(SECTIONS)
+
+
+def test_strangers_words_stay_text(hostile):
+    tags = Tags(hostile).found
+    assert not [tag for tag, _ in tags if tag in ("script", "iframe", "object", "link", "base", "form")]
+    assert not [name for _, attrs in tags for name in attrs if name.startswith("on")]
+    assert "49" not in re.findall(r"\d+", hostile[hostile.index("<h1>") : hostile.index("</h1>")])
+    assert HOSTILE in unescape(hostile)
+    policy = next(attrs["content"] for _, attrs in tags if "http-equiv" in attrs)
+    assert "default-src 'none'" in policy
+
+
+def test_nothing_is_fetched(hostile):
+    for _, attrs in Tags(hostile).found:
+        for name in ("src", "href", "srcset", "action", "data", "poster"):
+            assert (attrs.get(name) or "#").startswith(("data:image/", "#"))
+    assert not re.search(r"url\(|@import|https?:", re.sub(r"base64,[^\"]*", "", hostile))
+
+
+def test_every_picture_has_words_for_those_who_do_not_see_it(hostile):
+    hidden = hostile[hostile.index('class="mosaic') : hostile.index('class="facts"')]
+    pictures = [attrs for tag, attrs in Tags(hostile.replace(hidden, "")).found if tag == "img"]
+    assert len(pictures) == 5
+    assert all(attrs["alt"] for attrs in pictures)
+    assert all(attrs["aria-label"] for tag, attrs in Tags(hostile).found if tag == "svg")
+
+
+def test_only_what_differs_is_marked():
+    assert report.compared("a blue circle, here", "a red circle, here") == "a <mark>blue</mark> circle, here"
+    assert report.compared("dog & cat", None) == "dog &amp; cat"
+    assert report.compared("free <b> shipping", "a circle") == "<mark>free &lt;b&gt; shipping</mark>"
+    assert report.compared("A circle.", "a circle") == "A circle."
+
+
+def test_small_pictures_are_enlarged_pixel_by_pixel():
+    assert 'class="pixels"' in report.picture(encoded(), "x")
+    assert "pixels" not in report.picture(encoded((100, 400)), "x")
+    assert 'width="400" height="100"' in report.picture(encoded((100, 400)), "x")
+    assert report.data_uri(encoded(kind="TIFF")).startswith("data:image/png;")
+
+
+def test_curves_are_grouped_by_quantity_and_a_repeated_step_counts_once():
+    rows = [{"step": 10, "a/loss": 3.0}, {"step": 10, "a/loss": 2.0, "b/loss": 1.0, "a/lr": 0.1, "rows_per_second": 5}]
+    losses, *others = report.curves("train", rows)
+    assert losses.title == "train · loss"
+    assert losses.series == {"a": [(10, 2.0)], "b": [(10, 1.0)]}
+    assert losses.loss
+    assert not any(curve.loss for curve in others)
+    assert report.curves("train", []) == []
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        [(1, 5.0)],
+        [(0, 0.0), (1, 0.0)],
+        [(1, 1e-9), (9000, 1e6)],
+        [(1, -2.0), (2, 3.0)],
+        [(x, x % 7) for x in range(5000)],
+    ],
+)
+def test_a_chart_is_whole_svg_within_its_frame(points):
+    svg = line_chart({"<a>": points}, x_label="step", y_label="loss")
+    tree = ElementTree.fromstring(svg)
+    drawn = tree.find("polyline").get("points").split()
+    xs, ys = zip(*(map(float, point.split(",")) for point in drawn), strict=True)
+    assert len(drawn) <= 121
+    assert 0 <= min(xs) <= max(xs) <= 420
+    assert 0 <= min(ys) <= max(ys) <= 232
+    assert "<a> from" in tree.get("aria-label")
+
+
+def test_a_chart_leaves_out_what_is_not_a_number():
+    assert line_chart({"a": [(1, float("nan"))]}, x_label="step", y_label="loss") == ""
+    assert "nan" not in line_chart({"a": [(1, float("nan")), (2, 1.0), (3, float("inf"))]}, x_label="x", y_label="y")
+
+
+def test_ticks_are_round():
+    assert nice_ticks(0, 1, 4) == [0, 0.5, 1]
+    assert nice_ticks(0, 4000, 5) == [0, 1000, 2000, 3000, 4000]
+    assert [number(v) for v in (0.05, 12, 1500, 15000, 2.5e6)] == ["0.05", "12", "1500", "15k", "2.5M"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the PATH")
+@pytest.mark.timeout(120)
+def test_the_page_opens_in_a_browser(hostile, tmp_path):
+    check = """<script>addEventListener("load", () => {
+        const all = [...document.querySelectorAll("img")];
+        document.body.dataset.seen = JSON.stringify({
+            pictures: all.length, blank: all.filter(i => !i.naturalWidth).length, title: document.title,
+            fetched: performance.getEntriesByType("resource").filter(e => !e.name.startsWith("data:")).length,
+            sections: [...document.querySelectorAll("section")].filter(s => s.offsetHeight > 40).length,
+            charts: [...document.querySelectorAll("svg polyline")].filter(p => p.getBBox().width > 100).length,
+            overflow: document.documentElement.scrollWidth - innerWidth })})</script>"""
+    # Without its own ban on scripts: escaping alone has to hold, and the check itself has to run.
+    open_page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', check, hostile)
+    assert open_page != hostile
+    file = tmp_path / "report.html"
+    file.write_text(open_page, encoding="utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    flags += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
+    command = [CHROMIUM, *flags, "--virtual-time-budget=3000", "--window-size=500,900", "--dump-dom", file.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True).stdout
+    seen = json.loads(unescape(re.search(r'data-seen="([^"]*)"', dom).group(1)))
+    assert seen["title"].startswith("demo <script>")
+    assert seen["pictures"] == 7
+    assert seen["blank"] == seen["fetched"] == 0
+    assert seen["sections"] == len(SECTIONS)
+    assert seen["charts"] >= 2
+    assert seen["overflow"] <= 0

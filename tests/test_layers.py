@@ -1,0 +1,89 @@
+"""Imports point down, and each heavy engine has one door."""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("infra", "captioner", "t2i", "workflows")
+ALLOWED = {
+    "infra": {"infra"},
+    "captioner": {"captioner", "infra"},
+    "t2i": {"t2i", "infra"},
+    "workflows": {"workflows", "captioner", "t2i", "infra"},
+}
+GLUE = ("task.py", "stages.py")  # of a domain package: the only files that know infra
+DOORS = {"ray.data": 2, "ray.train": 1, "ray.job_submission": 1, "deepspeed": 1}
+FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def imports(path: Path) -> set[str]:
+    """Full names of all that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def top(name: str) -> str:
+    return name.split(".")[0]
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path):
+    package = path.relative_to(ROOT).parts[0]
+    ours = {top(name) for name in imports(path)} & set(PACKAGES)
+    assert ours <= ALLOWED[package]
+
+
+def test_tests_are_not_imported_by_the_code():
+    assert not [path for path in FILES if any(within(name, "tests") for name in imports(path))]
+
+
+@pytest.mark.parametrize("path", [f for f in FILES if f.relative_to(ROOT).parts[0] in ("captioner", "t2i")], ids=str)
+def test_models_know_no_engine(path):
+    names = {top(name) for name in imports(path)}
+    assert not names & {"ray", "deepspeed", "fsspec", "s3fs", "pyarrow", "tyro"}
+    if path.name not in GLUE:
+        assert "infra" not in names
+
+
+@pytest.mark.parametrize(("engine", "most"), DOORS.items())
+def test_each_engine_has_one_door(engine, most):
+    doors = [path for path in FILES if any(within(name, engine) for name in imports(path))]
+    assert len(doors) <= most, doors
+    assert all(path.is_relative_to(ROOT / "infra") for path in doors)
+
+
+def test_nobody_imports_the_commands():
+    users = defaultdict(list)
+    for path in FILES:
+        for name in imports(path):
+            if within(name, "workflows.__main__"):
+                users[name].append(path)
+    assert not users
+
+
+def test_no_code_in_init_files():
+    assert not [path for path in FILES if path.name == "__init__.py" and path.read_text().strip()]
+
+
+def test_every_file_opens_with_a_sentence():
+    for path in FILES:
+        if path.name != "__init__.py":
+            docstring = ast.get_docstring(ast.parse(path.read_text()))
+            assert docstring, path
+
+
+def test_no_torchvision():
+    assert not [path for path in FILES if any(within(name, "torchvision") for name in imports(path))]

@@ -1,0 +1,142 @@
+"""The last step on small made-up artifacts: scores, page, and what is left out."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from infra import storage
+from infra.cluster import laptop
+from infra.data.images import encode_png
+from infra.store import Artifact
+from t2i.evaluate.scenes import describe
+from workflows import evaluate as module
+from workflows.corpora import emoji, nlvr, scoring
+from workflows.corpora.shapes import draw_scene, render
+
+INGESTED = ("sample_id", "state", "reason", "caption_alt", "split", "reference_short", "reference_descriptive", "scene")
+
+
+def make(root, step, inputs=(), shards=(), **extra):
+    """An artifact of `shards`, lists of rows."""
+    path = root / step / "0123456789abcdef"
+    (path / "shards").mkdir(parents=True)
+    for number, rows in enumerate(shards):
+        pq.write_table(pa.Table.from_pylist(rows), path / "shards" / f"{number:06d}.parquet")
+    manifest = {"step": step, "id": path.name, "version": 1, "config": {"seed": 0}, "summary": {"rows": 40}}
+    manifest |= {"inputs": [one.path for one in inputs], "seconds": 2.0, "started": "2026-01-02T03:04:05Z"}
+    manifest |= {"peak_memory_gb": 0.5, "libraries": {"torch": "2"}, "cluster": {"name": "laptop"}, **extra}
+    storage.write_json(str(path / "manifest.json"), manifest)
+    return Artifact.open(str(path))
+
+
+def shapes_row(number, rng):
+    scene = draw_scene(rng)
+    row = dict.fromkeys(INGESTED)
+    row |= {"sample_id": f"{number:04d}", "state": "accepted", "caption_alt": f"IMG_{number}.jpg", "offset": 0}
+    row |= {"split": "test" if number % 2 else "train", "scene": json.dumps(scene.to_dict())}
+    row |= {f"reference_{style}": describe(scene, style) for style in ("short", "descriptive")}
+    return row | {"image": encode_png(render(scene, (32, 32), rng))}, scene
+
+
+@pytest.fixture
+def shapes(tmp_path, monkeypatch):
+    """Two shards of twenty; captions are right except in the first test row; pictures except the first of four."""
+    rng = np.random.default_rng(0)
+    rows, truth = zip(*(shapes_row(number, rng) for number in range(40)), strict=True)
+    told = [
+        {"sample_id": row["sample_id"], "state": "accepted", "reason": None, "caption_short": row["reference_short"]}
+        | {"caption_descriptive": "nothing" if row["sample_id"] == "0001" else row["reference_descriptive"]}
+        for row in rows
+    ]
+    images = make(tmp_path, "ingest", shards=[rows[:20], rows[20:]])
+    captioner = make(tmp_path, "train_captioner", [images])
+    metrics = "".join(json.dumps({"step": s, "base/caption": 1 / s, "base/lr": 0.1}) + "\n" for s in (1, 2, 3))
+    storage.write_bytes(storage.join(captioner.path, "metrics.jsonl"), metrics.encode())
+    captions = make(tmp_path, "recaption", [images, captioner], [told[:20], told[20:]])
+    tokenizer = make(tmp_path, "train_tokenizer", [images])
+    prior = make(tmp_path, "train_prior", [tokenizer])
+    samples = make(tmp_path, "sample", [prior])
+    listed = []
+    for number, scene in enumerate(truth[:4]):
+        name = f"images/{number}.png"
+        drawn = truth[20] if number == 0 else scene
+        storage.write_bytes(samples.url(name), encode_png(render(drawn, (32, 32))))
+        listed.append({"prompt": describe(scene), "image": name, "scene": json.dumps(scene.to_dict())})
+    storage.write_json(samples.url("samples.json"), listed)
+    monkeypatch.setattr(module, "reconstruct", lambda tokenizer, images: [np.minimum(image, 250) for image in images])
+    return images, captions, captioner, tokenizer, prior, samples
+
+
+def run(artifacts, out, **config):
+    config = module.ReportConfig(corpus="shapes", title="demo", targets={"caption_f1": 0.95}, **config)
+    return module.evaluate.work(config, *artifacts, out=str(out), cluster=laptop(), report=lambda *_, **__: None)
+
+
+def test_scores_and_page(shapes, tmp_path):
+    scores = run(shapes, tmp_path / "out")
+    assert scores["caption_n"] == 20
+    assert 0.9 < scores["caption_f1"] < 1
+    assert scores["short_caption_f1"] == 1
+    assert scores["alt_text_f1"] == 0
+    assert scores["chance_f1"] < 0.8
+    assert scores["scene_score"] == 0.75
+    assert scores["scene_score_n"] == 4
+    assert scores["scene_score_interval"] == pytest.approx((0.3006, 0.9544), abs=1e-3)
+    assert scores["rebuilt_scene_score"] == 1
+    assert 30 < scores["reconstruction_psnr"] < 60
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert scores["report"].endswith("out/report.html")
+    for words in ("train_captioner · caption", "reaches the target 0.95", "IMG_1.jpg", "as asked", "from the prompt"):
+        assert words in page
+    assert json.loads((tmp_path / "out" / "scores.json").read_text())["caption_f1"] == scores["caption_f1"]
+
+
+def test_fewer_rows_are_a_fixed_draw(shapes, tmp_path):
+    scores = run(shapes, tmp_path / "out", rows=5, rebuilt=2, captions_shown=9, samples_shown=0)
+    assert scores["caption_n"] == 5
+    assert scores["reconstruction_n"] == 2
+    assert 'id="samples"' not in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_all_steps_are_found_once_inputs_first(shapes):
+    names = [artifact.step for artifact in module.ancestors(list(shapes))]
+    assert sorted(names) == sorted(set(names))
+    assert len(names) == 6
+    assert names.index("ingest") < names.index("train_captioner") < names.index("recaption")
+
+
+def test_wilson_interval_of_known_shares():
+    assert scoring.wilson(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    assert scoring.wilson(1.0, 20) == pytest.approx((0.8389, 1.0), abs=1e-4)
+    assert scoring.wilson(0.0, 0) == (0.0, 1.0)
+
+
+def test_nlvr_captions_are_scored_by_their_boxes():
+    boxes = [[{"shape": "square", "color": color, "size": "medium"}] for color in ("blue", "black")]
+    meta = {"boxes_unordered": boxes}
+    rows = [nlvr.label(f"nlvr-test-{n}-0-0", "There is a box.", meta) for n in range(4)]
+    rows = [
+        {**r, "caption_short": r["reference_short"], "caption_descriptive": r["reference_descriptive"]} for r in rows
+    ]
+    rows[0]["caption_descriptive"] = "one box with 1 blue square"
+    scores = scoring.caption_scores("nlvr", rows)
+    assert scores["caption_exact"] == 3 / 4
+    assert scores["caption_recall"] == 7 / 8
+    assert scores["short_caption_exact"] == 1
+    assert "alt_text_f1" not in scores
+
+
+def test_names_are_scored_by_their_words():
+    rows = [emoji.label("e", name, {"codepoints": "1f335"}) for name in ("cactus", "red heart")]
+    rows = [{**row, "caption_short": "red heart"} for row in rows]
+    scores = scoring.caption_scores("words", rows)
+    assert scores == {"caption_f1": 0.5, "caption_exact": 0.5, "caption_n": 2, "chance_f1": 0.5}
+    assert scoring.caption_scores("words", []) == {}
+
+
+def test_pictures_without_a_known_scene_are_not_judged():
+    pictures = scoring.picture_scores("words", [None], [np.zeros((8, 8, 3), np.uint8)])
+    assert (pictures.scores, pictures.right) == ({}, [None])

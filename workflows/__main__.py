@@ -1,0 +1,249 @@
+"""`rescribe`: run and plan recipes, run single steps, list and show what was made."""
+
+import dataclasses
+import difflib
+import inspect
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, get_type_hints
+
+import tyro
+
+from infra import storage
+from infra.cluster import CLUSTERS, Cluster, laptop
+from infra.config import from_dict, to_dict
+from infra.metrics import MemoryWatch
+from infra.store import MANIFEST, Artifact, Plan, Step, Store
+from workflows import recipes, text_to_image
+from workflows.corpora.shapes import ShapesConfig, write_shards
+from workflows.text_to_image import STEPS, Recipe
+
+STORE = "runs"
+
+
+def run(arguments: list[str]) -> dict[str, Any]:
+    """Run a recipe: `rescribe run demo`. Run it again and it continues, or says that all is done."""
+    options = _recipe_options(arguments, "run")
+    plan = Plan(options.store)
+    text_to_image.run(options.recipe, plan)
+    store = Store(options.store, options.cluster, steps=len(plan.lines))
+    started = time.time()
+    with MemoryWatch() as memory:
+        evaluation = text_to_image.run(options.recipe, store)
+    made = {artifact.step: artifact for artifact in store.made}
+    results = {
+        **evaluation.summary,
+        "seconds": round(time.time() - started, 1),
+        "peak_memory_gb": round(max([memory.peak_gb, *(a.manifest["peak_memory_gb"] for a in store.made)]), 2),
+        "report": evaluation.url("report.html"),
+        "captioner": made["train_captioner"].path,
+        "tokenizer": made["train_tokenizer"].path,
+        "prior": made["train_prior"].path,
+    }
+    done = "All was done already." if all(line[2] == "done" for line in plan.lines) else "Done."
+    _say(f"{done} Open {results['report']}")
+    return results
+
+
+def plan(arguments: list[str]) -> dict[str, Any]:
+    """Say what `run` would do, and why: `rescribe plan demo --mix.min-words 4`."""
+    options = _recipe_options(arguments, "plan")
+    drawn = Plan(options.store)
+    text_to_image.run(options.recipe, drawn)
+    for step, identity, reason in drawn.lines:
+        print(f"{step:<16} {identity}  {'done' if reason == 'done' else 'RUN: ' + reason}")
+    return {"steps": [dict(zip(("step", "id", "reason"), line, strict=True)) for line in drawn.lines]}
+
+
+def show(arguments: list[str]) -> dict[str, Any]:
+    """Print a recipe or an artifact's manifest: `rescribe show demo`, `rescribe show runs/mix/0123456789abcdef`."""
+    if not arguments:
+        raise ValueError("Say what to show: a recipe's name or an artifact's folder.")
+    target, rest = arguments[0], arguments[1:]
+    if target in recipes.RECIPES or target.endswith(".json"):
+        shown = to_dict(_recipe_options([target, *rest], "show").recipe)
+    else:
+        shown = Artifact.open(target).manifest
+    if "--json" not in rest:
+        print(json.dumps(shown, indent=2))
+    return shown
+
+
+def list_artifacts(arguments: list[str]) -> dict[str, Any]:
+    """List the finished artifacts of a store: `rescribe list --store runs`."""
+    options = tyro.cli(_ListOptions, args=arguments, prog="rescribe list")
+    found = []
+    for step in storage.list_names(options.store):
+        for identity in storage.list_names(storage.join(options.store, step)):
+            url = storage.join(options.store, step, identity)
+            if storage.exists(storage.join(url, MANIFEST)):
+                found.append(Artifact.open(url))
+    found.sort(key=lambda artifact: artifact.manifest["started"])
+    for artifact in found:
+        print(f"{artifact.manifest['started']}  {artifact.manifest['seconds']:>8,.1f} s  {artifact.path}")
+    if not found:
+        _say(f"There is nothing finished in {options.store} yet. Start with `rescribe run debug`.")
+    return {"artifacts": [artifact.path for artifact in found]}
+
+
+def shapes(arguments: list[str]) -> dict[str, Any]:
+    """Render the built-in corpus as WebDataset tars: `rescribe shapes --out shapes --samples 1000`."""
+    options = tyro.cli(_ShapesOptions, args=arguments, prog="rescribe shapes")
+    paths = write_shards(options.shapes, options.out)
+    _say(f"{len(paths)} shards in {options.out}")
+    return {"shards": [str(path) for path in paths]}
+
+
+def run_step(work: Step, arguments: list[str]) -> dict[str, Any]:
+    """Run one step on finished artifacts: `rescribe mix --images PATH --captions PATH --min-words 4`."""
+    cluster, arguments = _named_cluster(arguments)
+    hints = get_type_hints(work.work)
+    config = next(iter(hints.values()))
+    fields: list[Any] = [("config", tyro.conf.OmitArgPrefixes[config])]
+    fields += [(name, str) for name in work.input_names]
+    fields += [("store", str, STORE), ("cluster", Cluster, cluster), ("json", bool, False)]
+    options = dataclasses.make_dataclass("Options", fields, kw_only=True, namespace={"__doc__": work.work.__doc__})
+    parsed: Any = tyro.cli(options, args=arguments, prog=f"rescribe {work.name}")
+    inputs = [Artifact.open(storage.absolute(getattr(parsed, name))) for name in work.input_names]
+    artifact = Store(parsed.store, parsed.cluster).step(work, parsed.config, *inputs)
+    return {**artifact.summary, "artifact": artifact.path}
+
+
+VERBS: dict[str, Callable[[list[str]], dict[str, Any]]] = {
+    "run": run,
+    "plan": plan,
+    "show": show,
+    "list": list_artifacts,
+    "shapes": shapes,
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line; ends the process with 0, or with 1 or 2 and a sentence on standard error."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        if not arguments or arguments[0] in ("-h", "--help", "help"):
+            print(_help())
+            return
+        results = _dispatch(arguments[0], arguments[1:])
+        if "--json" in arguments:
+            print(json.dumps(results))
+    except KeyboardInterrupt:
+        _say("Stopped. Give the same command again to continue.")
+        sys.exit(130)
+    except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
+        if os.environ.get("RESCRIBE_TRACEBACK"):
+            traceback.print_exc()
+        _say(f"rescribe: {_sentence(error)}")
+        sys.exit(1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _RecipeOptions:
+    recipe: tyro.conf.OmitArgPrefixes[Recipe]
+    store: str = STORE  # folder or s3:// address of all artifacts
+    cluster: Cluster = dataclasses.field(default_factory=laptop)
+    json: bool = False  # the results as one JSON object, last on standard output
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _ListOptions:
+    store: str = STORE
+    json: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _ShapesOptions:
+    out: str  # folder to write to
+    shapes: tyro.conf.OmitArgPrefixes[ShapesConfig] = dataclasses.field(default_factory=ShapesConfig)
+    json: bool = False
+
+
+def _recipe_options(arguments: list[str], verb: str) -> _RecipeOptions:
+    """`NAME [--corpus PATH] [--seed N] [--cluster NAME]` and any field of the recipe, as `--prior.train.steps 100`."""
+    if not arguments or arguments[0].startswith("-"):
+        raise ValueError(f"Say which recipe: rescribe {verb} {'|'.join(recipes.RECIPES)}, or a .json file of `show`.")
+    name, rest = arguments[0], arguments[1:]
+    cluster, rest = _named_cluster(rest)
+    if name.endswith(".json"):
+        recipe = from_dict(Recipe, storage.read_json(name))
+    else:
+        make = _choose(name, recipes.RECIPES, "recipe")
+        given, rest = _take_parameters(make, name, rest)
+        recipe = make(**given)
+    default = _RecipeOptions(recipe=recipe, cluster=cluster)
+    return tyro.cli(_RecipeOptions, default=default, args=rest, prog=f"rescribe {verb} {name}")
+
+
+def _take_parameters(make: Callable, name: str, arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """The parameters of a recipe's function (`--seed 1`, `--corpus PATH`), taken out of the arguments."""
+    given: dict[str, Any] = {}
+    for parameter in inspect.signature(make).parameters.values():
+        value, arguments = _take(f"--{parameter.name}", arguments)
+        if value is not None:
+            given[parameter.name] = int(value) if parameter.annotation is int else value
+        elif parameter.default is parameter.empty and not {"-h", "--help"} & set(arguments):
+            raise ValueError(
+                f"The recipe '{name}' needs --{parameter.name}, as in: rescribe run {name} --{parameter.name} PATH."
+            )
+        elif parameter.default is parameter.empty:
+            given[parameter.name] = f"<{parameter.name}>"
+    return given, arguments
+
+
+def _named_cluster(arguments: list[str]) -> tuple[Cluster, list[str]]:
+    name, arguments = _take("--cluster", arguments)
+    return (_choose(name, CLUSTERS, "cluster")() if name else laptop()), arguments
+
+
+def _take(flag: str, arguments: list[str]) -> tuple[str | None, list[str]]:
+    for index, argument in enumerate(arguments):
+        if argument == flag and index + 1 < len(arguments):
+            return arguments[index + 1], arguments[:index] + arguments[index + 2 :]
+        if argument.startswith(flag + "="):
+            return argument.removeprefix(flag + "="), arguments[:index] + arguments[index + 1 :]
+    return None, arguments
+
+
+def _dispatch(verb: str, arguments: list[str]) -> dict[str, Any]:
+    if verb in VERBS:
+        return VERBS[verb](arguments)
+    steps = {work.name: work for work in STEPS}
+    return run_step(_choose(verb, {**steps, **VERBS}, "command"), arguments)
+
+
+def _choose(name: str, known: dict[str, Any], what: str) -> Any:
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"Did you mean '{near[0]}'?" if near else f"There are: {', '.join(known)}."
+    raise ValueError(f"There is no {what} '{name}'. {hint}")
+
+
+def _help() -> str:
+    lines = [__doc__ or "", "", "Commands (each with --help):"]
+    lines += [f"  {name:<16} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()]
+    lines += ["", "Steps (on finished artifacts):"]
+    lines += [f"  {work.name:<16} {(work.work.__doc__ or '').splitlines()[0]}" for work in STEPS]
+    lines += ["", "Recipes:"]
+    lines += [f"  {name:<16} {(make.__doc__ or '').splitlines()[0]}" for name, make in recipes.RECIPES.items()]
+    return "\n".join(lines)
+
+
+def _sentence(error: BaseException) -> str:
+    """What went wrong, without the layers of other processes around it."""
+    cause = getattr(error, "cause", None)
+    text = str(cause if isinstance(cause, BaseException) else error).strip() or repr(error)
+    return text if len(text) < 600 else text[:600] + " ..."
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

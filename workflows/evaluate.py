@@ -1,0 +1,304 @@
+"""The last step: score captions, reconstructions and samples on held-out rows, and write the report page."""
+
+import heapq
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from infra import storage
+from infra.cluster import Cluster
+from infra.data.images import decode, encode_png
+from infra.data.shards import ShardReader, joined_names
+from infra.metrics import Report, read_scalars
+from infra.store import Artifact, step
+from t2i.evaluate import report as pages
+from t2i.evaluate.reconstruction import mean_squared_error, psnr, reconstruction_scores
+from workflows.corpora.scoring import Corpus, Pictures, Row, Scores, caption_scores, picture_scores
+
+STYLES = ("short", "descriptive")
+TRUTH = ("reference_short", "reference_descriptive", "scene")
+MAX_SIDE = 480  # pixels of a picture on the page; a larger one is reduced, so that the page stays a few megabytes
+
+HEADLINES = {  # score: its name on the page, and the score that it is to be read against
+    "caption_f1": ("Captions, F1", ("alt_text_f1", "chance_f1")),
+    "short_caption_f1": ("Short captions, F1", ()),
+    "caption_exact": ("Captions wholly right", ()),
+    "scene_score": ("Sampled pictures wholly right", ("rebuilt_scene_score",)),
+    "object_score": ("Sampled objects right", ("rebuilt_object_score",)),
+    "reconstruction_psnr": ("Reconstruction, PSNR", ()),
+}
+BASELINES = {
+    "alt_text_f1": "the alt texts",
+    "chance_f1": "captions of other images",
+    "rebuilt_scene_score": "rebuilt originals",
+    "rebuilt_object_score": "rebuilt originals",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """What is scored, and what the page shows."""
+
+    title: str = "Rescribe"
+    summary: str = ""  # a sentence under the title
+    corpus: Corpus = "words"  # how captions and pictures are scored: by the scene, or by their words
+    rows: int = 2000  # held-out rows whose captions are scored, at most
+    rebuilt: int = 256  # of them, those whose images go through the tokenizer
+    captions_shown: int = 12
+    samples_shown: int = 24
+    rebuilt_shown: int = 8
+    targets: dict[str, float] = field(default_factory=dict)  # what a score ought to reach, by its name
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "rebuilt", "captions_shown", "samples_shown", "rebuilt_shown"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, but it is {getattr(self, name)}.")
+
+
+@step(version=1)
+def evaluate(
+    config: ReportConfig,
+    images: Artifact,
+    captions: Artifact,
+    captioner: Artifact,
+    tokenizer: Artifact,
+    prior: Artifact,
+    samples: Artifact,
+    *,
+    out: str,
+    cluster: Cluster,
+    report: Report,
+) -> Scores:
+    """Write `report.html` and `scores.json` into `out`; returns the scores and the address of the page.
+
+    At most `config.rows` rows of the `test` split are scored, the first by sample id: ids are hashes, so the draw is
+    fair and always the same.
+    """
+    rows = heapq.nsmallest(config.rows, held_out(images, captions), key=lambda row: row["sample_id"])
+    scores = caption_scores(config.corpus, rows)
+    report(1, 4, "parts")
+
+    encoded = fetch_images(images, captions, rows[: max(config.rebuilt, config.captions_shown)])
+    originals = [decode(image) for image in encoded[: config.rebuilt]]
+    rebuilt = reconstruct(tokenizer, originals)
+    scores |= reconstructed_scores(config.corpus, rows, originals, rebuilt)
+    report(2, 4, "parts")
+
+    drawn = read_samples(samples)
+    pictures = picture_scores(config.corpus, [one["scene"] for one in drawn], [decode(one["image"]) for one in drawn])
+    scores |= pictures.scores
+    report(3, 4, "parts")
+
+    path = ancestors([images, captions, captioner, tokenizer, prior, samples])
+    page = pages.Page(
+        title=config.title,
+        summary=config.summary,
+        facts=_facts(path, images),
+        figures=figures(scores, config.targets),
+        captioned=[_captioned(image, row) for image, row in zip(encoded[: config.captions_shown], rows, strict=False)],
+        sampled=_sampled(drawn, pictures)[: config.samples_shown],
+        rebuilt=[_pair(*both) for both in zip(originals, rebuilt, strict=True)][: config.rebuilt_shown],
+        curves=[curve for artifact in path for curve in _curves(artifact)],
+        work=[_work(artifact) for artifact in path],
+        recipe={artifact.step: artifact.manifest["config"] for artifact in path},
+        provenance=_provenance(path),
+    )
+    storage.write_bytes(storage.join(out, "report.html"), pages.render(page).encode())
+    storage.write_json(storage.join(out, "scores.json"), scores)
+    report(4, 4, "parts")
+    return {**scores, "report": storage.join(out, "report.html")}
+
+
+def held_out(images: Artifact, captions: Artifact) -> Iterator[Row]:
+    """Rows of the `test` split, with captions old and new, the truth as far as it is known, and their place."""
+    inputs = [images.path, captions.path]
+    for shard in joined_names(inputs):
+        reader = ShardReader(inputs, shard)
+        test = np.flatnonzero(reader.columns(["split"])["split"] == "test")
+        columns = reader.stored(["sample_id", "caption_alt", *TRUTH], test)
+        for style in STYLES:
+            with suppress(ValueError):  # there may be captions of one style only
+                columns |= reader.stored([f"caption_{style}"], test)
+        for place, values in zip(test, zip(*columns.values(), strict=True), strict=True):
+            yield {**dict(zip(columns, values, strict=True)), "shard": shard, "place": int(place)}
+
+
+def fetch_images(images: Artifact, captions: Artifact, rows: Sequence[Row]) -> list[bytes]:
+    """The encoded images of `held_out` rows, in their order."""
+    found: dict[str, bytes] = {}
+    for shard in sorted({row["shard"] for row in rows}):
+        here = [row for row in rows if row["shard"] == shard]
+        reader = ShardReader([images.path, captions.path], shard)
+        stored = reader.rows(["image"], [row["place"] for row in here])["image"]
+        found |= {row["sample_id"]: image for row, image in zip(here, stored, strict=True)}
+    return [found[row["sample_id"]] for row in rows]
+
+
+def read_samples(samples: Artifact) -> list[Row]:
+    """What `sample` wrote: prompt, encoded image, and the scene (JSON) that was asked for, or None."""
+    listed = storage.read_json(samples.url("samples.json"))
+    return [{"scene": None, **row, "image": storage.read_bytes(samples.url(row["image"]))} for row in listed]
+
+
+def reconstruct(tokenizer: Artifact, images: Sequence[np.ndarray], batch: int = 64) -> list[np.ndarray]:
+    """(H, W, 3) uint8 images through the tokenizer and back."""
+    import torch  # slow to import: `plan` does without
+    from t2i.tokenizers.task import load_tokenizer
+
+    model = load_tokenizer(storage.fetch(tokenizer.path))
+    rebuilt: list[np.ndarray] = []
+    for start in range(0, len(images), batch):
+        pixels = torch.from_numpy(np.stack(images[start : start + batch])).permute(0, 3, 1, 2).float() / 127.5 - 1
+        with torch.inference_mode():
+            decoded = model.decode(model.encode(pixels))
+        rebuilt += list(((decoded + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy())
+    return rebuilt
+
+
+def reconstructed_scores(
+    corpus: Corpus, rows: Sequence[Row], originals: Sequence[np.ndarray], rebuilt: Sequence[np.ndarray]
+) -> Scores:
+    """Pixel error of reconstructions, and whether their scenes can still be read: the most that samples can reach."""
+    if not originals:
+        return {}
+    pixels = {f"reconstruction_{name}": value for name, value in reconstruction_scores(originals, rebuilt).items()}
+    read = picture_scores(corpus, [row["scene"] for row in rows[: len(rebuilt)]], rebuilt).scores
+    kept = {name: value for name, value in read.items() if name.startswith(("scene_score", "object_score"))}
+    return pixels | {f"rebuilt_{name}": value for name, value in kept.items()}
+
+
+def ancestors(artifacts: Sequence[Artifact]) -> list[Artifact]:
+    """The artifacts and all that they were made from, each once, inputs first."""
+    found: dict[str, Artifact] = {}
+
+    def visit(artifact: Artifact) -> None:
+        if artifact.path not in found:
+            for parent in artifact.inputs:
+                visit(parent)
+            found[artifact.path] = artifact
+
+    for artifact in artifacts:
+        visit(artifact)
+    return list(found.values())
+
+
+def figures(scores: Scores, targets: dict[str, float]) -> list[pages.Figure]:
+    """The headline scores that there are."""
+    shown = []
+    for name, (title, against) in HEADLINES.items():
+        if name not in scores:
+            continue
+        of = name.rsplit("_", 1)[0]
+        trials = next((scores[n] for n in (f"{name}_n", f"{of}_n", "caption_n") if n in scores), None)
+        baseline = next(((BASELINES[other], scores[other]) for other in against if other in scores), None)
+        decibel = name == "reconstruction_psnr"
+        shown.append(
+            pages.Figure(
+                name=title,
+                value=scores[name],
+                target=targets.get(name),
+                interval=scores.get(f"{name}_interval"),
+                n=trials,
+                unit="dB" if decibel else "",
+                scale=None if decibel else 1.0,
+                baseline=baseline,
+            )
+        )
+    return shown
+
+
+def _captioned(image: bytes, row: Row) -> pages.Captioned:
+    truth = row["reference_descriptive"] or row["reference_short"]
+    known_scene = row["scene"] is not None and row["reference_descriptive"] is not None
+    lines = [pages.Line(kind="Alt text", text=row["caption_alt"], against=truth if known_scene else None)]
+    for style in STYLES:
+        if f"caption_{style}" in row:
+            text, against = row[f"caption_{style}"], row[f"reference_{style}"]
+            lines.append(pages.Line(kind=f"{style.capitalize()}, rewritten", text=text, against=against))
+    return pages.Captioned(image=_reduced(image), lines=lines, truth=truth if truth != row["caption_alt"] else None)
+
+
+def _sampled(drawn: Sequence[Row], pictures: Pictures) -> list[pages.Sampled]:
+    return [
+        pages.Sampled(prompt=one["prompt"], image=_reduced(one["image"]), right=right, note=note)
+        for one, right, note in zip(drawn, pictures.right, pictures.notes, strict=True)
+    ]
+
+
+def _pair(original: np.ndarray, rebuilt: np.ndarray) -> pages.Rebuilt:
+    error = mean_squared_error(original, rebuilt)
+    images = [_reduced(encode_png(image)) for image in (original, rebuilt)]
+    return pages.Rebuilt(image=images[0], rebuilt=images[1], psnr=psnr(error) if error else None)
+
+
+def _reduced(image: bytes) -> bytes:
+    opened = Image.open(BytesIO(image))
+    if max(opened.size) <= MAX_SIDE:
+        return image
+    opened = Image.fromarray(decode(image))
+    opened.thumbnail((MAX_SIDE, MAX_SIDE))
+    buffer = BytesIO()
+    opened.save(buffer, "JPEG", quality=88)
+    return buffer.getvalue()
+
+
+def _curves(artifact: Artifact) -> list[pages.Curve]:
+    """Of every training below the artifact: a captioner has three."""
+    if not artifact.step.startswith("train"):
+        return []
+    found = [
+        file.url.rsplit("/", 1)[0] for file in storage.listing(artifact.path) if file.url.endswith("/metrics.jsonl")
+    ]
+    names = [folder.removeprefix(artifact.path).strip("/") for folder in found]
+    return [
+        curve
+        for folder, name in zip(found, names, strict=True)
+        for curve in pages.curves(f"{artifact.step} {name}".strip(), read_scalars(folder))
+    ]
+
+
+def _work(artifact: Artifact) -> pages.Work:
+    summary = artifact.summary
+    known = {"steps": "steps", "rows_in": "rows", "rows": "rows", "samples": "samples"}
+    name = next((name for name in known if isinstance(summary.get(name), int)), None)
+    return pages.Work(
+        step=artifact.step,
+        artifact=artifact.id[:8],
+        seconds=artifact.manifest.get("seconds"),
+        amount=summary[name] if name else None,
+        unit=known[name] if name else "",
+        peak_gb=artifact.manifest.get("peak_memory_gb"),
+    )
+
+
+def _facts(path: Sequence[Artifact], images: Artifact) -> dict[str, str]:
+    manifests = [artifact.manifest for artifact in path]
+    facts = {"Time": pages.duration(sum(manifest.get("seconds", 0) for manifest in manifests))}
+    facts["Peak memory"] = f"{max(manifest.get('peak_memory_gb', 0) for manifest in manifests):.1f} GB"
+    if isinstance(images.summary.get("accepted"), int):
+        facts["Images"] = f"{images.summary['accepted']:,}"
+    seeds = sorted({str(seed) for manifest in manifests for seed in _values(manifest["config"], "seed")})
+    return facts | ({"Seed": ", ".join(seeds)} if seeds else {}) | {"Date": manifests[-1].get("started", "")[:10]}
+
+
+def _provenance(path: Sequence[Artifact]) -> dict[str, Any]:
+    last = path[-1].manifest
+    return {
+        "Libraries": ", ".join(f"{name} {version}" for name, version in last.get("libraries", {}).items()),
+        "Cluster": last.get("cluster", {}).get("name", ""),
+        **{artifact.step: f"{artifact.path} (made {artifact.manifest.get('started', '')})" for artifact in path},
+    }
+
+
+def _values(config: Any, name: str) -> Iterator[Any]:
+    if isinstance(config, dict):
+        for key, value in config.items():
+            yield from [value] if key == name else _values(value, name)
+    elif isinstance(config, list):
+        for value in config:
+            yield from _values(value, name)

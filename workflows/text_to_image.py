@@ -1,0 +1,45 @@
+"""From a corpus to pictures: the whole path, one line a step."""
+
+from dataclasses import dataclass
+
+from infra.store import Artifact, Plan, Store
+from workflows.encode import EncodeConfig, encode
+from workflows.evaluate import ReportConfig, evaluate
+from workflows.ingest import IngestConfig, ingest
+from workflows.mix import MixConfig, mix
+from workflows.recaption import RecaptionConfig, recaption
+from workflows.sample import SampleConfig, sample
+from workflows.train_captioner import TrainCaptionerConfig, train_captioner
+from workflows.train_prior import TrainPriorConfig, train_prior
+from workflows.train_tokenizer import TrainTokenizerConfig, train_tokenizer
+
+STEPS = (ingest, train_captioner, recaption, mix, train_tokenizer, encode, train_prior, sample, evaluate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Every choice that changes the numbers of a run."""
+
+    name: str
+    corpus: IngestConfig
+    captioner: TrainCaptionerConfig
+    captions: RecaptionConfig
+    mix: MixConfig
+    tokenizer: TrainTokenizerConfig
+    codes: EncodeConfig
+    prior: TrainPriorConfig
+    sample: SampleConfig
+    report: ReportConfig
+
+
+def run(recipe: Recipe, store: Store | Plan) -> Artifact:
+    """Make what the recipe describes, or find it; returns the artifact that holds the report."""
+    images = store.step(ingest, recipe.corpus)
+    captioner = store.step(train_captioner, recipe.captioner, images)
+    captions = store.step(recaption, recipe.captions, images, captioner)
+    mixture = store.step(mix, recipe.mix, images, captions)
+    tokenizer = store.step(train_tokenizer, recipe.tokenizer, images)
+    codes = store.step(encode, recipe.codes, images, tokenizer)
+    prior = store.step(train_prior, recipe.prior, mixture, codes, tokenizer)
+    samples = store.step(sample, recipe.sample, mixture, prior, tokenizer)
+    return store.step(evaluate, recipe.report, images, captions, captioner, tokenizer, prior, samples)
