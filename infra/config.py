@@ -76,7 +76,7 @@ def _dataclass_from_dict(cls: type, data: dict) -> Any:
 def _union_from_dict(kinds: tuple, data: Any) -> Any:
     if data is None and type(None) in kinds:
         return None
-    classes: dict[str, Any] = {kind.__name__: kind for kind in kinds if dataclasses.is_dataclass(kind)}
+    classes = {str(getattr(kind, "__name__", kind)): kind for kind in kinds if dataclasses.is_dataclass(kind)}
     if isinstance(data, dict) and classes:
         name = data.get("class") or (next(iter(classes)) if len(classes) == 1 else None)
         if name not in classes:

@@ -44,7 +44,7 @@ def list_entries(files: list[storage.File], root: str, caption_column: str | Non
                 else:
                     rows.setdefault(posixpath.normpath(posixpath.join(posixpath.dirname(path), name)), []).append(row)
     for path in images:
-        texts = beside.pop(_stem(path), {}) if path not in rows else {}
+        texts = {} if path in rows else beside.get(_stem(path), {})
         text = {"text" if ending == "txt" else "json": url for ending, url in texts.items()}
         for fields in rows.pop(path, [None]):
             entry = {"key": path.rsplit(".", 1)[0], "image": by_path[path].url, "length": by_path[path].size}

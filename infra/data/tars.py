@@ -24,12 +24,14 @@ def read_tar(name: str, url: str) -> Iterator[Sample]:
     """Yield the samples of a tar in the order of their first files, one image in memory at a time.
 
     The files of a sample need not be neighbours. An archive whose end is missing or damaged yields one more sample,
-    failed, that says so; and the sample of its last file, which may be torn or lack some, is failed as well.
+    failed, that says so; and samples that may have lost files with it are failed as well: the last one, and those with
+    fewer files than others.
     """
     with storage.local_copy(url) as file:
         samples, torn, last = _index(file)
+        fullest = max(map(len, samples.values()), default=0)
         for (key, occurrence), members in samples.items():
-            if torn and (key, occurrence) == last:
+            if torn and ((key, occurrence) == last or len(members) < fullest):
                 yield Sample(key=key, occurrence=occurrence, state=FAILED, reason="cut off with its archive")
             else:
                 yield _read_sample(file, url, key, occurrence, members)

@@ -105,7 +105,7 @@ def _report(log: Callable, step: int, figures: dict[str, torch.Tensor], clock: "
     values: dict[str, Any] = {name: float(value) for name, value in zip(losses, means, strict=True)}
     if not all(math.isfinite(value) for value in values.values()):
         raise FloatingPointError(
-            f"The loss is no finite number at step {step}: {values}. Lower the learning rate; the last checkpoint is kept."
+            f"The loss is no finite number at step {step}: {values}. Lower the learning rate."
         )
     values |= {name: float(figures[name]) for name in figures if name not in values}
     if world.rank() == 0:

@@ -128,7 +128,7 @@ class ZeroEngine:
     def _load_optimizer(self, saved: Saved) -> None:
         """Exact moments, average and step of a checkpoint, cut to this worker's partition.
 
-        DeepSpeed's own ways refuse another world size or lose state in silence (0.19.8): its partitions are filled here.
+        DeepSpeed's own ways refuse another world size or lose state silently (0.19.8): its partitions are filled here.
         """
         meta = saved.meta["updates"][self.update.name]
         zero: Any = self._engine.optimizer

@@ -20,3 +20,39 @@ class SamplingConfig:
             raise ValueError("The temperature and top_k must not be negative.")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must lie in (0, 1], but it is {self.top_p}.")
+
+
+def draw(logits_BK: torch.Tensor, chances_B: torch.Tensor, sampling: SamplingConfig) -> torch.Tensor:
+    """Codes (B,) from logits (B, K) by inverting the cumulative distribution at `chances_B`, uniform in [0, 1)."""
+    if sampling.temperature == 0:
+        return logits_BK.argmax(dim=1)
+    sorted_BK, order_BK = (logits_BK.double() / sampling.temperature).sort(dim=1, descending=True, stable=True)
+    if sampling.top_k:
+        sorted_BK[:, sampling.top_k :] = -torch.inf
+    shares_BK = sorted_BK.softmax(dim=1)
+    cumulative_BK = shares_BK.cumsum(dim=1)
+    kept_BK = cumulative_BK - shares_BK < sampling.top_p  # the likeliest is always kept
+    mass_B1 = (shares_BK * kept_BK).sum(dim=1, keepdim=True)
+    rank_B1 = (cumulative_BK <= chances_B[:, None] * mass_B1).sum(dim=1, keepdim=True)
+    return order_BK.gather(1, rank_B1.clamp(max=logits_BK.shape[1] - 1)).squeeze(1)
+
+
+class Prior(Protocol):
+    """Text is word ids (B, T), padded on the right with 0; codes are (B, N) in raster order within `grid`."""
+
+    grid: tuple[int, int]
+    codebook_size: int
+
+    def targets(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """How many targets each loss of `forward` sums over."""
+        ...
+
+    def __call__(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Named sums of losses over a batch of `text`, `codes` and `weight`."""
+        ...
+
+    def sample(
+        self, text: torch.Tensor, null_text: torch.Tensor, seeds: list[int], sampling: SamplingConfig
+    ) -> torch.Tensor:
+        """Codes (B, h, w) int64, row b drawn from `seeds[b]` alone."""
+        ...

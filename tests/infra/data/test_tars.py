@@ -139,7 +139,7 @@ def test_a_negative_size_does_not_lead_in_circles(tmp_path):
 
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_a_tar_cut_anywhere_is_flagged_and_keeps_what_is_whole(tmp_path, form):
-    members = [(("long" * 30 if n == 4 else "") + name, content) for n, (name, content) in enumerate(HEALTHY)]
+    members = [(("long" * 30 if n // 3 == 1 else "") + name, content) for n, (name, content) in enumerate(HEALTHY)]
     data = tar(members, format=form)
     whole = read(data, tmp_path)
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
@@ -159,6 +159,16 @@ def test_a_tar_cut_anywhere_is_flagged_and_keeps_what_is_whole(tmp_path, form):
         reached = sum(end <= length for end in ends) // 3  # samples whose files all lie before the cut
         assert len(kept) in (reached - 1, reached)
     assert read(data[:end_mark], tmp_path) == whole
+
+
+def test_a_cut_tar_whose_files_lie_apart_keeps_no_sample_that_lacks_one(tmp_path):
+    apart = sorted(HEALTHY, key=lambda member: member[0].split(".")[1])  # all json, all png, all txt
+    data = tar(apart)
+    whole = {sample.key: sample for sample in read(data, tmp_path)}
+    found = read(data[: data.index(b"00002.txt")], tmp_path)
+    assert [sample.key for sample in found if sample.state is None] == ["00000"]
+    assert found[0] == whole["00000"]
+    assert len(found) == 5
 
 
 @settings(max_examples=150, deadline=2000)
