@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,13 +66,14 @@ def decoder_of(captioner: Captioner, style: Style) -> str:
 
 
 def _greedy(captioner: Captioner, features: Tensor, ids: Tensor, style: Style) -> tuple[list[list[int]], list[float]]:
-    decoder, sep = captioner.decoders[decoder_of(captioner, style)], captioner.vocabulary.sep
+    decoder: Any = captioner.decoders[decoder_of(captioner, style)]
+    sep = captioner.vocabulary.sep
     limit = _room(captioner, ids, style)
     tokens = torch.full((len(ids), limit), sep, device=ids.device)
     sums, counts = torch.zeros(len(ids), device=ids.device), torch.zeros(len(ids), device=ids.device)
     rows, running, cache = torch.arange(len(ids), device=ids.device), torch.ones_like(ids[:, 0], dtype=torch.bool), None
     for step in range(limit):
-        output = decoder(ids, encoder_hidden_states=features, past_key_values=cache, use_cache=True)
+        output = decoder(ids, encoder_hidden_states=features, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache = output.past_key_values
         logp = output.logits[:, -1].float().log_softmax(-1)
         allowed = (
@@ -95,7 +97,8 @@ def _greedy(captioner: Captioner, features: Tensor, ids: Tensor, style: Style) -
 
 def _beam(captioner: Captioner, features: Tensor, ids: Tensor, style: Style) -> tuple[list[list[int]], list[float]]:
     name, vocabulary = decoder_of(captioner, style), captioner.vocabulary
-    output = captioner.decoders[name].generate(
+    decoder: Any = captioner.decoders[name]
+    output = decoder.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         encoder_hidden_states=features,
@@ -107,10 +110,8 @@ def _beam(captioner: Captioner, features: Tensor, ids: Tensor, style: Style) -> 
         eos_token_id=vocabulary.sep,
         pad_token_id=vocabulary.pad,
     )
-    positions = torch.arange(output.shape[1] - ids.shape[1], device=ids.device)
     ends = (output[:, ids.shape[1] :] == vocabulary.sep).long()
     mask = torch.cat([torch.zeros_like(ids), (ends.cumsum(1) - ends == 0).long()], 1).float()
-    assert len(positions) + ids.shape[1] == mask.shape[1]
     losses = captioner.negative_log_likelihood(name, features, output, mask)
     return [_until(row, vocabulary.sep) for row in output[:, ids.shape[1] :].tolist()], (-losses / mask.sum(1)).tolist()
 

@@ -5,12 +5,14 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers import AutoConfig, AutoTokenizer, BlipConfig, BlipForConditionalGeneration, BlipVisionConfig
+from torch.nn.functional import cross_entropy
+from transformers import AutoConfig, AutoTokenizer, BlipConfig, BlipForConditionalGeneration
+from transformers.models.blip.configuration_blip import BlipTextConfig, BlipVisionConfig
 from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
@@ -20,6 +22,8 @@ from captioner.vocabulary import Vocabulary
 # The statistics of CLIP's training images, with which BLIP was trained (as transformers' BlipImageProcessor).
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
+# Patches enter with a spread near 1: where positions were much fainter, a third of a short training went by unplaced.
+_POSITION_STD = 0.5
 BASE = "alt"  # the decoder trained on the corpus's own captions; styles without a decoder of their own use it
 
 
@@ -66,6 +70,12 @@ class CaptionerConfig:
 
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)
+    # Standard deviation of the first weights. BLIP's 0.02 is for a width of 768; narrow models learn faster from more.
+    init_std: float = 0.06
+
+    def __post_init__(self) -> None:
+        if not self.init_std > 0:
+            raise ValueError(f"init_std must be positive, but it is {self.init_std}.")
 
     def blip(self, vocabulary: Vocabulary) -> BlipConfig:
         """The same in the words of transformers, for a given vocabulary."""
@@ -78,7 +88,7 @@ class CaptionerConfig:
                 "num_hidden_layers": vision.layers,
                 "num_attention_heads": vision.heads,
                 "intermediate_size": vision.mlp,
-                "initializer_range": 0.02,  # transformers' own default, 1e-10, suits only weights about to be loaded
+                "initializer_range": self.init_std,
             },
             text_config={
                 "vocab_size": len(vocabulary),
@@ -87,6 +97,7 @@ class CaptionerConfig:
                 "num_attention_heads": text.heads,
                 "intermediate_size": text.mlp,
                 "max_position_embeddings": text.max_length,
+                "initializer_range": self.init_std,
                 "bos_token_id": vocabulary.bos,
                 "sep_token_id": vocabulary.sep,
                 "eos_token_id": vocabulary.sep,
@@ -112,23 +123,26 @@ class Captioner(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.vocabulary, self.styles = config, vocabulary, styles
-        self.vision = _vision_tower(config.vision_config)
-        self.decoders = nn.ModuleDict({name: BlipTextLMHeadModel(config.text_config) for name in decoders})
+        self._vision_config = cast(BlipVisionConfig, config.vision_config)
+        self._text_config = cast(BlipTextConfig, config.text_config)
+        self.vision = _vision_tower(self._vision_config)
+        self.decoders = nn.ModuleDict({name: BlipTextLMHeadModel(self._text_config) for name in decoders})
 
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) of the images that `encode` takes."""
-        size = self.config.vision_config.image_size
+        size = self._vision_config.image_size
         return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
     @property
     def max_length(self) -> int:
         """The longest sequence of a decoder in tokens, with [DEC], the prompt and [SEP]."""
-        return int(self.config.text_config.max_position_embeddings)
+        return self._text_config.max_position_embeddings
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Features (B, 1 + patches, hidden) of `pixels` (B, H, W, 3) uint8 in the tower's own image size."""
-        assert pixels.dtype == torch.uint8 and tuple(pixels.shape[1:]) == (*self.image_size, 3), pixels.shape
+        assert pixels.dtype == torch.uint8, pixels.dtype
+        assert tuple(pixels.shape[1:]) == (*self.image_size, 3), pixels.shape
         mean, std = torch.tensor(MEAN, device=pixels.device), torch.tensor(STD, device=pixels.device)
         images = ((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2)
         weight = self.vision.embeddings.patch_embedding.weight
@@ -147,7 +161,7 @@ class Captioner(nn.Module):
             mask[:, :length],
         )  # columns that are padding in every row cost time for nothing
         logits = self.logits(decoder, features, ids[:, :-1])
-        losses = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+        losses = cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
         return (losses * mask[:, 1:]).sum(1)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -195,7 +209,9 @@ class Captioner(nn.Module):
             return from_pretrained(folder)
         config = json.loads(path.read_text())
         styles = tuple(Style(**style) for style in config["styles"])
-        captioner = Captioner(BlipConfig.from_dict(config["blip"]), Vocabulary.load(folder), config["decoders"], styles)
+        blip = BlipConfig.from_dict(config["blip"])
+        vocabulary = Vocabulary.load(folder, config["blip"]["text_config"]["bos_token_id"])
+        captioner = Captioner(blip, vocabulary, config["decoders"], styles)
         load_model(captioner, str(Path(folder, "model.safetensors")))
         return captioner.eval()
 
@@ -211,7 +227,8 @@ def from_pretrained(name: str) -> Captioner:
         raise FileNotFoundError(f"There is no captioner at {name}: no config.json was found.") from error
     if kind != "blip":
         raise ValueError(f"{name} holds a model of type '{kind}', but a captioner is loaded from BLIP weights only.")
-    blip, report = BlipForConditionalGeneration.from_pretrained(name, output_loading_info=True)
+    loaded: Any = BlipForConditionalGeneration.from_pretrained(name, output_loading_info=True)
+    blip, report = loaded
     if report["missing_keys"]:
         raise ValueError(
             f"{name} lacks {len(report['missing_keys'])} weights of a BLIP captioner, such as "
@@ -230,9 +247,10 @@ def _vision_tower(config: BlipVisionConfig) -> BlipVisionModel:
     square = copy.deepcopy(config)
     square.image_size = max(size)  # transformers builds towers for squares alone ...
     tower = BlipVisionModel(square)
-    rows, columns = (side // config.patch_size for side in size)
+    patch = cast(int, config.patch_size)
+    rows, columns = (side // patch for side in size)
     positions = torch.empty(1, 1 + rows * columns, config.hidden_size)
-    nn.init.trunc_normal_(positions, std=config.initializer_range)
+    nn.init.trunc_normal_(positions, std=_POSITION_STD)
     # ... but only its position embedding knows the grid: one vector a patch in raster order, after the class token's.
     tower.embeddings.position_embedding = nn.Parameter(positions)
     return tower

@@ -1,5 +1,6 @@
 """The words that a captioner knows: a lower-cased WordPiece vocabulary in BERT's layout."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -19,20 +20,20 @@ class Vocabulary:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self.tokenizer = tokenizer
-        missing = [token for token in ("[PAD]", "[UNK]", "[SEP]") if tokenizer.token_to_id(token) is None]
-        if missing:
-            raise ValueError(f"A captioner's vocabulary is BERT's, but this one has no {', '.join(missing)}.")
-        self.pad, self.unk, self.sep = (int(tokenizer.token_to_id(token)) for token in ("[PAD]", "[UNK]", "[SEP]"))
-        start = bos if bos is not None else tokenizer.token_to_id("[DEC]")
-        if start is None:
-            raise ValueError("A captioner's vocabulary needs [DEC], the token that opens a caption.")
-        self.bos = int(start)
+        self.pad, self.unk, self.sep = (self._special(token) for token in ("[PAD]", "[UNK]", "[SEP]"))
+        self.bos = self._special("[DEC]") if bos is None else bos
 
     def __len__(self) -> int:
         return self.tokenizer.get_vocab_size()
 
     def __reduce__(self) -> tuple:
         return Vocabulary.from_json, (self.to_json(), self.bos)
+
+    def _special(self, token: str) -> int:
+        index = self.tokenizer.token_to_id(token)
+        if index is None:
+            raise ValueError(f"A captioner's vocabulary has BERT's special tokens, but this one lacks {token}.")
+        return index
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The token ids of each text, without special tokens."""
@@ -85,16 +86,28 @@ class Vocabulary:
 def train_vocabulary(captions: Iterable[str], size: int = 8000) -> Vocabulary:
     """A vocabulary of at most `size` entries: whole words where they are frequent, pieces for the rest (WordPiece).
 
-    Raises ValueError where there is no caption to learn from.
+    A function of the captions alone. Raises ValueError where there is no caption to learn from.
     """
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=100))
+    learner = _bert_tokenizer(models.WordPiece(unk_token="[UNK]"))
+    texts = [learner.normalizer.normalize_str(caption) for caption in captions]
+    counts = Counter(character for text in texts for character in text if not character.isspace())
+    if not counts:
+        raise ValueError("No captions were found to learn a vocabulary from.")
+    letters = sorted(counts, key=lambda letter: (-counts[letter], letter))
+    kept, rare = letters[: size // 4], str.maketrans(dict.fromkeys(letters[size // 4 :], " "))
+    # The trainer numbers pieces ("##a") in the order of a hash table, anew each time, and breaks ties by number. Named
+    # beforehand they keep their numbers; but the tokenizer that it leaves takes them for special, so another is made.
+    pieces = [*kept, *(f"##{letter}" for letter in kept)]
+    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=[*SPECIAL, *pieces], show_progress=False)
+    learner.train_from_iterator((text.translate(rare) for text in texts), trainer)
+    tokenizer = _bert_tokenizer(models.WordPiece(learner.get_vocab(), unk_token="[UNK]"))
+    tokenizer.add_special_tokens(list(SPECIAL))
+    return Vocabulary(tokenizer)
+
+
+def _bert_tokenizer(model: models.WordPiece) -> Tokenizer:
+    tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=size, special_tokens=list(SPECIAL), show_progress=False, limit_alphabet=max(26, size // 4)
-    )
-    tokenizer.train_from_iterator(captions, trainer)
-    if tokenizer.get_vocab_size() <= len(SPECIAL):
-        raise ValueError("No captions were found to learn a vocabulary from.")
-    return Vocabulary(tokenizer)
+    return tokenizer

@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import tyro
 
@@ -23,6 +23,8 @@ from workflows.corpora.shapes import ShapesConfig, write_shards
 from workflows.text_to_image import STEPS, Recipe
 
 STORE = "runs"
+_FLAT = tyro.conf.arg(name="")  # its fields are options of the command itself
+_ONE_KIND = (tyro.conf.AvoidSubcommands,)  # a field of several types keeps that of its default
 
 
 def run(arguments: list[str]) -> dict[str, Any]:
@@ -92,7 +94,7 @@ def list_artifacts(arguments: list[str]) -> dict[str, Any]:
 
 def shapes(arguments: list[str]) -> dict[str, Any]:
     """Render the built-in corpus as WebDataset tars: `rescribe shapes --out shapes --samples 1000`."""
-    options = tyro.cli(_ShapesOptions, args=arguments, prog="rescribe shapes")
+    options = tyro.cli(_ShapesOptions, args=arguments, prog="rescribe shapes", config=_ONE_KIND)
     paths = write_shards(options.shapes, options.out)
     _say(f"{len(paths)} shards in {options.out}")
     return {"shards": [str(path) for path in paths]}
@@ -103,11 +105,11 @@ def run_step(work: Step, arguments: list[str]) -> dict[str, Any]:
     cluster, arguments = _named_cluster(arguments)
     hints = get_type_hints(work.work)
     config = next(iter(hints.values()))
-    fields: list[Any] = [("config", tyro.conf.OmitArgPrefixes[config])]
+    fields: list[Any] = [("config", Annotated[config, _FLAT])]
     fields += [(name, str) for name in work.input_names]
     fields += [("store", str, STORE), ("cluster", Cluster, cluster), ("json", bool, False)]
     options = dataclasses.make_dataclass("Options", fields, kw_only=True, namespace={"__doc__": work.work.__doc__})
-    parsed: Any = tyro.cli(options, args=arguments, prog=f"rescribe {work.name}")
+    parsed: Any = tyro.cli(options, args=arguments, prog=f"rescribe {work.name}", config=_ONE_KIND)
     inputs = [Artifact.open(storage.absolute(getattr(parsed, name))) for name in work.input_names]
     artifact = Store(parsed.store, parsed.cluster).step(work, parsed.config, *inputs)
     return {**artifact.summary, "artifact": artifact.path}
@@ -144,7 +146,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _RecipeOptions:
-    recipe: tyro.conf.OmitArgPrefixes[Recipe]
+    recipe: Annotated[Recipe, _FLAT]
     store: str = STORE  # folder or s3:// address of all artifacts
     cluster: Cluster = dataclasses.field(default_factory=laptop)
     json: bool = False  # the results as one JSON object, last on standard output
@@ -159,7 +161,7 @@ class _ListOptions:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _ShapesOptions:
     out: str  # folder to write to
-    shapes: tyro.conf.OmitArgPrefixes[ShapesConfig] = dataclasses.field(default_factory=ShapesConfig)
+    shapes: Annotated[ShapesConfig, _FLAT] = dataclasses.field(default_factory=ShapesConfig)
     json: bool = False
 
 
@@ -176,7 +178,7 @@ def _recipe_options(arguments: list[str], verb: str) -> _RecipeOptions:
         given, rest = _take_parameters(make, name, rest)
         recipe = make(**given)
     default = _RecipeOptions(recipe=recipe, cluster=cluster)
-    return tyro.cli(_RecipeOptions, default=default, args=rest, prog=f"rescribe {verb} {name}")
+    return tyro.cli(_RecipeOptions, default=default, args=rest, prog=f"rescribe {verb} {name}", config=_ONE_KIND)
 
 
 def _take_parameters(make: Callable, name: str, arguments: list[str]) -> tuple[dict[str, Any], list[str]]:

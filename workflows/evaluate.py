@@ -19,6 +19,7 @@ from infra.store import Artifact, step
 from t2i.evaluate import report as pages
 from t2i.evaluate.reconstruction import mean_squared_error, psnr, reconstruction_scores
 from workflows.corpora.scoring import Corpus, Pictures, Row, Scores, caption_scores, picture_scores
+from workflows.train_tokenizer import MODEL
 
 STYLES = ("short", "descriptive")
 TRUTH = ("reference_short", "reference_descriptive", "scene")
@@ -150,7 +151,7 @@ def reconstruct(tokenizer: Artifact, images: Sequence[np.ndarray], batch: int = 
     import torch  # slow to import: `plan` does without
     from t2i.tokenizers.task import load_tokenizer
 
-    model = load_tokenizer(storage.fetch(tokenizer.path))
+    model = load_tokenizer(tokenizer.url(MODEL))
     rebuilt: list[np.ndarray] = []
     for start in range(0, len(images), batch):
         pixels = torch.from_numpy(np.stack(images[start : start + batch])).permute(0, 3, 1, 2).float() / 127.5 - 1

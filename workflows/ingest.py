@@ -3,7 +3,7 @@
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal
@@ -159,9 +159,10 @@ class IngestWork:
 
     def _label(self, sample_id: str, key: str, caption: str, meta: dict[str, Any] | None) -> dict[str, str | None]:
         if self.config.labels == "json":
-            return label_by_json(sample_id, meta or {}, self.config.test_fraction)
-        label: Callable[..., dict[str, str | None]] = import_module(f"workflows.corpora.{self.config.labels}").label
-        return label(key, caption, meta)
+            labels = label_by_json(sample_id, meta or {}, self.config.test_fraction)
+        else:
+            labels = import_module(f"workflows.corpora.{self.config.labels}").label(key, caption, meta)
+        return {name: None if value is None else _printable(value) for name, value in labels.items()}
 
 
 def make_sample_id(shard: str, key: str, occurrence: int) -> str:
@@ -242,4 +243,5 @@ def _text_or_none(value: Any) -> str | None:
 
 
 def _printable(text: str) -> str:
+    """The text without lone surrogates, which JSON escapes and undecodable file names bring and UTF-8 cannot hold."""
     return text.encode(errors="replace").decode()

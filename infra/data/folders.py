@@ -13,6 +13,7 @@ from infra.data.ahead import ahead
 from infra.data.samples import IMAGE_ENDINGS, MAX_IMAGE_BYTES, Sample, split_caption
 from infra.data.stage import FAILED, REJECTED
 
+TEXT_ENDINGS = {"txt": "text", "json": "json"}  # and what an entry calls them
 TABLE_ENDINGS = ("jsonl", "csv")
 FILE_NAMES = ("file_name", "filename", "image", "file", "path")
 
@@ -29,29 +30,21 @@ def list_entries(files: list[storage.File], root: str, caption_column: str | Non
     """
     by_path = {file.url.removeprefix(root).lstrip("/"): file for file in files}
     images = [path for path in by_path if _ending(path) in IMAGE_ENDINGS]
+    rows, entries = _read_tables({path: file.url for path, file in by_path.items() if _ending(path) in TABLE_ENDINGS})
     beside: dict[str, dict[str, str]] = {}
-    rows: dict[str, list[dict[str, Any]]] = {}
-    entries: list[Entry] = []
     for path, file in by_path.items():
-        if _ending(path) in ("txt", "json"):
-            beside.setdefault(_stem(path), {})[_ending(path)] = file.url
-        elif _ending(path) in TABLE_ENDINGS:
-            for number, row in enumerate(_read_table(file.url), start=1):  # of the rows, a CSV's header not counted
-                name = next((row[field] for field in FILE_NAMES if isinstance(row.get(field), str)), None)
-                if name is None:
-                    reason = row.get("") or "broken row: it names no file"
-                    entries.append({"key": f"{path}:{number}", "reason": reason})
-                else:
-                    rows.setdefault(posixpath.normpath(posixpath.join(posixpath.dirname(path), name)), []).append(row)
+        if _ending(path) in TEXT_ENDINGS:
+            beside.setdefault(_stem(path), {})[TEXT_ENDINGS[_ending(path)]] = file.url
     for path in images:
-        texts = {} if path in rows else beside.get(_stem(path), {})
-        text = {"text" if ending == "txt" else "json": url for ending, url in texts.items()}
-        for fields in rows.pop(path, [None]):
-            entry = {"key": path.rsplit(".", 1)[0], "image": by_path[path].url, "length": by_path[path].size}
-            entries.append(entry | text | ({"fields": fields, "caption_column": caption_column} if fields else {}))
-    entries += [
-        {"key": stem, "reason": "no image: there is only " + ", ".join(texts)} for stem, texts in beside.items()
-    ]
+        entry = {"key": _stem(path), "image": by_path[path].url, "length": by_path[path].size}
+        if path in rows:
+            entries += [entry | {"fields": row, "caption_column": caption_column} for row in rows[path]]
+        else:
+            entries.append(entry | beside.get(_stem(path), {}))
+    for path in images:
+        rows.pop(path, None)
+        beside.pop(_stem(path), None)
+    entries += [{"key": stem, "reason": f"no image: there is only {', '.join(t)}"} for stem, t in beside.items()]
     entries += [{"key": path, "reason": "no image: the table names a file that is not there"} for path in rows]
     entries.sort(key=lambda entry: entry["key"])
     seen: Counter[str] = Counter()
@@ -84,6 +77,20 @@ def _read_entry(entry: Entry) -> Sample:
     except OSError as error:
         sample.state, sample.reason = FAILED, f"unreadable file: {error}"
     return sample
+
+
+def _read_tables(tables: dict[str, str]) -> tuple[dict[str, list[dict[str, Any]]], list[Entry]]:
+    """The rows of all tables by the image's path, and an entry for each row that names none."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    broken: list[Entry] = []
+    for path, url in tables.items():
+        for number, row in enumerate(_read_table(url), start=1):
+            name = next((row[field] for field in FILE_NAMES if isinstance(row.get(field), str)), None)
+            if name is None:
+                broken.append({"key": f"{path}:{number}", "reason": row.get("") or "broken row: it names no file"})
+            else:
+                rows.setdefault(posixpath.normpath(posixpath.join(posixpath.dirname(path), name)), []).append(row)
+    return rows, broken
 
 
 def _read_table(url: str) -> Iterator[dict[str, Any]]:

@@ -58,6 +58,8 @@ def train(
     clock = _Clock(start)
     for step, micro_batches in zip(range(start, config.steps), feed(start), strict=False):
         last = step + 1 == config.steps
+        for batch in micro_batches:
+            batch["step"] = torch.tensor(step)
         figures = {}
         for engine in engines:
             if step >= engine.update.start_step:

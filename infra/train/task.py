@@ -10,7 +10,10 @@ import torch
 from infra.train.optim import OptimConfig
 
 Batch = dict[str, torch.Tensor]
-"""Columns of one micro-batch, first axis B; always with `"weight"` (B,) float32: 1 for a row, 0 for padding."""
+"""Columns of one micro-batch, first axis B; always with `"weight"` (B,) float32: 1 for a row, 0 for padding.
+
+The loop adds `"step"`, the training step as a scalar, for what changes in the course of a training.
+"""
 
 Losses = dict[str, torch.Tensor]
 """Named scalar sums of a loss over its targets; rows of weight 0 contribute nothing."""
@@ -38,11 +41,15 @@ class Update:
 class Task(Protocol):
     """A small picklable record that says what is trained, on which rows, and what is kept."""
 
-    reads: tuple[str, ...]
-    """Columns that `collate` needs; `sample_id` is always there, `pixels` is the decoded (H, W, 3) uint8 image."""
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Columns that `collate` needs; `sample_id` is always there, `pixels` is the decoded (H, W, 3) uint8 image."""
+        ...
 
-    where_reads: tuple[str, ...]
-    """Columns that `where` needs."""
+    @property
+    def where_reads(self) -> tuple[str, ...]:
+        """Columns that `where` needs."""
+        ...
 
     def where(self, columns: dict[str, np.ndarray]) -> np.ndarray:
         """The rows to train on, as a boolean mask."""

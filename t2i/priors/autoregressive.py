@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from t2i.nn.transformer import Block, Cache
+from t2i.nn.transformer import Block, Cache, rotary
 from t2i.priors.protocol import SamplingConfig, draw
 
 
@@ -57,6 +57,11 @@ class AutoregressivePrior(nn.Module):
         self.norm = nn.RMSNorm(config.width, eps=1e-6)
         self.head = nn.Linear(config.width, codebook_size, bias=False)
         self.text_head = nn.Linear(config.width, vocabulary_size, bias=False) if config.text_loss else None
+        # Words lie on the diagonal before the picture, whose codes lie at their rows and columns (arXiv 2409.12191).
+        words = torch.arange(text_length)[:, None].expand(-1, 2)
+        places = text_length + torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1]))
+        self.register_buffer("_text_rotary", rotary(words, config.width // config.heads), persistent=False)
+        self.register_buffer("_code_rotary", rotary(places, config.width // config.heads), persistent=False)
         for module in self.modules():
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.5)
@@ -73,7 +78,7 @@ class AutoregressivePrior(nn.Module):
         return counts
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Summed cross-entropies in nats of `codes` (B, N), given `text` (B, T), both int64; rows weigh `weight` (B,)."""
+        """Summed cross-entropies (nats) of int64 `codes` (B, N) given int64 `text` (B, T); rows weigh `weight` (B,)."""
         text_BT, codes_BN, weight_B1 = batch["text"], batch["codes"], batch["weight"][:, None]
         x_BSD = self._see(text_BT, codes_BN[:, :-1])
         length = text_BT.shape[1]
@@ -112,22 +117,27 @@ class AutoregressivePrior(nn.Module):
                 with_caption, without = logits_BK.chunk(2)
                 logits_BK = without + sampling.guidance * (with_caption - without)
             codes = torch.cat([codes, draw(logits_BK, chances_BN[:, n], sampling)[:, None]], dim=1)
-            newest = codes[:, -1:].repeat(2 if guided else 1, 1)
             if n + 1 < chances_BN.shape[1]:
-                seen = text.shape[1] + n + 2
-                x_BSD = self._blocks(self._embed_codes(newest, first=n + 1), keys[..., :seen], caches)
+                newest = self._embed_codes(codes[:, -1:].repeat(len(text) // rows, 1), first=n + 1)
+                turn = self._code_rotary[:, n + 1 : n + 2]
+                x_BSD = self._blocks(newest, turn, keys[..., : text.shape[1] + n + 2], caches)
         return codes.view(rows, *self.grid)
 
     def _see(self, text_BT: torch.Tensor, codes_BM: torch.Tensor, caches: list[Cache] | None = None) -> torch.Tensor:
         """The trunk's output (B, T + 1 + M, D) over caption, start and codes."""
         start = codes_BM.new_full((len(codes_BM), 1), self.codebook_size)
         words_BTD = self.text(text_BT) + self.text_position.weight[: text_BT.shape[1]]
-        x_BSD = torch.cat([words_BTD, self._embed_codes(torch.cat([start, codes_BM], dim=1), first=0)], dim=1)
-        return self._blocks(x_BSD, self._mask(text_BT, x_BSD.shape[1]), caches)
+        pictures_BND = self._embed_codes(torch.cat([start, codes_BM], dim=1), first=0)
+        x_BSD = torch.cat([words_BTD, pictures_BND], dim=1)
+        length = text_BT.shape[1]
+        turns = torch.cat([self._text_rotary[:, :length], self._code_rotary[:, : x_BSD.shape[1] - length]], dim=1)
+        return self._blocks(x_BSD, turns, self._mask(text_BT, x_BSD.shape[1]), caches)
 
-    def _blocks(self, x_BSD: torch.Tensor, mask: torch.Tensor, caches: list[Cache] | None) -> torch.Tensor:
+    def _blocks(
+        self, x_BSD: torch.Tensor, turns: torch.Tensor, mask: torch.Tensor, caches: list[Cache] | None
+    ) -> torch.Tensor:
         for i, block in enumerate(self.blocks):
-            x_BSD = block(x_BSD, mask, caches[i] if caches else None)
+            x_BSD = block(x_BSD, turns, mask, caches[i] if caches else None)
         return self.norm(x_BSD)
 
     def _mask(self, text_BT: torch.Tensor, total: int) -> torch.Tensor:
@@ -145,7 +155,9 @@ class AutoregressivePrior(nn.Module):
 
 def _chances(seeds: list[int], count: int) -> torch.Tensor:
     """(B, count) float64 uniforms in [0, 1), row b from `seeds[b]`."""
-    return torch.stack([torch.rand(count, generator=torch.Generator().manual_seed(s), dtype=torch.double) for s in seeds])
+    return torch.stack(
+        [torch.rand(count, generator=torch.Generator().manual_seed(s), dtype=torch.double) for s in seeds]
+    )
 
 
 def _cross_entropy(logits_BNK: torch.Tensor, targets_BN: torch.Tensor, weight_BN: torch.Tensor) -> torch.Tensor:

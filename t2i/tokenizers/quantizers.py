@@ -41,6 +41,8 @@ class Codebook(nn.Module):
     Their weights, 1 and beta = 0.25, belong to the training; each has a gradient on its own side only.
     """
 
+    losses = ("codebook", "commitment")
+
     def __init__(self, config: CodebookConfig) -> None:
         super().__init__()
         self.config = config
@@ -107,13 +109,17 @@ class FiniteScalarConfig:
 class FiniteScalar(nn.Module):
     """Each axis is squashed to its range and rounded; codes are mixed-radix numbers, the first axis the fastest."""
 
+    losses = ()
+
     def __init__(self, config: FiniteScalarConfig) -> None:
         super().__init__()
         self.config = config
         self.size, self.width = config.size, config.width
         levels = torch.tensor(config.levels)
         self.register_buffer("_levels", levels, persistent=False)
-        self.register_buffer("_radix", torch.cat([torch.ones(1, dtype=torch.long), levels[:-1].cumprod(0)]), persistent=False)
+        self.register_buffer(
+            "_radix", torch.cat([torch.ones(1, dtype=torch.long), levels[:-1].cumprod(0)]), persistent=False
+        )
 
     def forward(self, z_BDhw: torch.Tensor) -> Quantized:
         """Rounded vectors in [-1, 1]; no losses of its own."""
@@ -125,6 +131,17 @@ class FiniteScalar(nn.Module):
     def lookup(self, codes_Bhw: torch.Tensor) -> torch.Tensor:
         """Code vectors (B, D, h, w)."""
         return self._values(codes_Bhw[..., None] // self._radix % self._levels).permute(0, 3, 1, 2)
-    def _bound(self, z): return torch.tanh(z)
-    def _digits(self, z): return ((z + 1) / 2 * (self._levels - 1)).round().long()
-    def _values(self, digits): return digits * (2.0 / (self._levels - 1)) - 1
+
+    def _bound(self, z: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(z)
+
+    def _digits(self, z: torch.Tensor) -> torch.Tensor:
+        return ((z + 1) / 2 * (self._levels - 1)).round().long()
+
+    def _values(self, digits: torch.Tensor) -> torch.Tensor:
+        return digits * (2.0 / (self._levels - 1)) - 1
+
+
+def build_quantizer(config: CodebookConfig | FiniteScalarConfig) -> Codebook | FiniteScalar:
+    """The quantizer that a config describes."""
+    return Codebook(config) if isinstance(config, CodebookConfig) else FiniteScalar(config)

@@ -5,18 +5,22 @@ from dataclasses import dataclass, field
 import torch
 from diffusers.models.autoencoders.vae import Decoder, Encoder
 from torch import nn
-from torch.nn import functional
 
-from t2i.tokenizers.quantizers import Codebook, CodebookConfig, FiniteScalar, FiniteScalarConfig, Quantized
+from t2i.tokenizers.quantizers import CodebookConfig, FiniteScalarConfig, Quantized, build_quantizer
 
 
 @dataclass(frozen=True, kw_only=True)
 class VQGANConfig:
     """The defaults are the published f16-1024."""
 
-    patch: int = 1  # pixels a side that are folded into channels first: cheap where pictures are simple
     channels: int = 128
-    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)  # channels of each level; every level but the last halves the picture
+    multipliers: tuple[int, ...] = (
+        1,
+        1,
+        2,
+        2,
+        4,
+    )  # channels of each level; every level but the last halves the picture
     blocks: int = 2  # residual blocks a level; the decoder has one more
     attention_levels: tuple[int, ...] = (4,)
     middle_attention: bool = True
@@ -35,7 +39,7 @@ class VQGAN(nn.Module):
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
         self.config = config
-        self.factor = config.patch * 2 ** (len(config.multipliers) - 1)
+        self.factor = 2 ** (len(config.multipliers) - 1)
         self.codebook_size = config.quantizer.size
         levels = range(len(config.multipliers))
         shared = dict(
@@ -45,24 +49,41 @@ class VQGAN(nn.Module):
             mid_block_add_attention=config.middle_attention,
         )
         down = tuple("AttnDownEncoderBlock2D" if i in config.attention_levels else "DownEncoderBlock2D" for i in levels)
-        up = tuple("AttnUpDecoderBlock2D" if i in config.attention_levels else "UpDecoderBlock2D" for i in reversed(levels))
+        up = tuple(
+            "AttnUpDecoderBlock2D" if i in config.attention_levels else "UpDecoderBlock2D" for i in reversed(levels)
+        )
         width = config.quantizer.width
-        self.encoder = Encoder(3 * config.patch**2, config.latent_channels, down_block_types=down, double_z=False, **shared)
+        self.encoder = Encoder(3, config.latent_channels, down_block_types=down, double_z=False, **shared)
         self.to_codes = nn.Conv2d(config.latent_channels, width, 1)
-        self.quantizer = Codebook(config.quantizer) if isinstance(config.quantizer, CodebookConfig) else FiniteScalar(config.quantizer)
+        self.quantizer = build_quantizer(config.quantizer)
         self.from_codes = nn.Conv2d(width, config.latent_channels, 1)
-        self.decoder = Decoder(config.latent_channels, 3 * config.patch**2, up_block_types=up, **shared)
+        self.decoder = Decoder(config.latent_channels, 3, up_block_types=up, **shared)
+
+    @property
+    def last_layer(self) -> torch.Tensor:
+        """The weight at which the adaptive weight of a critic is measured."""
+        return self.decoder.conv_out.weight
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of codes for images of `size` (height, width)."""
+        if size[0] % self.factor or size[1] % self.factor:
+            raise ValueError(f"Images of {size[0]}x{size[1]} do not divide into patches of {self.factor} pixels.")
+        return size[0] // self.factor, size[1] // self.factor
 
     def quantize(self, images: torch.Tensor) -> Quantized:
-        return self.quantizer(self.to_codes(self.encoder(functional.pixel_unshuffle(images, self.config.patch))))
+        """Code vectors, codes and the quantizer's losses."""
+        return self.quantizer(self.to_codes(self.encoder(images)))
 
     def reconstruct(self, vectors: torch.Tensor) -> torch.Tensor:
-        return functional.pixel_shuffle(self.decoder(self.from_codes(vectors)), self.config.patch)
+        """Images from code vectors, not clamped."""
+        return self.decoder(self.from_codes(vectors))
 
     @torch.no_grad()
-    def encode(self, images):
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Codes (B, h, w) int64."""
         return self.quantize(images).codes
 
     @torch.no_grad()
-    def decode(self, codes):
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """Images in [-1, 1]."""
         return self.reconstruct(self.quantizer.lookup(codes)).clamp(-1, 1)

@@ -123,7 +123,7 @@ def test_mistakes_are_sentences(index, place):
     sidecar(other, ids=[f"{n:024x}" for n in range(9, 14)])
     with pytest.raises(ValueError, match="does not hold the rows"):
         ShardReader([index, other], "000000")
-    with pytest.raises(ValueError, match="no column 'codes' in the inputs; there are .*caption_alt"):
+    with pytest.raises(ValueError, match=r"no column 'codes' in the inputs; there are .*caption_alt"):
         ShardReader([index], "000000").columns(["codes"])
     with pytest.raises(ValueError, match="none of the artifacts is an ingest"):
         ShardReader([other], "000000").rows(["pixels"], [0])

@@ -1,0 +1,144 @@
+"""The captioner's two trainings: a base on the corpus's own captions, then a decoder a style on a frozen tower."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from captioner.images import fit_images
+from captioner.model import BASE, Captioner, CaptionerConfig
+from captioner.styles import Style
+from captioner.vocabulary import Vocabulary
+from infra import storage
+from infra.train.optim import OptimConfig
+from infra.train.task import Draw, Update
+
+ALT_COLUMN = "caption_alt"
+TRAIN = "train"  # the split that is trained on
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseTask:
+    """Language modelling of the corpus's own captions: tower and decoder together (arXiv 2201.12086, section 3.2).
+
+    `source` is the size of a captioner to begin with random weights, or where a trained one lies.
+    """
+
+    source: CaptionerConfig | str
+    vocabulary: Vocabulary
+    image_size: tuple[int, int]
+    max_length: int
+    optim: OptimConfig
+    seed: int = 0
+
+    reads: tuple[str, ...] = ("pixels", ALT_COLUMN)
+    where_reads: tuple[str, ...] = ("split", ALT_COLUMN)
+
+    def where(self, columns: dict[str, np.ndarray]) -> np.ndarray:
+        """Rows of the training split that have a caption."""
+        return (columns["split"] == TRAIN) & _present(columns[ALT_COLUMN])
+
+    def updates(self) -> list[Update]:
+        """The whole captioner."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            captioner = (
+                load_captioner(self.source).train()
+                if isinstance(self.source, str)
+                else Captioner(self.source.blip(self.vocabulary), self.vocabulary)
+            )
+        return [Update("base", captioner, self.optim)]
+
+    def collate(self, rows: dict[str, list], draw: Draw) -> dict[str, np.ndarray]:
+        """Pixels and the alt text's tokens."""
+        return _collate(rows, {BASE: (ALT_COLUMN, "")}, self.vocabulary, self.image_size, self.max_length)
+
+    def export(self, modules: dict[str, torch.nn.Module], folder: str) -> None:
+        """The base as a captioner of its own."""
+        _save(modules["base"], folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneTask:
+    """One decoder a style, each from the base's, on labelled rows; the tower stays and encodes a row once for all.
+
+    As DALL-E 3 (Betker et al. 2023, section 2.1) tunes its captioner twice from one base, but in one training: the
+    styles share nothing that is trained, so their losses do not meet.
+    """
+
+    source: str  # where the base lies
+    styles: tuple[Style, ...]
+    vocabulary: Vocabulary
+    image_size: tuple[int, int]
+    max_length: int
+    optim: OptimConfig
+
+    @property
+    def where_reads(self) -> tuple[str, ...]:
+        """The split and the styles' reference captions."""
+        return ("split", *self._columns)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Pixels and the styles' reference captions."""
+        return ("pixels", *self._columns)
+
+    @property
+    def _columns(self) -> tuple[str, ...]:
+        return tuple(reference_column(style) for style in self.styles)
+
+    def where(self, columns: dict[str, np.ndarray]) -> np.ndarray:
+        """Rows of the training split that are labelled in any of the styles."""
+        labelled = np.any([_present(columns[name]) for name in self._columns], axis=0)
+        return (columns["split"] == TRAIN) & labelled
+
+    def updates(self) -> list[Update]:
+        """One Update for all styles, so that a row passes through the tower once."""
+        captioner = load_captioner(self.source).train()
+        captioner.branch([style.name for style in self.styles])
+        captioner.styles = self.styles
+        return [Update("finetune", captioner, self.optim)]
+
+    def collate(self, rows: dict[str, list], draw: Draw) -> dict[str, np.ndarray]:
+        """Pixels and the tokens of each style's reference caption after the style's prompt."""
+        columns = {style.name: (reference_column(style), style.prompt) for style in self.styles}
+        return _collate(rows, columns, self.vocabulary, self.image_size, self.max_length)
+
+    def export(self, modules: dict[str, torch.nn.Module], folder: str) -> None:
+        """One tower, the base's decoder and one for each style."""
+        _save(modules["finetune"], folder)
+
+
+def reference_column(style: Style) -> str:
+    """Where an ingest keeps the labelled captions of a style."""
+    return f"reference_{style.name}"
+
+
+def load_captioner(source: str) -> Captioner:
+    """The captioner in a folder (local or s3://), or of that name on the Hugging Face hub."""
+    return Captioner.load(storage.fetch(source) if not storage.is_local(source) or storage.exists(source) else source)
+
+
+def _collate(
+    rows: Mapping[str, Sequence],
+    columns: Mapping[str, tuple[str, str]],
+    vocabulary: Vocabulary,
+    image_size: tuple[int, int],
+    max_length: int,
+) -> dict[str, np.ndarray]:
+    batch = {"pixels": fit_images(rows["pixels"], image_size)}
+    for style, (column, prompt) in columns.items():
+        ids, mask = vocabulary.sequences(rows[column], prompt, max_length)
+        # Nobody should learn to say [UNK]: it stands in the input, but not among the targets.
+        batch |= {f"ids_{style}": ids, f"mask_{style}": mask * (ids != vocabulary.unk)}
+    return batch
+
+
+def _present(captions: np.ndarray) -> np.ndarray:
+    return np.array([bool(caption) for caption in captions], dtype=bool)
+
+
+def _save(module: torch.nn.Module, folder: str) -> None:
+    assert isinstance(module, Captioner)
+    module.save(folder)

@@ -1,0 +1,31 @@
+"""Encoding as a stage: pictures in, codes out."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from t2i.tokenizers.losses import scale
+from t2i.tokenizers.task import load_tokenizer
+
+
+@dataclass
+class Encode:
+    """Writes `codes`, a list of int32 in raster order, of each image."""
+
+    tokenizer: str
+    cpus: float = 1
+    gpus: float = 0
+    reads: tuple[str, ...] = field(default=("pixels",), init=False)
+    writes: tuple[str, ...] = field(default=("codes",), init=False)
+
+    def setup(self) -> None:
+        """Load the tokenizer."""
+        self._device = "cuda" if self.gpus else "cpu"
+        self._model = load_tokenizer(self.tokenizer).to(self._device)
+
+    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
+        """Codes of a batch of equally large images."""
+        images = torch.from_numpy(np.stack(batch["pixels"])).permute(0, 3, 1, 2)
+        codes = self._model.encode(scale(images.to(self._device))).flatten(1).int().cpu().numpy()
+        return {"codes": list(codes)}

@@ -1,0 +1,95 @@
+"""A VQGAN without a pyramid: patches are folded into channels at once, and all blocks work on the grid of codes.
+
+Cheap where pictures are simple: every convolution runs on H / f by W / f positions.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from t2i.tokenizers.quantizers import CodebookConfig, FiniteScalarConfig, Quantized, build_quantizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchVQGANConfig:
+    """Sizes; `patch` is f, the pixels a side that one code stands for."""
+
+    patch: int = 4
+    channels: int = 96
+    encoder_blocks: int = 1
+    decoder_blocks: int = 2
+    groups: int = 8
+    quantizer: CodebookConfig | FiniteScalarConfig = field(default_factory=FiniteScalarConfig)
+
+    def __post_init__(self) -> None:
+        if min(self.patch, self.channels, self.groups) < 1 or self.channels % self.groups:
+            raise ValueError("PatchVQGAN needs a patch of at least 1 pixel, and channels that its norm groups divide.")
+
+
+class PatchVQGAN(nn.Module):
+    """Images (B, 3, H, W) in [-1, 1] to codes (B, H / f, W / f) and back."""
+
+    def __init__(self, config: PatchVQGANConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.quantizer = build_quantizer(config.quantizer)
+        self.codebook_size = config.quantizer.size
+        channels, width, pixels = config.channels, config.quantizer.width, 3 * config.patch**2
+        self.encoder = nn.Sequential(
+            nn.Conv2d(pixels, channels, 3, padding=1),
+            *(ResidualBlock(channels, config.groups) for _ in range(config.encoder_blocks)),
+            nn.SiLU(),
+            nn.Conv2d(channels, width, 1),
+        )
+        self.decoder = nn.Sequential(
+            nn.Conv2d(width, channels, 3, padding=1),
+            *(ResidualBlock(channels, config.groups) for _ in range(config.decoder_blocks)),
+            nn.SiLU(),
+        )
+        self.to_pixels = nn.Conv2d(channels, pixels, 3, padding=1)
+
+    @property
+    def last_layer(self) -> torch.Tensor:
+        """The weight at which the adaptive weight of a critic is measured."""
+        return self.to_pixels.weight
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of codes for images of `size` (height, width)."""
+        if size[0] % self.config.patch or size[1] % self.config.patch:
+            raise ValueError(f"Images of {size[0]}x{size[1]} do not divide into patches of {self.config.patch} pixels.")
+        return size[0] // self.config.patch, size[1] // self.config.patch
+
+    def quantize(self, images: torch.Tensor) -> Quantized:
+        """Code vectors, codes and the quantizer's losses."""
+        return self.quantizer(self.encoder(functional.pixel_unshuffle(images, self.config.patch)))
+
+    def reconstruct(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Images from code vectors, not clamped."""
+        return functional.pixel_shuffle(self.to_pixels(self.decoder(vectors)), self.config.patch)
+
+    @torch.no_grad()
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Codes (B, h, w) int64."""
+        return self.quantize(images).codes
+
+    @torch.no_grad()
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """Images in [-1, 1]."""
+        return self.reconstruct(self.quantizer.lookup(codes)).clamp(-1, 1)
+
+
+class ResidualBlock(nn.Module):
+    """Group norm, a 3x3 convolution, SiLU, a 1x1 convolution that starts at zero: the block begins as the identity."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels)
+        self.spatial = nn.Conv2d(channels, channels, 3, padding=1)
+        self.pointwise = nn.Conv2d(channels, channels, 1)
+        for parameter in self.pointwise.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.pointwise(functional.silu(self.spatial(self.norm(x))))

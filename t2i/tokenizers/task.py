@@ -1,0 +1,86 @@
+"""The training of an image tokenizer: one Update, or two where a critic judges the pictures."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_model, save_model
+
+from infra import storage
+from infra.config import from_dict, to_dict
+from infra.train.optim import OptimConfig
+from infra.train.task import Draw, Update
+from t2i.tokenizers.losses import Critic, CriticConfig, CriticTurn, GeneratorTurn, LossConfig
+from t2i.tokenizers.patch_vqgan import PatchVQGAN, PatchVQGANConfig
+from t2i.tokenizers.vqgan import VQGAN, VQGANConfig
+
+TokenizerConfig = VQGANConfig | PatchVQGANConfig
+TRAIN = "train"  # the split that is trained on
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerTask:
+    """Reconstruct the images of the training split."""
+
+    model: TokenizerConfig
+    losses: LossConfig
+    optim: OptimConfig
+    critic: CriticConfig | None = None
+    critic_optim: OptimConfig | None = None
+    seed: int = 0
+
+    reads: tuple[str, ...] = ("pixels",)
+    where_reads: tuple[str, ...] = ("split",)
+
+    def where(self, columns: dict[str, np.ndarray]) -> np.ndarray:
+        """Rows of the training split."""
+        return columns["split"] == TRAIN
+
+    def updates(self) -> list[Update]:
+        """The tokenizer's turn and, with a critic, the critic's."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            tokenizer = build_tokenizer(self.model)
+            critic = Critic(self.critic) if self.critic else None
+        generator = GeneratorTurn(tokenizer, self.losses, critic)
+        updates = [Update("tokenizer", generator, self.optim, self.losses.weights())]
+        if critic is not None and self.critic is not None:
+            turn = CriticTurn(critic, tokenizer)
+            updates.append(Update("critic", turn, self.critic_optim or self.optim, start_step=self.critic.start_step))
+        return updates
+
+    def collate(self, rows: dict[str, list], draw: Draw) -> dict[str, np.ndarray]:
+        """Images (B, 3, H, W) uint8; the module scales them, so that a quarter of the bytes travels."""
+        return {"images": np.stack(rows["pixels"]).transpose(0, 3, 1, 2)}
+
+    def export(self, modules: dict[str, torch.nn.Module], folder: str) -> None:
+        """The tokenizer alone."""
+        generator = modules["tokenizer"]
+        assert isinstance(generator, GeneratorTurn)
+        save_tokenizer(generator.tokenizer, folder)
+
+
+def build_tokenizer(config: TokenizerConfig) -> VQGAN | PatchVQGAN:
+    """The tokenizer that a config describes, with fresh weights."""
+    return VQGAN(config) if isinstance(config, VQGANConfig) else PatchVQGAN(config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Saved:
+    model: TokenizerConfig
+
+
+def save_tokenizer(tokenizer: VQGAN | PatchVQGAN, folder: str) -> None:
+    """Weights and config into a local folder."""
+    save_model(tokenizer, str(Path(folder) / "model.safetensors"))
+    Path(folder, "config.json").write_text(json.dumps(to_dict(_Saved(model=tokenizer.config)), indent=2) + "\n")
+
+
+def load_tokenizer(folder: str) -> VQGAN | PatchVQGAN:
+    """The tokenizer in a folder, local or s3://, ready for use."""
+    local = storage.fetch(folder)
+    tokenizer = build_tokenizer(from_dict(_Saved, storage.read_json(storage.join(local, "config.json"))).model)
+    load_model(tokenizer, str(Path(local) / "model.safetensors"))
+    return tokenizer.eval().requires_grad_(False)

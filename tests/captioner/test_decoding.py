@@ -1,0 +1,131 @@
+import pytest
+import torch
+
+from captioner import decoding
+from captioner.decoding import caption, score
+from captioner.styles import Style
+
+STYLE = Style(name="short", max_tokens=15)
+PROMPTS = ["", "a large", "two green triangles", "a", "a red", "", "a white"] * 2
+
+
+@pytest.fixture(autouse=True)
+def keep_no_gradients():
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def captioner(make_captioner):
+    model = make_captioner(decoders=("alt", "short"), layers=3, hidden=128)
+    model.decoders["short"].cls.predictions.decoder.bias[model.vocabulary.sep] += 13  # captions of many lengths
+    return model
+
+
+def singles(captioner, features, style, prompts):
+    return [
+        caption(captioner, features[i : i + 1], style, [prompts[i]] if prompts else None) for i in range(len(features))
+    ]
+
+
+@pytest.mark.parametrize("prompts", [None, PROMPTS], ids=["one prompt", "a prompt a row"])
+@pytest.mark.parametrize("beams", [1, 2])
+def test_batched_equals_single(captioner, pixels, prompts, beams):
+    features = captioner.encode(pixels)
+    style = Style(name="short", max_tokens=15, beams=beams)
+    together = caption(captioner, features, style, prompts)
+    alone = singles(captioner, features, style, prompts)
+    assert together.texts == [one.texts[0] for one in alone]
+    assert together.logp == pytest.approx([one.logp[0] for one in alone], abs=1e-4)
+    assert len({len(text.split()) for text in together.texts}) > 2, "captions of one length would show nothing"
+
+
+def test_this_model_would_show_padding_errors(captioner, pixels):
+    """The comparison above means something: a prefix padded on the left, or on the right, makes other captions."""
+    features, vocabulary = captioner.encode(pixels), captioner.vocabulary
+    prompt, pad = [vocabulary.bos, *vocabulary.encode(["a large"])[0]], vocabulary.pad
+    clean, left, right = (
+        decoding._greedy(captioner, features, torch.tensor([start] * len(pixels)), STYLE)[0]
+        for start in (prompt, [pad, *prompt], [*prompt, pad])
+    )
+    assert clean != left
+    assert clean != right
+
+
+def test_finished_rows_leave(captioner, pixels, monkeypatch):
+    sizes = []
+    decoder = captioner.decoders["short"]
+    forward = decoder.forward
+    monkeypatch.setattr(decoder, "forward", lambda ids, **more: sizes.append(len(ids)) or forward(ids, **more))
+    together = caption(captioner, captioner.encode(pixels), STYLE)
+    assert sizes[0] == 14
+    assert sizes[-1] < 11
+    monkeypatch.setattr(decoding, "_DROP_SHARE", 2.0)
+    assert caption(captioner, captioner.encode(pixels), STYLE).texts == together.texts
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_logp_is_the_mean_over_tokens_and_end(captioner, pixels, beams, decoded):
+    features, vocabulary = captioner.encode(pixels), captioner.vocabulary
+    said = caption(captioner, features, Style(name="short", prompt="a large", max_tokens=15, beams=beams))
+    prompt = [vocabulary.bos, *vocabulary.encode(["a large"])[0]]
+    for row, tokens in enumerate(decoded):
+        tokens = [*tokens, vocabulary.sep][:15]
+        ids = torch.tensor([[*prompt, *tokens]])
+        logp = captioner.logits("short", features[row : row + 1], ids)[0].log_softmax(-1)
+        mean = sum(float(logp[len(prompt) - 1 + i, token]) for i, token in enumerate(tokens)) / len(tokens)
+        assert said.logp[row] == pytest.approx(mean, abs=1e-3)
+        assert said.logp[row] <= 0
+
+
+def test_score_reads_a_caption_as_decoding_said_it(captioner, pixels):
+    features = captioner.encode(pixels[:2])
+    texts = ["a small blue square", "two green triangles and a red circle"]
+    vocabulary = captioner.vocabulary
+    for row, text in enumerate(texts):
+        tokens = [*vocabulary.encode([text])[0], vocabulary.sep]
+        logp = captioner.logits("short", features[row : row + 1], torch.tensor([[vocabulary.bos, *tokens]]))[0]
+        mean = float(logp.log_softmax(-1)[range(len(tokens)), tokens].mean())
+        assert score(captioner, features, texts, STYLE)[row] == pytest.approx(mean, abs=1e-3)
+
+
+def test_score_of_nothing_is_nothing(captioner, pixels):
+    features = captioner.encode(pixels[:3])
+    values = score(captioner, features, ["a red circle", None, "two"], STYLE)
+    assert values[1] is None
+    alone = score(captioner, features[2:], ["two"], STYLE)
+    assert values[2] == pytest.approx(alone[0], abs=1e-4)
+
+
+@pytest.fixture
+def decoded(captioner, monkeypatch):
+    """The token rows that were turned into text."""
+    rows = []
+    decode = captioner.vocabulary.decode
+    monkeypatch.setattr(captioner.vocabulary, "decode", lambda tokens: rows.extend(tokens) or decode(tokens))
+    return rows
+
+
+def test_lengths_are_bounded(captioner, pixels, decoded):
+    features = captioner.encode(pixels)
+    caption(captioner, features, Style(name="short", min_tokens=5, max_tokens=8))
+    assert all(5 <= len(row) <= 8 for row in decoded)
+    decoded.clear()
+    # A sequence cannot be longer than the decoder's positions.
+    caption(captioner, features, Style(name="short", min_tokens=90, max_tokens=99))
+    assert {len(row) for row in decoded} == {23}
+
+
+def test_styles_find_their_decoder(captioner, pixels):
+    features = captioner.encode(pixels)
+    assert decoding.decoder_of(captioner, STYLE) == "short"
+    assert decoding.decoder_of(captioner, Style(name="third")) == "alt"
+    third = Style(name="third", decoder="short", max_tokens=15)
+    assert caption(captioner, features, third) == caption(captioner, features, STYLE)
+    with pytest.raises(ValueError, match="this captioner has: alt, short"):
+        decoding.decoder_of(captioner, Style(name="third", decoder="long"))
+
+
+def test_a_prompt_without_room_is_refused(captioner, pixels):
+    with pytest.raises(ValueError, match="no room"):
+        caption(captioner, captioner.encode(pixels), Style(name="short", prompt="a " * 30))

@@ -1,0 +1,215 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from infra import storage
+from infra.data.readers import find_corpus
+from infra.data.run import run_shards, run_stages
+from infra.data.shards import shard_names, shard_url
+from tests.infra.data.zoo import as_members, encode, picture, samples, tar, write_tars
+from workflows.ingest import IngestConfig, IngestWork
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Work whose table says which process made it; on some shards it fails, as often as a folder has no mark of it."""
+
+    marks: str = ""
+    dies: tuple[str, ...] = ()
+    raises: tuple[str, ...] = ()
+    times: int = 1
+    seconds: float = 0
+
+    def setup(self):
+        pass
+
+    def __call__(self, name):
+        time.sleep(self.seconds)
+        if name in self.dies + self.raises:
+            marks = [self.marks + f"/{name}-{n}" for n in range(self.times)]
+            if left := [mark for mark in marks if not os.path.exists(mark)]:
+                Path(left[0]).touch()
+                if name in self.dies:
+                    os._exit(1)
+                raise ValueError(f"shard {name} is ill")
+        return pa.table(
+            {"sample_id": [f"{name}{n}" for n in range(5)], "state": ["accepted"] * 5, "reason": [None] * 5}
+        )
+
+
+NAMES = [f"{n:06d}" for n in range(6)]
+
+
+def read_table(out):
+    tables = [pq.read_table(storage.open_read(shard_url(out, name))) for name in shard_names(out)]
+    return pa.concat_tables(tables, promote_options="permissive")  # a shard without accepted rows has columns of nulls
+
+
+def read_rows(out):
+    return read_table(out).to_pylist()
+
+
+def stamps(out):
+    return {file.url: file.tag for file in storage.listing(storage.join(out, "shards"))}
+
+
+def test_a_rerun_does_what_is_missing_and_no_more(ray_cluster, place):
+    seen = []
+
+    def report(done, total, unit, **figures):
+        seen.append((done, total, unit, figures["rows"]))
+
+    counts = run_shards(Numbers(), NAMES, place, report=report)
+    assert counts == {"shards": 6, "rows_in": 30, "accepted": 30, "rejected": 0, "failed": 0, "reasons": {}}
+    assert seen == [(n, 6, "shards", 5 * n) for n in range(7)]
+    before = stamps(place)
+    assert run_shards(Numbers(raises=tuple(NAMES)), NAMES, place) == counts
+    assert stamps(place) == before
+    gone = shard_url(place, "000003")
+    storage.remove(gone)
+    assert run_shards(Numbers(marks="/nonexistent", raises=tuple({*NAMES} - {"000003"})), NAMES, place) == counts
+    after = stamps(place)
+    assert after.keys() == before.keys()
+    assert [url for url in after if after[url] != before[url]] == [gone][: after[gone] != before[gone]]
+    assert storage.list_names(place) == ["shards"]
+
+
+def test_a_shard_that_raises_does_not_stop_the_others(ray_cluster, tmp_path):
+    out = str(tmp_path / "out")
+    work = Numbers(str(tmp_path), raises=("000001", "000004"))
+    with pytest.raises(RuntimeError, match=r"2 shards of .* could not be made: 000001, 000004\. Shard .* is ill"):
+        run_shards(work, NAMES, out)
+    assert shard_names(out) == ["000000", "000002", "000003", "000005"]
+    assert run_shards(work, NAMES, out)["rows_in"] == 30
+
+
+def test_a_worker_that_dies_is_replaced(ray_cluster, tmp_path):
+    out = str(tmp_path / "out")
+    assert run_shards(Numbers(str(tmp_path), dies=("000002",)), NAMES, out)["rows_in"] == 30
+    assert storage.list_names(out) == ["shards"]
+
+
+def test_a_shard_that_kills_its_workers_is_given_up_and_named(ray_cluster, tmp_path):
+    out = str(tmp_path / "out")
+    with pytest.raises(RuntimeError, match=r"1 shards of .*: 000002\. .*3 workers died over it"):
+        run_shards(Numbers(str(tmp_path), dies=("000002",), times=100), NAMES, out)
+    assert len(shard_names(out)) == 5
+    assert len(list(tmp_path.glob("000002-*"))) == 3
+
+
+def test_a_broken_set_up_is_given_up_soon(ray_cluster, tmp_path):
+    names = [f"{n:06d}" for n in range(60)]
+    work = Numbers(str(tmp_path), raises=tuple(names))
+    with pytest.raises(RuntimeError, match=r"60 shards of .* could not be made: 000000, 000001, 000002"):
+        run_shards(work, names, str(tmp_path / "out"))
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of an image, checked against the picture that it ought to be; pictures of one number are disliked."""
+
+    reads: tuple[str, ...] = ("pixels", "image", "caption_alt")
+    writes: tuple[str, ...] = ("mean", "codes")
+    cpus: float = 1
+    gpus: float = 0
+    dislikes: int = -1
+    raises_at: int = -1
+
+    def setup(self):
+        assert not hasattr(self, "ready")
+        object.__setattr__(self, "ready", True)
+
+    def __call__(self, batch):
+        assert self.ready
+        numbers = [int(caption.split()[2].strip(",")) for caption in batch["caption_alt"]]
+        if self.raises_at in numbers:
+            raise KeyError("a bad row")
+        for number, pixels, image in zip(numbers, batch["pixels"], batch["image"], strict=True):
+            assert np.array_equal(pixels, picture(number))
+            assert image == encode(pixels)
+        bad = [number == self.dislikes for number in numbers]
+        return {
+            "mean": [float(pixels.mean()) for pixels in batch["pixels"]],
+            "codes": [np.array([number, 7], dtype=np.int16) for number in numbers],
+            "state": ["rejected" if b else None for b in bad],
+            "reason": ["disliked" if b else None for b in bad],
+        }
+
+
+@pytest.fixture
+def index(place):
+    """Two healthy shards of six rows, one torn in the middle, and an empty one."""
+    corpus, out = storage.join(place, "corpus"), storage.join(place, "ingest")
+    write_tars(corpus)
+    rows = list(as_members(samples(6, 12)))
+    storage.write_bytes(storage.join(corpus, "00002.tar"), tar(rows)[:5000])
+    storage.write_bytes(storage.join(corpus, "00003.tar"), tar([]))
+    sources = find_corpus(corpus).sources
+    run_shards(IngestWork(IngestConfig(corpus=corpus), sources, out), list(sources), out)
+    return out
+
+
+def test_stages_write_sidecars_for_every_row(ray_cluster, index, place):
+    out = storage.join(place, "means")
+    counts = run_stages([Mean(dislikes=3, raises_at=8)], [index], out, batch_size=4)
+    rows, origin = read_rows(out), read_rows(index)
+    assert [row["sample_id"] for row in rows] == [row["sample_id"] for row in origin]
+    assert counts["rows_in"] == len(rows) == counts["accepted"] + counts["rejected"] + counts["failed"]
+    accepted = [row for row in rows if row["state"] == "accepted"]
+    assert counts["accepted"] == len(accepted) == sum(row["state"] == "accepted" for row in origin) - 2
+    assert all(row["mean"] is not None and row["codes"][1] == 7 for row in accepted)
+    assert {row["reason"] for row in rows if row["state"] != "accepted"} >= {"disliked", "Mean: KeyError: 'a bad row'"}
+    assert counts["reasons"] == {
+        "disliked": 1,
+        "Mean": 1,
+        "cut off with its archive": 1,
+        "truncated archive": 1,
+        "the archive holds no samples": 1,
+    }
+    schema = pq.read_schema(storage.open_read(shard_url(out, "000000")))
+    assert schema.field("codes").type == pa.list_(pa.int16())
+
+
+def test_ids_do_not_depend_on_where_the_corpus_lies(ray_cluster, tmp_path, s3):
+    ids = []
+    for folder in (str(tmp_path), s3):
+        corpus, out = storage.join(folder, "corpus"), storage.join(folder, "ingest")
+        write_tars(corpus)
+        sources = find_corpus(corpus).sources
+        run_shards(IngestWork(IngestConfig(corpus=corpus), sources, out), list(sources), out)
+        ids.append(read_table(out).drop_columns(["source"]))
+    assert ids[0] == ids[1]
+    assert len(set(ids[0]["sample_id"].to_pylist())) == 12
+
+
+def test_a_driver_that_is_killed_is_followed_by_another(ray_cluster, tmp_path):
+    """SIGKILL in the middle: the next run does the rest, and every row is there once."""
+    out = str(tmp_path / "out")
+    script = (
+        "import ray; ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level='error');"
+        "from tests.infra.data.test_run import NAMES, Numbers; from infra.data.run import run_shards;"
+        f"run_shards(Numbers(seconds=0.7), NAMES, {out!r}, actors=(2, 2))"
+    )
+    driver = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[3])
+    deadline = time.monotonic() + 40
+    while len(shard_names(out)) < 2 and driver.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    before = stamps(out)
+    assert 2 <= len(before) < 6
+    counts = run_shards(Numbers(), NAMES, out)
+    assert counts["rows_in"] == 30
+    after = stamps(out)
+    assert {url: after[url] for url in before} == before
+    ids = [f"{name}{n}" for name in NAMES for n in range(5)]
+    assert sorted(row["sample_id"] for row in read_rows(out)) == ids

@@ -1,0 +1,112 @@
+"""The command speaks to people: sentences, exit codes, and one JSON object where it is asked for."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from infra.config import from_dict, to_dict
+from workflows.__main__ import main
+from workflows.recipes import RECIPES
+from workflows.text_to_image import STEPS, Recipe
+
+
+def run(capsys, *arguments):
+    code = 0
+    try:
+        main(list(arguments))
+    except SystemExit as exit_:
+        code = exit_.code
+    output = capsys.readouterr()
+    return code, output.out, output.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (("rum", "demo"), "Did you mean 'run'?"),
+        (("run", "dmeo"), "Did you mean 'demo'?"),
+        (("run",), "Say which recipe"),
+        (("run", "nlvr"), "--corpus"),
+        (("plan", "demo", "--mix.min-words", "0"), "words"),
+        (("plan", "nlvr", "--corpus", "/no/such/*.tar"), "matches no file"),
+        (("plan", "demo", "--cluster", "lapptop"), "Did you mean 'laptop'?"),
+        (("show", "/no/such/folder"), "no finished artifact"),
+        (("show",), "Say what to show"),
+        (("plan", "no/such.json"), "does not exist"),
+        (("mix", "--images", "/no/images", "--captions", "/no/captions"), "no finished artifact"),
+    ],
+)
+def test_errors_are_sentences(capsys, tmp_path, monkeypatch, arguments, wanted):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, *arguments)
+    assert code != 0
+    assert wanted in err
+    assert "Traceback" not in err
+    assert len(err) < 700
+    assert out == ""
+
+
+def test_an_unknown_option_is_named(capsys):
+    code, out, err = run(capsys, "plan", "demo", "--mix.min-wrds", "4")
+    assert code == 2
+    assert "min-words" in out + err  # did you mean
+
+
+def test_the_plan_of_an_empty_store(capsys, tmp_path):
+    code, out, _ = run(capsys, "plan", "demo", "--store", str(tmp_path), "--json")
+    lines = out.strip().splitlines()
+    steps = json.loads(lines[-1])["steps"]
+    assert code == 0
+    assert [step["step"] for step in steps] == [work.name for work in STEPS]
+    assert {step["reason"] for step in steps} == {"first time"}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_survives_json(name, tmp_path):
+    make = RECIPES[name]
+    recipe = make(corpus="corpus/*.tar") if name in ("nlvr", "emoji") else make()
+    plain = json.loads(json.dumps(to_dict(recipe)))
+    assert from_dict(Recipe, plain) == recipe
+
+
+def test_a_shown_recipe_can_be_run(capsys, tmp_path):
+    code, out, _ = run(capsys, "show", "debug")
+    assert code == 0
+    (tmp_path / "mine.json").write_text(out)
+    code, out, _ = run(capsys, "plan", str(tmp_path / "mine.json"), "--store", str(tmp_path / "store"))
+    assert code == 0
+    assert out.count("first time") == len(STEPS)
+
+
+def test_overrides_reach_the_step_and_what_follows_only(capsys, tmp_path):
+    def ids(*more):
+        _, out, _ = run(capsys, "plan", "demo", "--store", str(tmp_path), "--json", *more)
+        return {step["step"]: step["id"] for step in json.loads(out.strip().splitlines()[-1])["steps"]}
+
+    before, after = ids(), ids("--mix.min-words", "2")
+    changed = {step for step in before if before[step] != after[step]}
+    assert changed == {"mix", "train_prior", "sample", "evaluate"}
+    assert ids("--cluster", "one_node") == before
+
+
+def test_help_names_everything(capsys):
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    for name in ("run", "plan", "list", "show", *RECIPES, *(work.name for work in STEPS)):
+        assert name in out
+
+
+def test_an_empty_store_is_said(capsys, tmp_path):
+    code, out, err = run(capsys, "list", "--store", str(tmp_path / "none"))
+    assert (code, out) == (0, "")
+    assert "nothing finished" in err
+
+
+@pytest.mark.timeout(60)
+def test_it_is_a_module_too():
+    done = subprocess.run([sys.executable, "-m", "workflows", "run", "dmeo"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Did you mean 'demo'?" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,135 @@
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from infra.cluster import Cluster
+from infra.data.shards import ShardReader
+from infra.store import Store, step
+from workflows.mix import MISSING, TOO_LONG, TOO_SHORT, UNLIKELY, MixConfig, MixWork, judge, mix
+
+INDEX = {
+    "sample_id": ["00", "01", "02", "03", "04", "05"],
+    "state": ["accepted", "accepted", "accepted", "accepted", "rejected", "accepted"],
+    "reason": [None, None, None, None, "no image", None],
+    "caption_alt": ["a cat on a mat", "IMG_1.jpg", "a dog", "big", "lost", "one two three four five six seven"],
+}
+CAPTIONS = {
+    "sample_id": INDEX["sample_id"],
+    "state": ["accepted", "accepted", "accepted", "accepted", "rejected", "failed"],
+    "reason": [None, None, None, None, "no image", "Caption: OSError: gone"],
+    "caption_short": ["a cat", "boat", "a dog", "a", None, None],
+    "logp_short": [-0.1, -0.2, -3.0, -4.0, None, None],
+    "caption_descriptive": ["a black cat on a red mat", "a boat at sea", "", "a very very long one", None, None],
+    "logp_descriptive": [-0.1, -9.0, -0.1, -0.1, None, None],
+    "logp_alt": [-1.0, -8.0, -2.0, -5.0, None, None],
+}
+CONFIG = MixConfig(
+    weights={"alt": 0.25, "short": 0.25, "descriptive": 0.5},
+    min_logp={"alt": -4.0, "short": -2.0, "descriptive": -5.0},
+    min_words=2,
+    max_words=4,
+)
+
+
+def write(folder, name, columns):
+    (folder / "shards").mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), folder / "shards" / f"{name}.parquet")
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    for name in ("000000", "000001"):
+        write(tmp_path / "images", name, INDEX)
+        write(tmp_path / "captions", name, CAPTIONS)
+    return str(tmp_path / "images"), str(tmp_path / "captions")
+
+
+def test_judge():
+    assert judge("two words", -1.0, CONFIG, -2.0) is None
+    assert judge("two words", None, CONFIG, None) is None
+    assert judge(None, None, CONFIG, -2.0) == MISSING
+    assert judge("  ", -1.0, CONFIG, -2.0) == MISSING
+    assert judge("word", -1.0, CONFIG, -2.0) == TOO_SHORT
+    assert judge("one two three four five", -1.0, CONFIG, -2.0) == TOO_LONG
+    for score in (-2.1, None, float("nan")):
+        assert judge("two words", score, CONFIG, -2.0) == UNLIKELY
+
+
+def test_each_row_has_a_verdict(inputs):
+    table = MixWork(CONFIG, inputs)("000000").to_pydict()
+    assert table["sample_id"] == INDEX["sample_id"]
+    assert table["state"] == CAPTIONS["state"]
+    assert table["keep"] == [True, False, True, False, None, None]
+    assert table["keep_reason"][1] == "alt too short, short too short, descriptive unlikely"
+    assert table["keep_reason"][3] == "alt too short, short too short, descriptive too long"
+    assert table["keep_reason"][0] is None
+    assert table["keep_reason"][4] is None
+    # Row 0: its alt text of five words and its long caption are too long. Row 2: only the alt text is left.
+    assert [table[f"weight_{style}"][0] for style in CONFIG.weights] == [0, 1, 0]
+    assert [table[f"weight_{style}"][2] for style in CONFIG.weights] == [1, 0, 0]
+
+
+def test_weights_are_shared_among_what_is_fit(inputs):
+    config = MixConfig(weights={"alt": 0.25, "short": 0.25, "descriptive": 0.5})
+    table = MixWork(config, inputs)("000000").to_pydict()
+    assert [table[f"weight_{style}"][0] for style in config.weights] == [0.25, 0.25, 0.5]
+    assert [table[f"weight_{style}"][2] for style in config.weights] == [0.5, 0.5, 0]
+    assert table["keep"][:4] == [True] * 4
+
+
+def test_columns_have_the_same_types_in_every_shard(inputs):
+    kept = MixWork(MixConfig(), inputs)("000000").schema
+    assert kept.equals(MixWork(CONFIG, inputs)("000001").schema)
+    assert kept.field("keep_reason").type == pa.string()
+    assert kept.field("weight_alt").type == pa.float32()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"weights": {"alt": 0.5, "short": 0.4}}, "sum to 1"),
+        ({"weights": {"alt": -0.5, "short": 1.5}}, "negative"),
+        ({"min_logp": {"long": -1.0}}, "long"),
+        ({"min_words": 5, "max_words": 4}, "in order"),
+    ],
+)
+def test_the_config_checks_itself(fields, message):
+    with pytest.raises(ValueError, match=message):
+        MixConfig(**fields)
+
+
+def test_mix_needs_no_torch():
+    code = "import sys, workflows.mix; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_step(ray_cluster, inputs, tmp_path):
+    def folder_of(columns):
+        def work(config: dict, *, out, cluster, report):
+            from pathlib import Path
+
+            for name in ("000000", "000001"):
+                write(Path(out), name, columns)
+            return {}
+
+        return work
+
+    images, captions = folder_of(INDEX), folder_of(CAPTIONS)
+    images.__name__, captions.__name__ = "ingest", "recaption"
+    store = Store(str(tmp_path / "store"), Cluster(name="test", actors=(1, 1)))
+    made = [store.step(step(version=1)(work), {}) for work in (images, captions)]
+    mixture = store.step(mix, CONFIG, *made)
+    summary = mixture.summary
+    assert (summary["rows_in"], summary["accepted"], summary["rejected"], summary["failed"]) == (12, 8, 2, 2)
+    assert summary["kept"] + summary["dropped"] == 8
+    assert summary["kept"] == 4
+    assert sum(summary["dropped_by_reason"].values()) == summary["dropped"]
+    assert sum(summary["read"].values()) == pytest.approx(1)
+    again = ShardReader([mixture.path], "000001").columns(["keep", "weight_short"])
+    assert np.array_equal(again["keep"], [True, False, True, False])
+    with pytest.raises(ValueError, match="caption_long"):
+        store.step(mix, MixConfig(weights={"long": 1.0}), *made)

@@ -1,0 +1,35 @@
+"""Turn every picture into codes, once, so that a prior never sees pixels."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from infra.cluster import Cluster, connect
+from infra.data.run import run_stages
+from infra.metrics import Report
+from infra.store import Artifact, step
+from t2i.stages import Encode
+from t2i.tokenizers.task import load_tokenizer
+from workflows.train_tokenizer import MODEL, image_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig:
+    """How many pictures are encoded together."""
+
+    batch: int = 256
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ValueError(f"batch must be at least 1, but it is {self.batch}.")
+
+
+@step(version=1)
+def encode(
+    config: EncodeConfig, images: Artifact, tokenizer: Artifact, *, out: str, cluster: Cluster, report: Report
+) -> dict[str, Any]:
+    """Write a sidecar with `codes` for every shard of a corpus."""
+    model = load_tokenizer(tokenizer.url(MODEL))
+    connect(cluster)
+    stage = Encode(tokenizer.url(MODEL), cluster.cpus_per_actor, cluster.gpus_per_actor)
+    counts = run_stages([stage], [images.path], out, batch_size=config.batch, actors=cluster.actors, report=report)
+    return counts | {"grid": list(model.grid(image_size(images))), "codebook_size": model.codebook_size}

@@ -1,0 +1,142 @@
+"""Decide which captions a text-to-image model learns from: thresholds and shares, never a model."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from infra.cluster import Cluster, connect
+from infra.data.run import run_shards
+from infra.data.shards import ShardReader, joined_names, shard_names
+from infra.metrics import Report
+from infra.store import Artifact, step
+from t2i.captions import shares
+
+TOO_SHORT, TOO_LONG, UNLIKELY, MISSING = "too short", "too long", "unlikely", "missing"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixConfig:
+    """How often each style is read (`weights`, by style, summing to 1), and which captions are fit to be read at all.
+
+    A row keeps a caption of `min_words` to `max_words` words whose mean log-probability a token is not below
+    `min_logp` of its style; a row that is left without a caption is not kept. The default share of 10 % alt texts lies
+    where Recap-DataComp-1B (arXiv 2406.08478, table 6) found text-to-image models best.
+    """
+
+    weights: dict[str, float] = field(default_factory=lambda: {"alt": 0.1, "short": 0.2, "descriptive": 0.7})
+    min_logp: dict[str, float] = field(default_factory=dict)  # by style; a style that is not named has no bound
+    min_words: int = 1
+    max_words: int = 200
+
+    def __post_init__(self) -> None:
+        if any(weight < 0 for weight in self.weights.values()) or abs(sum(self.weights.values()) - 1) > 1e-6:
+            raise ValueError(f"The weights of the styles must not be negative and must sum to 1; found {self.weights}.")
+        if unknown := sorted(set(self.min_logp) - set(self.weights)):
+            raise ValueError(f"min_logp names {', '.join(unknown)}, but the weights are of {', '.join(self.weights)}.")
+        if not 1 <= self.min_words <= self.max_words:
+            raise ValueError(
+                f"Captions of {self.min_words} to {self.max_words} words cannot be; give 1 or more, in order."
+            )
+
+
+@step(version=1)
+def mix(
+    config: MixConfig, images: Artifact, captions: Artifact, *, out: str, cluster: Cluster, report: Report
+) -> dict[str, Any]:
+    """Write `keep`, `keep_reason` and `weight_<style>`, how often each of its captions is to be read, for every row."""
+    inputs = (images.path, captions.path)
+    names = joined_names(inputs)
+    if names:
+        ShardReader(inputs, names[0]).columns(_columns(config))  # a style without captions is said before work starts
+    connect(cluster)
+    counts = run_shards(MixWork(config, inputs), names, out, actors=cluster.actors, report=report)
+    return counts | _summary(config, out)
+
+
+@dataclass(frozen=True)
+class MixWork:
+    """Judges the captions of one shard."""
+
+    config: MixConfig
+    inputs: tuple[str, ...]
+
+    def setup(self) -> None:
+        """Nothing is loaded."""
+
+    def __call__(self, name: str) -> pa.Table:
+        """The verdict on each row; None in a row that was rejected or failed before."""
+        reader = ShardReader(self.inputs, name)
+        columns = reader.columns(_columns(self.config))
+        fit: dict[str, list[str | None]] = {}
+        verdicts: dict[str, list[str | None]] = {}
+        for style in _styles(self.config):
+            texts = columns[f"caption_{style}"]
+            bound = self.config.min_logp.get(style)
+            logp = columns[f"logp_{style}"] if bound is not None else np.zeros(len(texts))
+            verdicts[style] = [judge(text, score, self.config, bound) for text, score in zip(texts, logp, strict=True)]
+            fit[style] = [None if verdict else text for text, verdict in zip(texts, verdicts[style], strict=True)]
+        weights = shares(fit, self.config.weights)
+        keep = np.sum(list(weights.values()), axis=0) > 0
+        reasons = [
+            None if kept else ", ".join(f"{style} {verdicts[style][row]}" for style in verdicts)
+            for row, kept in enumerate(keep)
+        ]
+        table = {
+            "keep": _spread(reader, keep.tolist(), pa.bool_()),
+            "keep_reason": _spread(reader, reasons, pa.string()),
+        } | {f"weight_{style}": _spread(reader, column.tolist(), pa.float32()) for style, column in weights.items()}
+        states = {"state": pa.array(reader.states, pa.string()), "reason": pa.array(reader.reasons, pa.string())}
+        return pa.table({"sample_id": pa.array(reader.sample_ids, pa.string()), **states, **table})
+
+
+def judge(text: str | None, logp: float | None, config: MixConfig, min_logp: float | None) -> str | None:
+    """Why a caption is unfit; None if it is fit. A caption without a score is unlikely where a score is asked for."""
+    words = len(text.split()) if text else 0
+    if not words:
+        return MISSING
+    if words < config.min_words:
+        return TOO_SHORT
+    if words > config.max_words:
+        return TOO_LONG
+    if min_logp is not None and not (logp is not None and logp >= min_logp):
+        return UNLIKELY
+    return None
+
+
+def _styles(config: MixConfig) -> list[str]:
+    return [style for style, weight in config.weights.items() if weight > 0]
+
+
+def _columns(config: MixConfig) -> list[str]:
+    scored = [style for style in _styles(config) if style in config.min_logp]
+    return [f"caption_{style}" for style in _styles(config)] + [f"logp_{style}" for style in scored]
+
+
+def _spread(reader: ShardReader, values: list[Any], kind: pa.DataType) -> pa.Array:
+    """Values of the accepted rows in a column of all rows."""
+    column: list[Any] = [None] * len(reader.sample_ids)
+    for row, value in zip(reader.accepted, values, strict=True):
+        column[row] = value
+    return pa.array(column, kind)
+
+
+def _summary(config: MixConfig, out: str) -> dict[str, Any]:
+    kept, reasons, shared = 0, Counter(), dict.fromkeys(_styles(config), 0.0)
+    for columns in _verdicts(config, out):
+        keep = columns["keep"].astype(bool)
+        kept += int(keep.sum())
+        reasons.update(columns["keep_reason"][~keep].tolist())
+        for style in shared:
+            shared[style] += float(columns[f"weight_{style}"].sum())
+    read = {style: round(total / max(kept, 1), 4) for style, total in shared.items()}
+    return {"kept": kept, "dropped": reasons.total(), "dropped_by_reason": dict(reasons.most_common(20)), "read": read}
+
+
+def _verdicts(config: MixConfig, out: str) -> Iterator[dict[str, np.ndarray]]:
+    names = ["keep", "keep_reason", *(f"weight_{style}" for style in _styles(config))]
+    for shard in shard_names(out):
+        yield ShardReader([out], shard).columns(names)

@@ -1,0 +1,154 @@
+"""The named recipes: every choice that changes the numbers of a run, as a function that can be read aloud."""
+
+from dataclasses import replace
+
+from captioner.model import CaptionerConfig, TextConfig, VisionConfig
+from captioner.styles import DESCRIPTIVE, SHORT
+from infra.train.loop import TrainConfig
+from infra.train.optim import OptimConfig
+from t2i.priors.autoregressive import AutoregressiveConfig
+from t2i.priors.protocol import SamplingConfig
+from t2i.tokenizers.losses import LossConfig
+from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
+from t2i.tokenizers.quantizers import FiniteScalarConfig
+from workflows.corpora.shapes import ShapesConfig
+from workflows.encode import EncodeConfig
+from workflows.evaluate import ReportConfig
+from workflows.ingest import IngestConfig
+from workflows.mix import MixConfig
+from workflows.recaption import RecaptionConfig
+from workflows.sample import SampleConfig
+from workflows.text_to_image import Recipe
+from workflows.train_captioner import TrainCaptionerConfig
+from workflows.train_prior import TrainPriorConfig
+from workflows.train_tokenizer import TrainTokenizerConfig
+
+
+def demo(seed: int = 0) -> Recipe:
+    """Shapes at 32x32, from noisy alt text to sampled scenes, in under ten minutes on two cores."""
+    return Recipe(
+        name="demo",
+        corpus=IngestConfig(
+            corpus=ShapesConfig(samples=12_000, labelled=2_000, jitter=1 / 32, seed=seed), image_size=(32, 32)
+        ),
+        captioner=TrainCaptionerConfig(
+            model=CaptionerConfig(
+                vision=VisionConfig(image_size=(32, 32), patch_size=8, hidden=128, layers=2, heads=4, mlp=384),
+                text=TextConfig(hidden=128, layers=2, heads=4, mlp=384, max_length=48),
+            ),
+            vocabulary_size=400,
+            base=TrainConfig(
+                steps=1100, batch=64, seed=seed, precision="bf16", log_every_steps=20, save_every_steps=300
+            ),
+            base_optim=OptimConfig(lr=1e-3, warmup_steps=50),
+            finetune=TrainConfig(steps=200, batch=64, seed=seed, precision="bf16", save_every_steps=100),
+            finetune_optim=OptimConfig(lr=1e-3, warmup_steps=20),
+            seed=seed,
+        ),
+        captions=RecaptionConfig(),
+        mix=MixConfig(weights={"alt": 0.05, "short": 0.05, "descriptive": 0.9}),
+        tokenizer=TrainTokenizerConfig(
+            model=PatchVQGANConfig(patch=4, channels=96, quantizer=FiniteScalarConfig(levels=(8, 6, 5))),
+            losses=LossConfig(distance="l2"),
+            train=TrainConfig(steps=1400, batch=64, seed=seed, log_every_steps=20, save_every_steps=400),
+            optim=OptimConfig(lr=3e-3, warmup_steps=30),
+            seed=seed,
+        ),
+        codes=EncodeConfig(),
+        prior=TrainPriorConfig(
+            model=AutoregressiveConfig(width=128, layers=4, heads=4),
+            vocabulary_size=1000,
+            text_length=64,
+            train=TrainConfig(
+                steps=2400, batch=64, seed=seed, precision="bf16", log_every_steps=20, save_every_steps=300
+            ),
+            optim=OptimConfig(lr=2e-3, warmup_steps=50, weight_decay=0.01),
+            seed=seed,
+        ),
+        sample=SampleConfig(count=256, sampling=SamplingConfig(temperature=0.5), seed=seed),
+        report=ReportConfig(
+            title="Shapes",
+            summary="Scenes of one to three objects, their noisy alt texts rewritten, and pictures drawn from prompts.",
+            corpus="shapes",
+            targets={"caption_f1": 0.95, "scene_score": 0.80, "object_score": 0.90},
+        ),
+    )
+
+
+def debug(seed: int = 0) -> Recipe:
+    """The whole path in under a minute, on a corpus too small to learn from."""
+    recipe = demo(seed)
+    short = TrainConfig(steps=6, batch=16, seed=seed, log_every_steps=2, save_every_steps=3)
+    return replace(
+        recipe,
+        name="debug",
+        corpus=replace(
+            recipe.corpus, corpus=ShapesConfig(samples=240, labelled=60, test_fraction=0.2, shard_size=60, seed=seed)
+        ),
+        captioner=replace(recipe.captioner, base=short, finetune=short),
+        tokenizer=replace(recipe.tokenizer, train=short),
+        prior=replace(recipe.prior, train=short),
+        sample=replace(recipe.sample, count=8),
+        report=replace(recipe.report, title="Debug", summary="Too short a training to show anything.", targets={}),
+    )
+
+
+def nlvr(corpus: str, seed: int = 0) -> Recipe:
+    """Cornell NLVR: pictures of 400x100 with human sentences; captions learned from the scenes of 500 dev rows."""
+    recipe, size = demo(seed), (32, 128)
+    vision = VisionConfig(image_size=size, patch_size=8, hidden=128, layers=2, heads=4, mlp=384)
+    text = TextConfig(hidden=128, layers=2, heads=4, mlp=384, max_length=112)
+    styles = (SHORT, replace(DESCRIPTIVE, max_tokens=108))
+    return replace(
+        recipe,
+        name="nlvr",
+        corpus=IngestConfig(corpus=corpus, labels="nlvr", image_size=size),
+        captioner=replace(
+            recipe.captioner,
+            model=CaptionerConfig(vision=vision, text=text),
+            styles=styles,
+            base=replace(_train(seed), steps=800, batch=64),
+            finetune=replace(_train(seed), steps=400, batch=32),
+        ),
+        mix=MixConfig(weights={"alt": 0.05, "short": 0.15, "descriptive": 0.8}),
+        tokenizer=replace(recipe.tokenizer, train=replace(recipe.tokenizer.train, steps=1000, batch=32)),
+        prior=replace(recipe.prior, text_length=64, train=replace(_train(seed), steps=1000, batch=32)),
+        sample=replace(recipe.sample, count=64),
+        report=ReportConfig(
+            title="Cornell NLVR",
+            summary="Three boxes a picture; human sentences (Suhr et al., ACL 2017, CC-BY-4.0) rewritten as scenes.",
+            corpus="nlvr",
+        ),
+    )
+
+
+def emoji(corpus: str, seed: int = 0) -> Recipe:
+    """Noto Emoji at 32x32: names only, so one style, short."""
+    recipe = demo(seed)
+    return replace(
+        recipe,
+        name="emoji",
+        corpus=IngestConfig(corpus=corpus, labels="emoji", image_size=(32, 32)),
+        captioner=replace(
+            recipe.captioner,
+            vocabulary_size=2000,
+            styles=(SHORT,),
+            base=replace(_train(seed), steps=800),
+            finetune=replace(_train(seed), steps=100),
+        ),
+        mix=MixConfig(weights={"alt": 0.5, "short": 0.5}),
+        prior=replace(recipe.prior, vocabulary_size=2000, train=replace(_train(seed), steps=1000)),
+        sample=replace(recipe.sample, count=64),
+        report=ReportConfig(
+            title="Noto Emoji",
+            summary="Names of emoji (Google, OFL and Apache-2.0) learned from, and drawn again.",
+            corpus="words",
+        ),
+    )
+
+
+def _train(seed: int) -> TrainConfig:
+    return TrainConfig(steps=1, batch=64, seed=seed, precision="bf16", log_every_steps=20, save_every_steps=300)
+
+
+RECIPES = {make.__name__: make for make in (debug, demo, nlvr, emoji)}

@@ -1,0 +1,100 @@
+"""Draw pictures for prompts: captions of held-out images, or a user's own."""
+
+import heapq
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from infra import storage
+from infra.cluster import Cluster
+from infra.data.images import encode_png
+from infra.data.shards import ShardReader, joined_names
+from infra.metrics import Report
+from infra.store import Artifact, step
+from t2i.priors.protocol import SamplingConfig
+from t2i.priors.task import load_prior, null_text
+from t2i.tokenizers.task import load_tokenizer
+from workflows.train_tokenizer import MODEL
+
+SAMPLES = "samples.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """How many pictures, of what, and how they are drawn."""
+
+    count: int = 256  # prompts, taken from the rows of the `test` split: the first by sample id
+    prompts: tuple[str, ...] = ()  # these instead
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    batch: int = 64  # pictures drawn together; it does not change them
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.batch < 1:
+            raise ValueError(f"count and batch must be at least 1, but they are {self.count} and {self.batch}.")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text, and the scene that a picture of it ought to show, where that is known."""
+
+    text: str
+    scene: str | None = None
+    sample_id: str | None = None
+
+
+@step(version=1)
+def sample(
+    config: SampleConfig,
+    mixture: Artifact,
+    prior: Artifact,
+    tokenizer: Artifact,
+    *,
+    out: str,
+    cluster: Cluster,
+    report: Report,
+) -> dict[str, Any]:
+    """Write a PNG a prompt, and `samples.json`: prompt, image, scene and sample id of each."""
+    prompts = [Prompt(text) for text in config.prompts] or held_out(mixture.inputs[0], config.count)
+    model, words = load_prior(prior.url(MODEL))
+    decoder = load_tokenizer(tokenizer.url(MODEL))
+    written = []
+    for start in range(0, len(prompts), config.batch):
+        part = prompts[start : start + config.batch]
+        text = torch.from_numpy(words.encode([prompt.text for prompt in part]))
+        seeds = [config.seed * 2**32 + start + row for row in range(len(part))]
+        codes = model.sample(text, null_text(), seeds, config.sampling)
+        for prompt, image in zip(part, to_pixels(decoder.decode(codes)), strict=True):
+            name = f"images/{len(written):05d}.png"
+            storage.write_bytes(storage.join(out, name), encode_png(image))
+            written.append({"prompt": prompt.text, "image": name, "scene": prompt.scene, "sample_id": prompt.sample_id})
+        report(len(written), len(prompts), "pictures")
+    storage.write_bytes(storage.join(out, SAMPLES), json.dumps(written, indent=1).encode())
+    return {"samples": len(written), "guidance": config.sampling.guidance, "temperature": config.sampling.temperature}
+
+
+def held_out(images: Artifact, count: int) -> list[Prompt]:
+    """Reference captions (alt texts where there are none) of the first test rows by sample id: a fair, fixed draw."""
+    rows = heapq.nsmallest(count, _test_rows(images), key=lambda row: row.sample_id or "")
+    if not rows:
+        raise ValueError(f"{images.path} has no row of the split 'test' with a caption. Give prompts of your own.")
+    return rows
+
+
+def to_pixels(images: torch.Tensor) -> list[np.ndarray]:
+    """(B, 3, H, W) in [-1, 1] to (H, W, 3) uint8 arrays."""
+    return list(((images.float() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy())
+
+
+def _test_rows(images: Artifact) -> Iterator[Prompt]:
+    names = ("reference_descriptive", "reference_short", "caption_alt")
+    for shard in joined_names([images.path]):
+        columns = ShardReader([images.path], shard).columns(["sample_id", "split", "scene", *names])
+        for row in np.flatnonzero(columns["split"] == "test"):
+            text = next((columns[name][row] for name in names if columns[name][row]), None)
+            if text:
+                yield Prompt(text, columns["scene"][row], columns["sample_id"][row])

@@ -1,0 +1,137 @@
+"""Train a captioner: a vocabulary, a base on the corpus's own captions, then a decoder for each style."""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from captioner.model import CaptionerConfig
+from captioner.styles import DESCRIPTIVE, SHORT, Style
+from captioner.task import ALT_COLUMN, TRAIN, BaseTask, FinetuneTask, load_captioner, reference_column
+from captioner.vocabulary import Vocabulary, train_vocabulary
+from infra import storage
+from infra.cluster import Cluster
+from infra.data.shards import ShardReader, shard_names
+from infra.metrics import Report
+from infra.store import Artifact, step
+from infra.train.fit import fit
+from infra.train.loop import TrainConfig
+from infra.train.optim import OptimConfig
+
+MODEL = "model"  # the folder, within the artifact, of what users load
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCaptionerConfig:
+    """What a captioner starts from, and how long it learns.
+
+    `model` is the size of one that starts from nothing, or published BLIP weights (a folder in the Hugging Face layout
+    or a name on its hub). The fine-tuning branches one decoder a style off the base, on the rows whose ingest has
+    `reference_<style>`; without styles, or without such rows for any, the base is all.
+    """
+
+    model: CaptionerConfig | str = field(default_factory=CaptionerConfig)
+    vocabulary_size: int = 4000  # at most; of a captioner that starts from nothing
+    vocabulary_rows: int = 1_000_000  # rows whose captions are read for it, at most
+    base: TrainConfig | None = field(default_factory=lambda: TrainConfig(steps=1000))  # None: only fine-tune
+    base_optim: OptimConfig = field(default_factory=OptimConfig)
+    finetune: TrainConfig = field(default_factory=lambda: TrainConfig(steps=150))
+    finetune_optim: OptimConfig = field(default_factory=lambda: OptimConfig(warmup_steps=20))
+    styles: tuple[Style, ...] = (SHORT, DESCRIPTIVE)
+    seed: int = 0  # of the first weights
+
+    def __post_init__(self) -> None:
+        if self.vocabulary_size < 64:
+            raise ValueError(f"A vocabulary of {self.vocabulary_size} entries is too small; give at least 64.")
+        if self.base is None and not isinstance(self.model, str):
+            raise ValueError("A captioner that starts from nothing needs a base training; give `base`.")
+        names = [style.name for style in self.styles]
+        if len(set(names)) < len(names) or "alt" in names:
+            raise ValueError(f"Styles need names of their own, other than 'alt'; found {', '.join(names)}.")
+
+
+@step(version=1)
+def train_captioner(
+    config: TrainCaptionerConfig, images: Artifact, *, out: str, cluster: Cluster, report: Report
+) -> dict[str, Any]:
+    """Train a captioner on a corpus and its labelled rows as DALL-E 3 did: a base, then a decoder a style from it."""
+    vocabulary, image_size, max_length = _prepare(config, images, out)
+    figures: dict[str, Any] = {"vocabulary": len(vocabulary)}
+    source: CaptionerConfig | str = _source(config.model)
+    if config.base is not None:
+        base = BaseTask(
+            source=source,
+            vocabulary=vocabulary,
+            image_size=image_size,
+            max_length=max_length,
+            optim=config.base_optim,
+            seed=config.seed,
+        )
+        figures |= fit(base, [images.path], config.base, storage.join(out, "base"), cluster, report)
+        source = storage.join(out, "base", MODEL)
+    assert isinstance(source, str)
+    if config.styles:
+        _demand_references(config.styles, images)
+        finetune = FinetuneTask(
+            source=source,
+            styles=config.styles,
+            vocabulary=vocabulary,
+            image_size=image_size,
+            max_length=max_length,
+            optim=config.finetune_optim,
+        )
+        figures |= fit(finetune, [images.path], config.finetune, storage.join(out, "finetune"), cluster, report)
+        source = storage.join(out, "finetune", MODEL)
+    storage.upload(storage.fetch(source), storage.join(out, MODEL))
+    losses = {name.replace("/", "_"): value for name, value in figures.items() if _is_loss(name)}
+    return {"vocabulary": len(vocabulary), "styles": [style.name for style in config.styles], **losses}
+
+
+def _prepare(config: TrainCaptionerConfig, images: Artifact, out: str) -> tuple[Vocabulary, tuple[int, int], int]:
+    """The vocabulary, the image size and the longest sequence of the captioner to be."""
+    if isinstance(config.model, str):
+        captioner = load_captioner(config.model)
+        return captioner.vocabulary, captioner.image_size, captioner.max_length
+    folder = storage.join(out, "vocabulary")
+    if not storage.exists(storage.join(folder, "tokenizer.json")):
+        with tempfile.TemporaryDirectory() as local:
+            train_vocabulary(_captions(config, images), config.vocabulary_size).save(local)
+            storage.upload(local, folder)
+    return Vocabulary.load(storage.fetch(folder)), config.model.vision.image_size, config.model.text.max_length
+
+
+def _captions(config: TrainCaptionerConfig, images: Artifact) -> Iterator[str]:
+    """Captions of the training split, alt texts and references."""
+    names = [ALT_COLUMN, *(reference_column(style) for style in config.styles)]
+    left = config.vocabulary_rows
+    for shard in shard_names(images.path):
+        columns = ShardReader([images.path], shard).columns(["split", *names])
+        rows = (columns["split"] == TRAIN).nonzero()[0][:left]
+        left -= len(rows)
+        for name in names:
+            yield from (text for text in columns[name][rows] if text)
+        if not left:
+            return
+
+
+def _demand_references(styles: tuple[Style, ...], images: Artifact) -> None:
+    missing = {reference_column(style) for style in styles}
+    for shard in shard_names(images.path):
+        columns = ShardReader([images.path], shard).columns(["split", *missing])
+        training = columns["split"] == TRAIN
+        missing -= {name for name in missing if any(columns[name][training])}
+        if not missing:
+            return
+    raise ValueError(
+        f"No training row of {images.path} has a caption in {', '.join(sorted(missing))}. "
+        "Label some rows, or leave the style out of the captioner's `styles`."
+    )
+
+
+def _source(model: CaptionerConfig | str) -> CaptionerConfig | str:
+    # Workers may run in another folder than the command did.
+    return storage.absolute(model) if isinstance(model, str) and storage.exists(model) else model
+
+
+def _is_loss(name: str) -> bool:
+    return "/" in name and not name.endswith(("/lr", "/grad_norm"))

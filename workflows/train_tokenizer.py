@@ -1,0 +1,68 @@
+"""Train an image tokenizer: pictures to codes and back."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from infra.cluster import Cluster
+from infra.metrics import Report
+from infra.store import Artifact, step
+from infra.train.fit import fit
+from infra.train.loop import TrainConfig
+from infra.train.optim import OptimConfig
+from t2i.tokenizers.losses import CriticConfig, LossConfig
+from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
+from t2i.tokenizers.task import TokenizerTask, build_tokenizer
+from t2i.tokenizers.vqgan import VQGANConfig
+
+MODEL = "model"  # the folder, within the artifact, of what users load
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTokenizerConfig:
+    """Which tokenizer, what it is trained for, and how long; without `critic` nothing judges its pictures."""
+
+    model: VQGANConfig | PatchVQGANConfig = field(default_factory=PatchVQGANConfig)
+    losses: LossConfig = field(default_factory=LossConfig)
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=1000))
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    critic: CriticConfig | None = None
+    critic_optim: OptimConfig | None = None  # None: as the tokenizer's
+    seed: int = 0  # of the first weights
+
+
+@step(version=1)
+def train_tokenizer(
+    config: TrainTokenizerConfig, images: Artifact, *, out: str, cluster: Cluster, report: Report
+) -> dict[str, Any]:
+    """Train an image tokenizer on the pictures of a corpus, all of one size."""
+    size = image_size(images)
+    build_tokenizer(config.model).grid(size)  # a size that does not fit is said before anything starts
+    task = TokenizerTask(
+        model=config.model,
+        losses=config.losses,
+        optim=config.optim,
+        critic=config.critic,
+        critic_optim=config.critic_optim,
+        seed=config.seed,
+    )
+    figures = fit(task, [images.path], config.train, out, cluster, report)
+    return {"steps": figures["step"], "rows": figures["rows"], "size": list(size), **losses_of(figures)}
+
+
+def image_size(images: Artifact) -> tuple[int, int]:
+    """(height, width) of the resized copies; ValueError where ingest made none."""
+    size = images.manifest["config"]["image_size"]
+    if size is None:
+        raise ValueError(
+            f"The pictures of {images.path} differ in size. Ingest with an image_size, as --image-size 256 256."
+        )
+    return size[0], size[1]
+
+
+def losses_of(figures: dict[str, Any]) -> dict[str, float]:
+    """The last logged losses, by a name that suits a table."""
+    return {
+        name.split("/")[-1] + "_loss": value
+        for name, value in figures.items()
+        if "/" in name and not name.endswith(("/lr", "/grad_norm"))
+    }
