@@ -32,11 +32,11 @@ class VisionConfig:
     """A vision transformer over the patches of an H by W image."""
 
     image_size: tuple[int, int] = (32, 32)  # (height, width); images of another size are stretched to it, as BLIP does
-    patch_size: int = 4
+    patch_size: int = 8
     hidden: int = 128
-    layers: int = 3
+    layers: int = 2
     heads: int = 4
-    mlp: int = 256
+    mlp: int = 384
 
     def __post_init__(self) -> None:
         if any(side < self.patch_size or side % self.patch_size for side in self.image_size):
@@ -54,7 +54,7 @@ class TextConfig:
     hidden: int = 128
     layers: int = 2
     heads: int = 4
-    mlp: int = 256
+    mlp: int = 384
     max_length: int = 64  # tokens, with [DEC], the prompt and [SEP]
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ class Cluster:
     gpus_per_worker: float = 0
     threads_per_worker: int = 1
     zero_stage: Literal[1, 2, 3] = 1
+    feed_tasks: int = 1  # tasks that read, decode and collate at a time for one worker
     micro_batch: int = 0  # rows a worker takes through the model at once; 0: its whole share
     actors: tuple[int, int] = (1, 2)  # actors of a stage, at least and at most
     cpus_per_actor: float = 1
@@ -45,7 +46,7 @@ def laptop() -> Cluster:
 def one_node() -> Cluster:
     """One machine with eight GPUs."""
     return Cluster(
-        name="one_node", workers=(8, 8), cpus_per_worker=4, gpus_per_worker=1, threads_per_worker=4, zero_stage=2,
+        name="one_node", workers=(8, 8), cpus_per_worker=4, gpus_per_worker=1, threads_per_worker=4, feed_tasks=4, zero_stage=2,
         actors=(1, 8), gpus_per_actor=1,
     )  # fmt: skip
 
@@ -53,7 +54,7 @@ def one_node() -> Cluster:
 def elastic() -> Cluster:
     """A Ray cluster whose GPU nodes come and go."""
     return Cluster(
-        name="elastic", workers=(1, 64), cpus_per_worker=4, gpus_per_worker=1, threads_per_worker=4, zero_stage=2,
+        name="elastic", workers=(1, 64), cpus_per_worker=4, gpus_per_worker=1, threads_per_worker=4, feed_tasks=4, zero_stage=2,
         actors=(1, 64), gpus_per_actor=1, address="auto",
     )  # fmt: skip
 

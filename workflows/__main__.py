@@ -16,7 +16,6 @@ import tyro
 from infra import storage
 from infra.cluster import CLUSTERS, Cluster, laptop
 from infra.config import from_dict, to_dict
-from infra.metrics import MemoryWatch
 from infra.store import MANIFEST, Artifact, Plan, Step, Store
 from workflows import recipes, text_to_image
 from workflows.corpora.shapes import ShapesConfig, write_shards
@@ -34,13 +33,12 @@ def run(arguments: list[str]) -> dict[str, Any]:
     text_to_image.run(options.recipe, plan)
     store = Store(options.store, options.cluster, steps=len(plan.lines))
     started = time.time()
-    with MemoryWatch() as memory:
-        evaluation = text_to_image.run(options.recipe, store)
+    evaluation = text_to_image.run(options.recipe, store)
     made = {artifact.step: artifact for artifact in store.made}
     results = {
         **evaluation.summary,
         "seconds": round(time.time() - started, 1),
-        "peak_memory_gb": round(max([memory.peak_gb, *(a.manifest["peak_memory_gb"] for a in store.made)]), 2),
+        "peak_memory_gb": max(artifact.manifest["peak_memory_gb"] for artifact in store.made),
         "report": evaluation.url("report.html"),
         "captioner": made["train_captioner"].path,
         "tokenizer": made["train_tokenizer"].path,

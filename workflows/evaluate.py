@@ -149,6 +149,7 @@ def read_samples(samples: Artifact) -> list[Row]:
 def reconstruct(tokenizer: Artifact, images: Sequence[np.ndarray], batch: int = 64) -> list[np.ndarray]:
     """(H, W, 3) uint8 images through the tokenizer and back."""
     import torch  # slow to import: `plan` does without
+
     from t2i.tokenizers.task import load_tokenizer
 
     model = load_tokenizer(tokenizer.url(MODEL))

@@ -58,11 +58,11 @@ def demo(seed: int = 0) -> Recipe:
         prior=TrainPriorConfig(
             model=AutoregressiveConfig(width=128, layers=4, heads=4),
             vocabulary_size=1000,
-            text_length=64,
+            text_length=40,
             train=TrainConfig(
                 steps=2400, batch=64, seed=seed, precision="bf16", log_every_steps=20, save_every_steps=300
             ),
-            optim=OptimConfig(lr=2e-3, warmup_steps=50, weight_decay=0.01),
+            optim=OptimConfig(lr=4e-3, warmup_steps=100, weight_decay=0.01),
             seed=seed,
         ),
         sample=SampleConfig(count=256, sampling=SamplingConfig(temperature=0.5), seed=seed),
@@ -112,7 +112,7 @@ def nlvr(corpus: str, seed: int = 0) -> Recipe:
         ),
         mix=MixConfig(weights={"alt": 0.05, "short": 0.15, "descriptive": 0.8}),
         tokenizer=replace(recipe.tokenizer, train=replace(recipe.tokenizer.train, steps=1000, batch=32)),
-        prior=replace(recipe.prior, text_length=64, train=replace(_train(seed), steps=1000, batch=32)),
+        prior=replace(recipe.prior, text_length=112, train=replace(_train(seed), steps=1000, batch=32)),
         sample=replace(recipe.sample, count=64),
         report=ReportConfig(
             title="Cornell NLVR",

@@ -26,8 +26,8 @@ class TrainCaptionerConfig:
     """What a captioner starts from, and how long it learns.
 
     `model` is the size of one that starts from nothing, or published BLIP weights (a folder in the Hugging Face layout
-    or a name on its hub). The fine-tuning branches one decoder a style off the base, on the rows whose ingest has
-    `reference_<style>`; without styles, or without such rows for any, the base is all.
+    or a name on its hub). The fine-tuning branches one decoder a style off the base, on the training rows that have a
+    `reference_<style>`; without styles the base is all.
     """
 
     model: CaptionerConfig | str = field(default_factory=CaptionerConfig)

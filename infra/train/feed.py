@@ -28,18 +28,24 @@ class Feed:
     world: int
     micro_batch: int
     micro_steps: int
-    chunk: int = 16  # training steps that one Ray task prepares
+    tasks: int = 1  # that prepare at a time for this worker
+    chunk: int = 32  # training steps that one task prepares
 
     def __call__(self, start: int) -> Iterator[list[Batch]]:
         starts = list(range(start, self.steps, self.chunk))
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_options.preserve_order = True
-        # One task at a time ahead of the trainer is plenty, and leaves the cores to it.
-        context.execution_options.resource_limits = ray.data.ExecutionResources(cpu=2, object_store_memory=64 * 2**20)
+        # Some chunks ahead of the trainer are plenty.
+        context.execution_options.resource_limits = ray.data.ExecutionResources(object_store_memory=128 * 2**20)
         chunks = ray.data.from_items([{"start": first} for first in starts], override_num_blocks=len(starts))
         prepared = chunks.map_batches(
-            _Prepare(self), batch_size=1, batch_format="numpy", zero_copy_batch=True, num_cpus=1
+            _Prepare(self),
+            batch_size=1,
+            batch_format="numpy",
+            zero_copy_batch=True,
+            num_cpus=1,
+            compute=ray.data.TaskPoolStrategy(size=self.tasks),
         )
         for row in prepared.iter_rows():
             arrays = safetensors.numpy.load(row["batch"])

@@ -98,8 +98,9 @@ def _worker(arguments: dict[str, Any]) -> None:
     micro_steps = -(-share // micro_batch)
     plan = BatchPlan(job.counts, config.batch, config.seed, config.window_shards)
     feed = Feed(
-        job.task, job.inputs, job.shards, plan, config.steps, world.rank(), world.size(), micro_batch, micro_steps
-    )
+        job.task, job.inputs, job.shards, plan, config.steps, world.rank(), world.size(), micro_batch, micro_steps,
+        cluster.feed_tasks,
+    )  # fmt: skip
 
     def make_engine(update: Any, micro_steps: int, saved: Any) -> zero.ZeroEngine:
         return zero.ZeroEngine(

@@ -106,9 +106,7 @@ def _report(log: Callable, step: int, figures: dict[str, torch.Tensor], clock: "
     means = world.total(torch.stack([figures[name] for name in losses]))
     values: dict[str, Any] = {name: float(value) for name, value in zip(losses, means, strict=True)}
     if not all(math.isfinite(value) for value in values.values()):
-        raise FloatingPointError(
-            f"The loss is no finite number at step {step}: {values}. Lower the learning rate."
-        )
+        raise FloatingPointError(f"The loss is no finite number at step {step}: {values}. Lower the learning rate.")
     values |= {name: float(figures[name]) for name in figures if name not in values}
     if world.rank() == 0:
         log(step, values | clock.rates(step, config.batch))

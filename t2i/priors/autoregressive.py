@@ -37,6 +37,9 @@ class AutoregressivePrior(nn.Module):
     predicts.
     """
 
+    _text_rotary: torch.Tensor
+    _code_rotary: torch.Tensor
+
     def __init__(
         self,
         config: AutoregressiveConfig,

@@ -36,7 +36,7 @@ class CodebookConfig:
 
 
 class Codebook(nn.Module):
-    """Nearest neighbour in a learned codebook, with the losses `codebook` (moves codes) and `commitment` (moves inputs).
+    """Nearest neighbour in a learned codebook; the loss `codebook` moves codes, `commitment` moves inputs.
 
     Their weights, 1 and beta = 0.25, belong to the training; each has a gradient on its own side only.
     """
@@ -115,6 +115,8 @@ class FiniteScalar(nn.Module):
         super().__init__()
         self.config = config
         self.size, self.width = config.size, config.width
+        self._levels: torch.Tensor
+        self._radix: torch.Tensor
         levels = torch.tensor(config.levels)
         self.register_buffer("_levels", levels, persistent=False)
         self.register_buffer(

@@ -1,9 +1,9 @@
 """VQGAN: a convolutional encoder and decoder around a quantizer (arXiv 2012.09841)."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from diffusers.models.autoencoders.vae import Decoder, Encoder
 from torch import nn
 
 from t2i.tokenizers.quantizers import CodebookConfig, FiniteScalarConfig, Quantized, build_quantizer
@@ -14,13 +14,7 @@ class VQGANConfig:
     """The defaults are the published f16-1024."""
 
     channels: int = 128
-    multipliers: tuple[int, ...] = (
-        1,
-        1,
-        2,
-        2,
-        4,
-    )  # channels of each level; every level but the last halves the picture
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)  # of each level; every level but the last halves the picture
     blocks: int = 2  # residual blocks a level; the decoder has one more
     attention_levels: tuple[int, ...] = (4,)
     middle_attention: bool = True
@@ -37,17 +31,19 @@ class VQGAN(nn.Module):
     """Images (B, 3, H, W) in [-1, 1] to codes (B, H / f, W / f) and back, f = 2 ** (levels - 1)."""
 
     def __init__(self, config: VQGANConfig) -> None:
+        from diffusers.models.autoencoders.vae import Decoder, Encoder  # slow to import, and seldom wanted
+
         super().__init__()
         self.config = config
         self.factor = 2 ** (len(config.multipliers) - 1)
         self.codebook_size = config.quantizer.size
         levels = range(len(config.multipliers))
-        shared = dict(
-            block_out_channels=tuple(config.channels * m for m in config.multipliers),
-            layers_per_block=config.blocks,
-            norm_num_groups=config.groups,
-            mid_block_add_attention=config.middle_attention,
-        )
+        shared: Any = {
+            "block_out_channels": tuple(config.channels * multiplier for multiplier in config.multipliers),
+            "layers_per_block": config.blocks,
+            "norm_num_groups": config.groups,
+            "mid_block_add_attention": config.middle_attention,
+        }
         down = tuple("AttnDownEncoderBlock2D" if i in config.attention_levels else "DownEncoderBlock2D" for i in levels)
         up = tuple(
             "AttnUpDecoderBlock2D" if i in config.attention_levels else "UpDecoderBlock2D" for i in reversed(levels)

@@ -106,7 +106,9 @@ def test_an_empty_store_is_said(capsys, tmp_path):
 
 @pytest.mark.timeout(60)
 def test_it_is_a_module_too():
-    done = subprocess.run([sys.executable, "-m", "workflows", "run", "dmeo"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "workflows", "run", "dmeo"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1
     assert "Did you mean 'demo'?" in done.stderr
     assert "Traceback" not in done.stderr

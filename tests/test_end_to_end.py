@@ -1,0 +1,126 @@
+"""The whole path by the command: it runs, runs again as a no-op, and a killed run continues to the same result."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def command(*arguments):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    return [sys.executable, "-m", "workflows", *arguments], {"env": environment, "text": True}
+
+
+def run(*arguments, timeout=240):
+    line, options = command(*arguments)
+    done = subprocess.run(line, capture_output=True, timeout=timeout, check=False, **options)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return json.loads(done.stdout.strip().splitlines()[-1]), done.stderr
+
+
+def only(folder: Path) -> Path:
+    """The one artifact of a step."""
+    (found,) = folder.iterdir()
+    return found
+
+
+@pytest.fixture(scope="module")
+def debug(tmp_path_factory):
+    """The store of an undisturbed run of the debug recipe, and what it printed."""
+    store = tmp_path_factory.mktemp("store")
+    results, errors = run("run", "debug", "--store", str(store), "--json")
+    return store, results, errors
+
+
+@pytest.mark.timeout(300)
+def test_it_runs_and_reports(debug):
+    store, results, errors = debug
+    for name in ("caption_f1", "alt_text_f1", "scene_score", "object_score", "seconds", "peak_memory_gb"):
+        assert isinstance(results[name], float), name
+    for name in ("report", "captioner", "tokenizer", "prior"):
+        assert Path(results[name]).exists(), name
+    assert Path(results["report"]).read_text().startswith("<!doctype html>")
+    for step in ("ingest", "train_captioner", "recaption", "mix", "train_prior", "evaluate"):
+        assert step in errors
+    assert not list(store.rglob("lease.json"))
+
+
+@pytest.mark.timeout(120)
+def test_again_all_is_done(debug):
+    store, results, _ = debug
+    started = time.monotonic()
+    again, errors = run("run", "debug", "--store", str(store), "--json")
+    assert time.monotonic() - started < 30
+    assert "All was done already." in errors
+    assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in results.items() if k != "seconds"}
+
+
+@pytest.mark.timeout(120)
+def test_a_changed_threshold_runs_the_mixture_and_what_follows(debug):
+    store, _, _ = debug
+    plan, _ = run("plan", "debug", "--store", str(store), "--mix.min-words", "2", "--json")
+    reasons = {step["step"]: step["reason"] for step in plan["steps"]}
+    assert reasons.pop("mix") == "min_words 1 -> 2"
+    again = {step for step, reason in reasons.items() if reason != "done"}
+    assert again == {"train_prior", "sample", "evaluate"}
+
+
+@pytest.mark.timeout(60)
+def test_list_and_show(debug):
+    store, results, _ = debug
+    listed, _ = run("list", "--store", str(store), "--json")
+    assert len(listed["artifacts"]) == 9
+    shown, _ = run("show", results["prior"], "--json")
+    assert shown["step"] == "train_prior"
+
+
+def kill_when(condition, *arguments):
+    """Start the command, SIGKILL it as soon as `condition()` holds."""
+    line, options = command(*arguments)
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
+    try:
+        while not condition():
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def same(a: Path, b: Path) -> bool:
+    """Tables by their rows, other files by their bytes."""
+    if a.suffix == ".parquet":
+        return pq.read_table(a).equals(pq.read_table(b))
+    return a.read_bytes() == b.read_bytes()
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+def test_killed_in_recaption_and_in_train_prior_it_ends_the_same(debug, tmp_path):
+    line = ("run", "debug", "--store", str(tmp_path), "--json")
+    kill_when(lambda: list(tmp_path.glob("recaption/*/shards/*.parquet")), *line)
+    assert not list(tmp_path.glob("recaption/*/manifest.json"))
+    kill_when(lambda: list(tmp_path.glob("train_prior/*/checkpoints/*/commit.json")), *line)
+    assert not list(tmp_path.glob("train_prior/*/manifest.json"))
+    results, errors = run(*line)
+    assert errors.count("done already") >= 6
+    store, undisturbed, _ = debug
+    measured = ("seconds", "peak_memory_gb", "report", "captioner", "tokenizer", "prior")
+    assert {k: v for k, v in results.items() if k not in measured} == {
+        k: v for k, v in undisturbed.items() if k not in measured
+    }
+    for pattern in ("recaption/*/shards/*", "mix/*/shards/*", "train_prior/*/model/*", "sample/*/images/*"):
+        ours, theirs = sorted(tmp_path.glob(pattern)), sorted(store.glob(pattern))
+        assert [path.name for path in ours] == [path.name for path in theirs]
+        assert ours
+        assert all(same(a, b) for a, b in zip(ours, theirs, strict=True)), pattern
