@@ -2,6 +2,8 @@
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,16 +48,16 @@ def laptop() -> Cluster:
 def one_node() -> Cluster:
     """One machine with eight GPUs."""
     return Cluster(
-        name="one_node", workers=(8, 8), cpus_per_worker=4, gpus_per_worker=1, threads_per_worker=4, feed_tasks=4, zero_stage=2,
-        actors=(1, 8), gpus_per_actor=1,
+        name="one_node", workers=(8, 8), cpus_per_worker=4, gpus_per_worker=1, threads_per_worker=4, feed_tasks=4,
+        zero_stage=2, actors=(1, 8), gpus_per_actor=1,
     )  # fmt: skip
 
 
 def elastic() -> Cluster:
     """A Ray cluster whose GPU nodes come and go."""
     return Cluster(
-        name="elastic", workers=(1, 64), cpus_per_worker=4, gpus_per_worker=1, threads_per_worker=4, feed_tasks=4, zero_stage=2,
-        actors=(1, 64), gpus_per_actor=1, address="auto",
+        name="elastic", workers=(1, 64), cpus_per_worker=4, gpus_per_worker=1, threads_per_worker=4, feed_tasks=4,
+        zero_stage=2, actors=(1, 64), gpus_per_actor=1, address="auto",
     )  # fmt: skip
 
 
@@ -73,11 +75,26 @@ def connect(cluster: Cluster) -> None:
     if cluster.address:
         ray.init(address=cluster.address, log_to_driver=False)
         return
-    # More logical CPUs than cores: on two, some plans of Ray Data wait for ever for a place to run.
-    ray.init(
-        num_cpus=max(8, 2 * (os.cpu_count() or 1)),
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=512 * 2**20,
-        logging_level=logging.ERROR,
-    )
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its files keep the rest; on a terminal it is noise
+    with _silent():
+        # More logical CPUs than cores: on two, some plans of Ray Data wait for ever for a place to run.
+        ray.init(
+            num_cpus=max(8, 2 * (os.cpu_count() or 1)),
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=512 * 2**20,
+            logging_level=logging.ERROR,
+        )
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without what the C++ core writes to standard error, past Python; a failure still raises."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

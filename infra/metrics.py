@@ -23,14 +23,20 @@ class Progress:
         self._title, self._stream = title, stream
         self._every = 0.2 if stream.isatty() else every_seconds
         self._started = self._printed = time.monotonic()
-        self._first: int | None = None
+        self._first, self._last = 0, -1
         self._width = 0
 
     def __call__(self, done: int, total: int, unit: str, **figures: float) -> None:
-        """Tell that `done` of `total` are finished; what was finished before the first call does not count as speed."""
+        """Tell that `done` of `total` are finished; what was finished before the first call does not count as speed.
+
+        A step may count anew, as one that trains twice does.
+        """
         now = time.monotonic()
-        if self._first is None:
+        if done == self._last:
+            return
+        if self._last < 0 or done < self._last:
             self._first, self._started = done, now
+        self._last = done
         if now - self._printed < self._every and done < total:
             return
         self._printed = now
@@ -42,7 +48,7 @@ class Progress:
 
     def _speed(self, done: int, total: int, unit: str, now: float) -> str:
         seconds = now - self._started
-        rate = (done - (self._first or 0)) / seconds if seconds > 0.5 else 0.0
+        rate = (done - self._first) / seconds if seconds > 0.5 else 0.0
         if rate <= 0:
             return ""
         return f"  {rate:,.1f} {unit}/s  {_duration((total - done) / rate)} left"
@@ -155,7 +161,7 @@ def _resident(pid: int) -> dict[str, int]:
 
 
 def _figures(figures: dict[str, float]) -> str:
-    return "".join(f"  {name} {value:,.4g}" for name, value in figures.items())
+    return "".join(f"  {name} {value:{',' if isinstance(value, int) else ',.4g'}}" for name, value in figures.items())
 
 
 def _duration(seconds: float) -> str:

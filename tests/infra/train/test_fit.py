@@ -31,7 +31,7 @@ def test_fit_equals_the_plain_loop_and_is_a_no_op_again(ray_cluster, place, tmp_
     cluster = Cluster(name="two", workers=(2, 2), zero_stage=2, micro_batch=3)
     arguments = (toy.Toy(), [f"{place}/rows"], TrainConfig(**CONFIG), f"{place}/out", cluster)
     result = fit(*arguments, lambda done, total, unit, **figures: seen.append((done, total, unit)))
-    state, losses = toy.plain(str(tmp_path / "plain"))
+    _, losses = toy.plain(str(tmp_path / "plain"))
     assert [row["net/token"] for row in read_scalars(f"{place}/out")] == pytest.approx(losses, rel=1e-4)
     assert result["rows"] == toy.ROWS
     assert result["step"] == 12
