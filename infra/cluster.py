@@ -76,6 +76,7 @@ def connect(cluster: Cluster) -> None:
         ray.init(address=cluster.address, log_to_driver=False)
         return
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its files keep the rest; on a terminal it is noise
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away with notice
     with _silent():
         # More logical CPUs than cores: on two, some plans of Ray Data wait for ever for a place to run.
         ray.init(

@@ -124,3 +124,14 @@ def test_killed_in_recaption_and_in_train_prior_it_ends_the_same(debug, tmp_path
         assert [path.name for path in ours] == [path.name for path in theirs]
         assert ours
         assert all(same(a, b) for a, b in zip(ours, theirs, strict=True)), pattern
+
+
+@pytest.mark.timeout(300)
+def test_the_store_may_be_on_s3(debug, s3):
+    _, wanted, _ = debug
+    results, _ = run("run", "debug", "--store", f"{s3}/store", "--json")
+    assert results["report"].startswith(f"{s3}/store/evaluate/")
+    for name in ("caption_f1", "alt_text_f1", "reconstruction_mse", "scene_score"):
+        assert results[name] == wanted[name], name
+    plan, _ = run("plan", "debug", "--store", f"{s3}/store", "--json")
+    assert {step["reason"] for step in plan["steps"]} == {"done"}

@@ -37,6 +37,11 @@ def newest(folder: str) -> str | None:
     return None
 
 
+def step_of(url: str) -> int:
+    """How many training steps led to the checkpoint at `url`."""
+    return int(storage.name(url))
+
+
 class Checkpoint:
     """The tensors of a committed checkpoint by name, read on demand."""
 

@@ -21,6 +21,9 @@ from infra.train.loop import TrainConfig, train
 from infra.train.plan import BatchPlan
 from infra.train.task import Task
 
+# How often Ray Train looks at its workers; read by its controller, which inherits it from whoever starts Ray.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+
 FINISHED = "finished.json"  # written last: what is trained is not trained again
 
 
@@ -125,7 +128,7 @@ class _Log:
     def __call__(self, step: int, figures: dict[str, float]) -> None:
         if self._log is None:
             newest = checkpoint.newest(self._checkpoints)
-            self._log = ScalarLog(self._out, checkpoint.Checkpoint(newest).step if newest else 0)
+            self._log = ScalarLog(self._out, checkpoint.step_of(newest) if newest else 0)
         self._log(step, figures)
 
     def close(self) -> None:
@@ -175,6 +178,3 @@ def _cause(error: BaseException) -> str:
     """The worker's own last line, not the traceback around it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"Training failed: {lines[-1] if lines else error!r}"
-
-
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
