@@ -80,6 +80,7 @@ def connect(cluster: Cluster) -> None:
     with _silent():
         # More logical CPUs than cores: on two, some plans of Ray Data wait for ever for a place to run.
         ray.init(
+            address="local",  # never somebody else's cluster on this machine
             num_cpus=max(8, 2 * (os.cpu_count() or 1)),
             include_dashboard=False,
             log_to_driver=False,

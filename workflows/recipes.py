@@ -58,7 +58,7 @@ def demo(seed: int = 0) -> Recipe:
             model=AutoregressiveConfig(width=128, layers=4, heads=4),
             vocabulary_size=1000,
             text_length=40,
-            drop=0,  # the demo samples without guidance, and every row that keeps its caption teaches
+            drop=0.05,
             train=_train(seed, 1900),
             optim=OptimConfig(lr=5e-3, warmup_steps=100, weight_decay=0.01),
             seed=seed,
