@@ -19,7 +19,7 @@ def command(*arguments):
     return [sys.executable, "-m", "workflows", *arguments], {"env": environment, "text": True}
 
 
-def run(*arguments, timeout=240):
+def run(*arguments, timeout=420):
     line, options = command(*arguments)
     done = subprocess.run(line, capture_output=True, timeout=timeout, check=False, **options)
     assert done.returncode == 0, done.stderr
@@ -41,7 +41,7 @@ def debug(tmp_path_factory):
     return store, results, errors
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(480)
 def test_it_runs_and_reports(debug):
     store, results, errors = debug
     for name in ("caption_f1", "alt_text_f1", "scene_score", "object_score", "seconds", "peak_memory_gb"):
@@ -105,7 +105,7 @@ def same(a: Path, b: Path) -> bool:
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_killed_in_recaption_and_in_train_prior_it_ends_the_same(debug, tmp_path):
     line = ("run", "debug", "--store", str(tmp_path), "--json")
     kill_when(lambda: list(tmp_path.glob("recaption/*/shards/*.parquet")), *line)
@@ -126,7 +126,7 @@ def test_killed_in_recaption_and_in_train_prior_it_ends_the_same(debug, tmp_path
         assert all(same(a, b) for a, b in zip(ours, theirs, strict=True)), pattern
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(480)
 def test_the_store_may_be_on_s3(debug, s3):
     _, wanted, _ = debug
     results, _ = run("run", "debug", "--store", f"{s3}/store", "--json")
