@@ -1,6 +1,7 @@
 """Ray Data reads, decodes and collates each worker's part of the plan, in order, on any CPU of the cluster."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ from infra.data.shards import ShardReader, select_rows
 from infra.train.draw import numeric_ids, uniforms
 from infra.train.plan import BatchPlan, Rows
 from infra.train.task import Batch, Task
+
+SEGMENT = 4  # chunks that each task prepares before the next segment begins
 
 
 @dataclass(frozen=True)
@@ -29,30 +32,49 @@ class Feed:
     micro_batch: int
     micro_steps: int
     tasks: int = 1  # that prepare at a time for this worker
-    chunk: int = 32  # training steps that one task prepares
+
+    @property
+    def chunk(self) -> int:
+        """Training steps that one task prepares: some hundred rows, so that a task is worth its start."""
+        return max(1, min(32, 512 // (self.micro_batch * self.micro_steps)))
 
     def __call__(self, start: int) -> Iterator[list[Batch]]:
-        starts = list(range(start, self.steps, self.chunk))
-        context = ray.data.DataContext.get_current()
+        """Segments of the plan, one prepared while the one before is trained on.
+
+        Each segment is an execution of its own that runs to its end: under backpressure Ray Data's scheduling loop
+        spins (2.60), and takes half of the Python of the worker that it feeds.
+        """
+        starts = range(start, self.steps, self.chunk)
+        segments = [
+            starts[first : first + SEGMENT * self.tasks] for first in range(0, len(starts), SEGMENT * self.tasks)
+        ]
+        with ThreadPoolExecutor(1) as ahead:
+            coming = ahead.submit(self._prepare, segments[0])
+            for following in [*segments[1:], None]:
+                blobs = coming.result()
+                if following is not None:
+                    coming = ahead.submit(self._prepare, following)
+                for blob in blobs:
+                    batch = {name: torch.from_numpy(array) for name, array in safetensors.numpy.load(blob).items()}
+                    parts = {name: column.chunk(self.micro_steps) for name, column in batch.items()}
+                    yield [{name: part[i] for name, part in parts.items()} for i in range(self.micro_steps)]
+
+    def _prepare(self, starts: Sequence[int]) -> list[bytes]:
+        """The batches of some chunks, one blob a training step."""
+        context = ray.data.DataContext.get_current().copy()
         context.enable_progress_bars = False
         context.execution_options.preserve_order = True
-        # Some chunks ahead of the trainer are plenty.
-        context.execution_options.resource_limits = ray.data.ExecutionResources(object_store_memory=128 * 2**20)
-        chunks = ray.data.from_items([{"start": first} for first in starts], override_num_blocks=len(starts))
-        prepared = chunks.map_batches(
-            _Prepare(self),
-            batch_size=1,
-            batch_format="numpy",
-            zero_copy_batch=True,
-            num_cpus=1,
-            compute=ray.data.TaskPoolStrategy(size=self.tasks),
-        )
-        for row in prepared.iter_rows():
-            arrays = safetensors.numpy.load(row["batch"])
-            batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
-            yield [
-                {name: part[i] for name, part in _cut(batch, self.micro_steps).items()} for i in range(self.micro_steps)
-            ]
+        with ray.data.DataContext.current(context):
+            chunks = ray.data.from_items([{"start": first} for first in starts], override_num_blocks=len(starts))
+            prepared = chunks.map_batches(
+                _Prepare(self),
+                batch_size=1,
+                batch_format="numpy",
+                zero_copy_batch=True,
+                num_cpus=1,
+                compute=ray.data.TaskPoolStrategy(size=self.tasks),
+            )
+            return [row["batch"] for row in prepared.take_all()]
 
 
 class _Prepare:
@@ -94,7 +116,3 @@ class _Prepare:
         ids = numeric_ids(columns["sample_id"])
         arrays = self._feed.task.collate(columns, lambda salt: uniforms(self._feed.plan.seed, epochs, ids, salt))
         return {"weight": weight} | {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-
-
-def _cut(batch: Batch, parts: int) -> dict[str, tuple[torch.Tensor, ...]]:
-    return {name: column.chunk(parts) for name, column in batch.items()}
