@@ -88,15 +88,16 @@ class ScalarLog:
             self._board.add_scalar(name, value, step)
         every = 1.0 if storage.is_local(self._url) else 15.0  # an object store has no append: the file is written anew
         if time.monotonic() - self._saved > every:
-            self._save()
+            self.flush()
 
     def close(self) -> None:
         """Write what is left."""
-        self._save()
+        self.flush()
         self._board.close()
         storage.upload(self._local, storage.join(self._folder, "tensorboard"))
 
-    def _save(self) -> None:
+    def flush(self) -> None:
+        """Write all that was logged."""
         storage.write_bytes(self._url, ("\n".join(self._lines) + "\n").encode())
         self._saved = time.monotonic()
 

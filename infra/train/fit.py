@@ -131,6 +131,10 @@ class _Log:
             self._log = ScalarLog(self._out, checkpoint.step_of(newest) if newest else 0)
         self._log(step, figures)
 
+    def flush(self) -> None:
+        if self._log is not None:
+            self._log.flush()
+
     def close(self) -> None:
         if self._log is not None:
             self._log.close()

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -32,6 +32,16 @@ class TrainConfig:
                 raise ValueError(f"{name} must be at least 1, but it is {getattr(self, name)}.")
 
 
+class Log(Protocol):
+    """Where rank 0 writes the figures of a training step."""
+
+    def __call__(self, step: int, figures: dict[str, float]) -> None: ...
+
+    def flush(self) -> None:
+        """Called before a checkpoint: a run that continues there must find all figures up to it."""
+        ...
+
+
 Feed = Callable[[int], Iterator[list[Batch]]]
 """feed(first step) yields, step by step, this worker's micro-batches of the global batch."""
 
@@ -43,7 +53,7 @@ def train(
     micro_steps: int,
     config: TrainConfig,
     folder: str,
-    log: Callable,
+    log: Log,
 ) -> checkpoint.Checkpoint:
     """Train `task` for `config.steps` steps, continuing from the newest whole checkpoint under `folder`.
 
@@ -69,6 +79,8 @@ def train(
         if (step + 1) % config.save_every_steps == 0 or last:
             state = {name: tensor for engine in engines for name, tensor in engine.state().items()}
             meta = {"updates": {engine.update.name: engine.meta() for engine in engines}}
+            if world.rank() == 0:
+                log.flush()
             checkpoint.write(folder, step + 1, state, meta)
     return _newest(folder) or _no_checkpoint(folder)
 
@@ -100,7 +112,7 @@ def _counts(update: Update, micro_batches: list[Batch]) -> dict[str, float]:
     return {name: max(1.0, float(value)) for name, value in zip(names, summed, strict=True)}
 
 
-def _report(log: Callable, step: int, figures: dict[str, torch.Tensor], clock: "_Clock", config: TrainConfig) -> None:
+def _report(log: Log, step: int, figures: dict[str, torch.Tensor], clock: "_Clock", config: TrainConfig) -> None:
     """Log the figures of the step; losses are local sums over global counts: their total over workers is the mean."""
     losses = [name for name in figures if not name.endswith(("/lr", "/grad_norm"))]
     means = world.total(torch.stack([figures[name] for name in losses]))

@@ -109,13 +109,21 @@ def final_state(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     return {name: checkpoint[name] for name in checkpoint.names}
 
 
+class Losses(list):
+    """The loss of each logged step."""
+
+    def __call__(self, step, figures):
+        self.append(figures["net/token"])
+
+    def flush(self):
+        pass
+
+
 def plain(folder, **options):
     """Train in this process; returns the final state and the logged losses."""
     config = TrainConfig(**{"steps": 12, "batch": 10, "log_every_steps": 1, "save_every_steps": 6, **options})
-    losses = []
-    saved = train(
-        Toy(), feed(config, 0, 1, 1), PlainEngine, 1, config, folder, lambda s, f: losses.append(f["net/token"])
-    )
+    losses = Losses()
+    saved = train(Toy(), feed(config, 0, 1, 1), PlainEngine, 1, config, folder, losses)
     return final_state(saved), losses
 
 
@@ -143,7 +151,7 @@ def main() -> None:
             micro_batch=-(-share // micro_steps),
         )
 
-    losses = []
+    losses = Losses()
     train(
         Toy(),
         batches,
@@ -151,7 +159,7 @@ def main() -> None:
         micro_steps,
         config,
         arguments["folder"],
-        lambda s, f: losses.append(f["net/token"]),
+        losses,
     )
     if world.rank() == 0:
         with open(arguments["result"], "w") as file:
