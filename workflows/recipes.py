@@ -74,7 +74,7 @@ def demo(seed: int = 0) -> Recipe:
 
 
 def debug(seed: int = 0) -> Recipe:
-    """The whole path in under a minute, on a corpus too small to learn from."""
+    """The whole path in little more than a minute, on a corpus too small to learn from."""
     recipe = demo(seed)
     short = TrainConfig(steps=6, batch=16, seed=seed, log_every_steps=2, save_every_steps=3)
     return replace(
