@@ -8,13 +8,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import transformers  # imports a model when it is first named, which takes seconds: so annotations are quoted
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import AutoConfig, AutoTokenizer, BlipConfig, BlipForConditionalGeneration
-from transformers.models.blip.configuration_blip import BlipTextConfig, BlipVisionConfig
-from transformers.models.blip.modeling_blip import BlipVisionModel
-from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
 from captioner.styles import Style
 from captioner.vocabulary import Vocabulary
@@ -77,10 +74,10 @@ class CaptionerConfig:
         if not self.init_std > 0:
             raise ValueError(f"init_std must be positive, but it is {self.init_std}.")
 
-    def blip(self, vocabulary: Vocabulary) -> BlipConfig:
+    def blip(self, vocabulary: Vocabulary) -> "transformers.BlipConfig":
         """The same in the words of transformers, for a given vocabulary."""
         vision, text = self.vision, self.text
-        return BlipConfig(
+        return transformers.BlipConfig(
             vision_config={
                 "image_size": list(vision.image_size),
                 "patch_size": vision.patch_size,
@@ -116,17 +113,17 @@ class Captioner(nn.Module):
 
     def __init__(
         self,
-        config: BlipConfig,
+        config: "transformers.BlipConfig",
         vocabulary: Vocabulary,
         decoders: Iterable[str] = (BASE,),
         styles: tuple[Style, ...] = (),
     ) -> None:
         super().__init__()
         self.config, self.vocabulary, self.styles = config, vocabulary, styles
-        self._vision_config = cast(BlipVisionConfig, config.vision_config)
-        self._text_config = cast(BlipTextConfig, config.text_config)
+        self._vision_config = cast(transformers.BlipVisionConfig, config.vision_config)
+        self._text_config = cast(transformers.BlipTextConfig, config.text_config)
         self.vision = _vision_tower(self._vision_config)
-        self.decoders = nn.ModuleDict({name: BlipTextLMHeadModel(self._text_config) for name in decoders})
+        self.decoders = nn.ModuleDict({name: transformers.BlipTextLMHeadModel(self._text_config) for name in decoders})
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -209,7 +206,7 @@ class Captioner(nn.Module):
             return from_pretrained(folder)
         config = json.loads(path.read_text())
         styles = tuple(Style(**style) for style in config["styles"])
-        blip = BlipConfig.from_dict(config["blip"])
+        blip = transformers.BlipConfig.from_dict(config["blip"])
         vocabulary = Vocabulary.load(folder, config["blip"]["text_config"]["bos_token_id"])
         captioner = Captioner(blip, vocabulary, config["decoders"], styles)
         load_model(captioner, str(Path(folder, "model.safetensors")))
@@ -222,31 +219,31 @@ def from_pretrained(name: str) -> Captioner:
     Raises FileNotFoundError where there is no model, ValueError where it is not a BLIP captioner.
     """
     try:
-        kind = AutoConfig.from_pretrained(name).model_type
+        kind = transformers.AutoConfig.from_pretrained(name).model_type
     except OSError as error:
         raise FileNotFoundError(f"There is no captioner at {name}: no config.json was found.") from error
     if kind != "blip":
         raise ValueError(f"{name} holds a model of type '{kind}', but a captioner is loaded from BLIP weights only.")
-    loaded: Any = BlipForConditionalGeneration.from_pretrained(name, output_loading_info=True)
+    loaded: Any = transformers.BlipForConditionalGeneration.from_pretrained(name, output_loading_info=True)
     blip, report = loaded
     if report["missing_keys"]:
         raise ValueError(
             f"{name} lacks {len(report['missing_keys'])} weights of a BLIP captioner, such as "
             f"{min(report['missing_keys'])}. Choose a checkpoint that was trained for captioning."
         )
-    tokenizer = AutoTokenizer.from_pretrained(name).backend_tokenizer
+    tokenizer = transformers.AutoTokenizer.from_pretrained(name).backend_tokenizer
     captioner = Captioner(blip.config, Vocabulary(tokenizer, blip.config.text_config.bos_token_id), decoders=())
     captioner.vision, captioner.decoders[BASE] = blip.vision_model, blip.text_decoder
     return captioner.eval()
 
 
-def _vision_tower(config: BlipVisionConfig) -> BlipVisionModel:
+def _vision_tower(config: "transformers.BlipVisionConfig") -> "transformers.BlipVisionModel":
     size = config.image_size
     if isinstance(size, int):
-        return BlipVisionModel(config)
+        return transformers.BlipVisionModel(config)
     square = copy.deepcopy(config)
     square.image_size = max(size)  # transformers builds towers for squares alone ...
-    tower = BlipVisionModel(square)
+    tower = transformers.BlipVisionModel(square)
     patch = cast(int, config.patch_size)
     rows, columns = (side // patch for side in size)
     positions = torch.empty(1, 1 + rows * columns, config.hidden_size)

@@ -17,6 +17,7 @@ class Cluster:
     cpus_per_worker: float = 1
     gpus_per_worker: float = 0
     threads_per_worker: int = 1
+    rows_per_worker: int = 1  # of a training step, at least: another worker is not worth its start for fewer
     zero_stage: Literal[1, 2, 3] = 1
     feed_tasks: int = 1  # tasks that read, decode and collate at a time for one worker
     micro_batch: int = 0  # rows a worker takes through the model at once; 0: its whole share
@@ -30,8 +31,15 @@ class Cluster:
             low, high = getattr(self, name)
             if not 1 <= low <= high:
                 raise ValueError(f"{name} are given as (at least, at most), 1 or more; found ({low}, {high}).")
+        if self.rows_per_worker < 1:
+            raise ValueError(f"rows_per_worker must be at least 1, but it is {self.rows_per_worker}.")
         if self.micro_batch < 0:
             raise ValueError(f"micro_batch must be 0 (the whole share) or more, but it is {self.micro_batch}.")
+
+    def workers_for(self, batch: int) -> tuple[int, int]:
+        """Training workers, at least and at most, that share a global batch of so many rows."""
+        most = max(1, batch // self.rows_per_worker)
+        return min(self.workers[0], most), min(self.workers[1], most)
 
     @property
     def backend(self) -> Literal["gloo", "nccl"]:
@@ -42,7 +50,7 @@ class Cluster:
 def laptop() -> Cluster:
     """This machine's cores: one training worker a core, two at most, and as many actors."""
     count = min(2, os.cpu_count() or 1)
-    return Cluster(name="laptop", workers=(count, count), actors=(count, count))
+    return Cluster(name="laptop", workers=(count, count), rows_per_worker=16, actors=(count, count))
 
 
 def one_node() -> Cluster:

@@ -59,7 +59,7 @@ def demo(seed: int = 0) -> Recipe:
             vocabulary_size=1000,
             text_length=40,
             drop=0.05,
-            train=_train(seed, 1900),
+            train=_train(seed, 2600),
             optim=OptimConfig(lr=5e-3, warmup_steps=100, weight_decay=0.01),
             seed=seed,
         ),
@@ -74,14 +74,14 @@ def demo(seed: int = 0) -> Recipe:
 
 
 def debug(seed: int = 0) -> Recipe:
-    """The whole path in little more than a minute, on a corpus too small to learn from."""
+    """The whole path in under a minute on two cores, with a corpus too small to learn from."""
     recipe = demo(seed)
     short = TrainConfig(steps=6, batch=16, seed=seed, log_every_steps=2, save_every_steps=3)
     return replace(
         recipe,
         name="debug",
         corpus=replace(
-            recipe.corpus, corpus=ShapesConfig(samples=240, labelled=60, test_fraction=0.2, shard_size=60, seed=seed)
+            recipe.corpus, corpus=ShapesConfig(samples=160, labelled=40, test_fraction=0.2, shard_size=40, seed=seed)
         ),
         captioner=replace(recipe.captioner, base=short, finetune=short),
         tokenizer=replace(recipe.tokenizer, train=short),

@@ -14,7 +14,7 @@ from infra.cluster import Cluster
 from infra.data.shards import ShardReader, shard_names
 from infra.metrics import Report
 from infra.store import Artifact, step
-from infra.train.fit import fit
+from infra.train.fit import Training, fit
 from infra.train.loop import TrainConfig
 from infra.train.optim import OptimConfig
 
@@ -56,8 +56,8 @@ def train_captioner(
 ) -> dict[str, Any]:
     """Train a captioner on a corpus and its labelled rows as DALL-E 3 did: a base, then a decoder a style from it."""
     vocabulary, image_size, max_length = _prepare(config, images, out)
-    figures: dict[str, Any] = {"vocabulary": len(vocabulary)}
     source: CaptionerConfig | str = _source(config.model)
+    trainings = []
     if config.base is not None:
         base = BaseTask(
             source=source,
@@ -67,7 +67,7 @@ def train_captioner(
             optim=config.base_optim,
             seed=config.seed,
         )
-        figures |= fit(base, [images.path], config.base, storage.join(out, "base"), cluster, report)
+        trainings.append(Training(base, [images.path], config.base, storage.join(out, "base")))
         source = storage.join(out, "base", MODEL)
     assert isinstance(source, str)
     if config.styles:
@@ -80,8 +80,9 @@ def train_captioner(
             max_length=max_length,
             optim=config.finetune_optim,
         )
-        figures |= fit(finetune, [images.path], config.finetune, storage.join(out, "finetune"), cluster, report)
+        trainings.append(Training(finetune, [images.path], config.finetune, storage.join(out, "finetune")))
         source = storage.join(out, "finetune", MODEL)
+    figures = fit(trainings, cluster, report)
     storage.upload(storage.fetch(source), storage.join(out, MODEL))
     losses = {name.replace("/", "_"): value for name, value in figures.items() if _is_loss(name)}
     return {"vocabulary": len(vocabulary), "styles": [style.name for style in config.styles], **losses}

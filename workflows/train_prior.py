@@ -9,7 +9,7 @@ from infra.cluster import Cluster
 from infra.data.shards import ShardReader, joined_names
 from infra.metrics import Report
 from infra.store import Artifact, step
-from infra.train.fit import fit
+from infra.train.fit import Training, fit
 from infra.train.loop import TrainConfig
 from infra.train.optim import OptimConfig
 from t2i.priors.autoregressive import AutoregressiveConfig
@@ -74,7 +74,7 @@ def train_prior(
         text_weight=config.text_weight,
         seed=config.seed,
     )
-    figures = fit(task, inputs, config.train, out, cluster, report)
+    figures = fit([Training(task, inputs, config.train, out)], cluster, report)
     return {"steps": figures["step"], "rows": figures["rows"], "vocabulary": len(words), **losses_of(figures)}
 
 

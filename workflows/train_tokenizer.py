@@ -6,7 +6,7 @@ from typing import Any
 from infra.cluster import Cluster
 from infra.metrics import Report
 from infra.store import Artifact, step
-from infra.train.fit import fit
+from infra.train.fit import Training, fit
 from infra.train.loop import TrainConfig
 from infra.train.optim import OptimConfig
 from t2i.tokenizers.losses import CriticConfig, LossConfig
@@ -45,7 +45,7 @@ def train_tokenizer(
         critic_optim=config.critic_optim,
         seed=config.seed,
     )
-    figures = fit(task, [images.path], config.train, out, cluster, report)
+    figures = fit([Training(task, [images.path], config.train, out)], cluster, report)
     return {"steps": figures["step"], "rows": figures["rows"], "size": list(size), **losses_of(figures)}
 
 

@@ -1,14 +1,15 @@
 """Train a Task on Ray Train: as many workers as the Cluster has, DeepSpeed ZeRO between them, Ray Data before them."""
 
+import gc
 import os
+import pickle
 import shutil
 import tempfile
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ray.train
-import ray.train.torch
 import torch
 
 from infra import storage
@@ -28,46 +29,62 @@ FINISHED = "finished.json"  # written last: what is trained is not trained again
 
 
 @dataclass(frozen=True)
-class _Job:
-    """All that a training worker has to know."""
+class Training:
+    """What is trained, on the rows of which artifacts (of one ingest, joined by shard), how, and where it ends up."""
 
     task: Task
     inputs: list[str]
-    shards: list[str]
-    counts: list[int]
     config: TrainConfig
-    cluster: Cluster
     out: str
 
 
-def fit(
-    task: Task, inputs: list[str], config: TrainConfig, out: str, cluster: Cluster, report: Report
-) -> dict[str, Any]:
-    """Train `task` on the rows of `inputs` (artifacts of one ingest, joined by shard) and export it to `<out>/model`.
+@dataclass(frozen=True)
+class _Job:
+    """All that a training worker has to know: the trainings that are left, and the rows of each shard of each."""
 
-    Continues from the newest whole checkpoint under `<out>/checkpoints`; returns the figures of the last logged step.
+    trainings: list[Training]
+    counts: list[dict[str, int]]
+    cluster: Cluster
+
+
+def fit(trainings: Sequence[Training], cluster: Cluster, report: Report) -> dict[str, Any]:
+    """Train each task in turn and export it to its `<out>/model`; a task may begin from the model of one before.
+
+    One group of workers trains them all: on a small machine its start takes longer than a small training. Each
+    continues from the newest whole checkpoint under its `<out>/checkpoints`. Returns the figures that each logged
+    last, those of a later training over those of the same name of one before.
     """
-    finished = storage.join(out, FINISHED)
-    if not storage.exists(finished):
+    left = [training for training in trainings if not storage.exists(storage.join(training.out, FINISHED))]
+    if left:
         connect(cluster)
-        counts = count_rows(inputs, task.where, task.where_reads)
-        job = _Job(task, inputs, list(counts), list(counts.values()), config, cluster, out)
-        BatchPlan(job.counts, config.batch, config.seed, config.window_shards)  # no rows: said before anything starts
-        with _Follow(out, config.steps, report):
-            _run(job)
-        last = read_scalars(out)[-1]
-        storage.write_json(finished, {"rows": sum(job.counts), **last})
-    return storage.read_json(finished)
+        counts = [count_rows(each.inputs, each.task.where, each.task.where_reads) for each in left]
+        for each, rows in zip(left, counts, strict=True):
+            _plan(each, rows)  # no rows: said before anything starts
+        with _Follow(left, report):
+            _run(_Job(left, counts, cluster))
+    figures: dict[str, Any] = {}
+    for training in trainings:
+        figures |= storage.read_json(storage.join(training.out, FINISHED))
+    return figures
+
+
+def _plan(training: Training, counts: dict[str, int]) -> BatchPlan:
+    config = training.config
+    return BatchPlan(list(counts.values()), config.batch, config.seed, config.window_shards)
 
 
 def _run(job: _Job) -> None:
+    import ray.cloudpickle
+    import ray.train.torch  # slow to import: `--help` and `plan` do without
+
     cluster = job.cluster
-    low, high = cluster.workers
+    low, high = cluster.workers_for(max(training.config.batch for training in job.trainings))
     # Ray Train's own run folder holds nothing that is needed again: checkpoints are ours, under `out`.
     scratch = tempfile.mkdtemp(prefix="rescribe-train-")
     trainer = ray.train.torch.TorchTrainer(
         _worker,
-        train_loop_config={"job": job},
+        # Bytes: Ray Train's controller would otherwise import the model's libraries only to hand the job on.
+        train_loop_config={"job": ray.cloudpickle.dumps(job)},  # pyright: ignore[reportPrivateImportUsage]
         torch_config=ray.train.torch.TorchConfig(backend=cluster.backend),
         scaling_config=ray.train.ScalingConfig(
             num_workers=low if low == high else (low, high),
@@ -90,19 +107,30 @@ def _run(job: _Job) -> None:
 def _worker(arguments: dict[str, Any]) -> None:
     """Runs in every training worker."""
     from infra.train import zero  # DeepSpeed is loaded where it is used, after the worker's environment is set
+
+    job: _Job = pickle.loads(arguments["job"])
+    torch.set_num_threads(job.cluster.threads_per_worker)
+    zero.start(job.cluster.backend)
+    for training, counts in zip(job.trainings, job.counts, strict=True):
+        finished = storage.join(training.out, FINISHED)
+        if not world.from_first(world.rank() == 0 and storage.exists(finished)):
+            _train(training, counts, job.cluster)
+            if world.rank() == 0:
+                storage.write_json(finished, {"rows": sum(counts.values()), **read_scalars(training.out)[-1]})
+        gc.collect()  # engines are rings of references: the next one's memory is this one's
+
+
+def _train(training: Training, counts: dict[str, int], cluster: Cluster) -> None:
+    from infra.train import zero
     from infra.train.feed import Feed
 
-    job: _Job = arguments["job"]
-    config, cluster = job.config, job.cluster
-    torch.set_num_threads(cluster.threads_per_worker)
-    zero.start(cluster.backend)
+    task, config = training.task, training.config
     share = -(-config.batch // world.size())
     micro_batch = min(cluster.micro_batch or share, share)
     micro_steps = -(-share // micro_batch)
-    plan = BatchPlan(job.counts, config.batch, config.seed, config.window_shards)
     feed = Feed(
-        job.task, job.inputs, job.shards, plan, config.steps, world.rank(), world.size(), micro_batch, micro_steps,
-        cluster.feed_tasks,
+        task, training.inputs, list(counts), _plan(training, counts), config.steps, world.rank(), world.size(),
+        micro_batch, micro_steps, cluster.feed_tasks,
     )  # fmt: skip
 
     def make_engine(update: Any, micro_steps: int, saved: Any) -> zero.ZeroEngine:
@@ -110,12 +138,12 @@ def _worker(arguments: dict[str, Any]) -> None:
             update, micro_steps, saved, stage=cluster.zero_stage, precision=config.precision, micro_batch=micro_batch
         )
 
-    folder = storage.join(job.out, "checkpoints")
-    log = _Log(job.out, folder)
-    final = train(job.task, feed, make_engine, micro_steps, config, folder, log)
+    folder = storage.join(training.out, "checkpoints")
+    log = _Log(training.out, folder)
+    final = train(task, feed, make_engine, micro_steps, config, folder, log)
     log.close()
     if world.rank() == 0:
-        _export(job.task, final, storage.join(job.out, "model"))
+        _export(task, final, storage.join(training.out, "model"))
 
 
 class _Log:
@@ -151,10 +179,10 @@ def _export(task: Task, saved: checkpoint.Checkpoint, out: str) -> None:
 
 
 class _Follow:
-    """Turns the scalar log that rank 0 writes into progress reports of the driver."""
+    """Turns the scalar logs that rank 0 writes into progress reports of the driver."""
 
-    def __init__(self, out: str, steps: int, report: Report) -> None:
-        self._out, self._steps, self._report = out, steps, report
+    def __init__(self, trainings: Sequence[Training], report: Report) -> None:
+        self._trainings, self._report = trainings, report
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
@@ -166,12 +194,14 @@ class _Follow:
         self._thread.join()
 
     def _follow(self) -> None:
-        every = 1.0 if storage.is_local(self._out) else 10.0
-        while not self._stop.wait(every):
-            rows = read_scalars(self._out)
+        current = 0
+        while not self._stop.wait(1.0 if storage.is_local(self._trainings[current].out) else 10.0):
+            following = self._trainings[current + 1 :]
+            current += bool(following and read_scalars(following[0].out))
+            rows = read_scalars(self._trainings[current].out)
             if rows:
                 losses = {name: value for name, value in rows[-1].items() if _is_loss(name)}
-                self._report(rows[-1]["step"], self._steps, "steps", **losses)
+                self._report(rows[-1]["step"], self._trainings[current].config.steps, "steps", **losses)
 
 
 def _is_loss(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 import datetime
 import os
+from collections.abc import Iterator
 from typing import Any, Literal
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if os.path.exists("/dev/nvidiactl") else "cpu")  # read at import
@@ -86,19 +87,25 @@ class ZeroEngine:
         self._engine.step()
         return float(self._engine.get_global_grad_norm() or 0.0)
 
+    @torch.no_grad()
     def state(self) -> dict[str, torch.Tensor]:
-        """A collective over every parameter; worker r keeps the r-th, (r + world)-th, ... of them."""
+        """A collective over all parameters; worker r keeps the r-th, (r + world)-th, ... of them."""
         self._link()
-        name, state = self.update.name, {}
-        for index, (key, parameter) in enumerate(self._engine.module.named_parameters()):
-            mine = index % dist.get_world_size() == dist.get_rank()
+        named = dict(self._engine.module.named_parameters())
+        mine = set(list(named)[dist.get_rank() :: dist.get_world_size()])
+        state = {}
+
+        def keep(kind: str, key: str, value: torch.Tensor) -> None:
+            if key in mine:
+                state[f"{self.update.name}/{kind}/{key}"] = _copy(value)
+
+        for key, parameter in named.items():
             if not parameter.requires_grad:
-                full = {"w": self._frozen(parameter)}
-            else:
-                full = {"w": safe_get_full_fp32_param(parameter)}
-                full |= {kind: safe_get_full_optimizer_state(parameter, kind) for kind in self._kinds()}
-            if mine:
-                state |= {f"{name}/{kind}/{key}": _copy(value) for kind, value in full.items()}
+                keep("w", key, self._frozen(parameter))
+        for keys in _buckets({key: parameter for key, parameter in named.items() if parameter.requires_grad}):
+            for kind in ("w", *self._kinds()):
+                for key, value in zip(keys, self._whole([named[key] for key in keys], kind), strict=True):
+                    keep(kind, key, value)
         if dist.get_rank() == 0:
             state |= {key: _copy(value) for key, value in buffers(self.update).items()}
         return state
@@ -118,6 +125,24 @@ class ZeroEngine:
         if hasattr(zero, "_lazy_init_hp_params_optimizer_state") and self._kinds():
             zero._hp_optimizer_states_linked = False
             zero._lazy_init_hp_params_optimizer_state()
+
+    def _whole(self, parameters: list[Any], kind: str) -> list[torch.Tensor]:
+        """Some parameters' weights (`w`) or states of the optimizer, put together from all workers' parts."""
+        key = None if kind == "w" else kind
+        if self._stage == 3:
+            get: Any = (
+                safe_get_full_optimizer_state if key else lambda parameter, _: safe_get_full_fp32_param(parameter)
+            )
+            return [get(parameter, key) for parameter in parameters]
+        # One sum for all: DeepSpeed's own call makes one a parameter, and on gloo the smallest takes milliseconds.
+        flat = torch.zeros(sum(parameter.numel() for parameter in parameters), device=self._device)
+        parts = flat.split([parameter.numel() for parameter in parameters])
+        for parameter, part in zip(parameters, parts, strict=True):
+            if parameter._hp_mapping is not None:  # None: no part of it is ours
+                at = parameter._hp_mapping.lp_fragment_address
+                part.narrow(0, at.start, at.numel).copy_(parameter._hp_mapping.get_hp_fragment(key))
+        dist.all_reduce(flat)
+        return [part.view_as(parameter) for parameter, part in zip(parameters, parts, strict=True)]
 
     def _frozen(self, parameter: torch.nn.Parameter) -> torch.Tensor:
         if self._stage < 3:
@@ -156,6 +181,19 @@ class ZeroEngine:
         part = value.reshape(-1)[size * dist.get_rank() : size * (dist.get_rank() + 1)]
         partition.data.zero_()  # the last partition is padded
         partition.data[: len(part)].copy_(part)
+
+
+def _buckets(parameters: dict[str, Any], most: int = 2**26) -> Iterator[list[str]]:
+    """Names in their order, in lists of at most `most` elements in all, or of one parameter."""
+    bucket, size = [], 0
+    for name, parameter in parameters.items():
+        if bucket and size + parameter.numel() > most:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(name)
+        size += parameter.numel()
+    if bucket:
+        yield bucket
 
 
 def _copy(tensor: Any) -> torch.Tensor:

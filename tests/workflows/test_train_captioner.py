@@ -40,15 +40,19 @@ def images(tmp_path):
 def train(images, tmp_path, monkeypatch):
     """The step with the loop left out: what is trained is exported as it begins. `train.fits` says what was."""
 
-    def fit(task, inputs, config, out, cluster, report):
-        assert inputs == [images.path]
-        if not storage.exists(storage.join(out, "finished.json")):
-            run.fits.append(task)
-            (update,) = task.updates()
-            os.makedirs(storage.join(out, "model"))
-            task.export({update.name: update.module}, storage.join(out, "model"))
-            storage.write_json(storage.join(out, "finished.json"), {f"{update.name}/loss": 1.0, "step": config.steps})
-        return storage.read_json(storage.join(out, "finished.json"))
+    def fit(trainings, cluster, report):
+        figures = {}
+        for training in trainings:
+            assert training.inputs == [images.path]
+            finished = storage.join(training.out, "finished.json")
+            if not storage.exists(finished):
+                run.fits.append(training.task)
+                (update,) = training.task.updates()
+                os.makedirs(storage.join(training.out, "model"))
+                training.task.export({update.name: update.module}, storage.join(training.out, "model"))
+                storage.write_json(finished, {f"{update.name}/loss": 1.0, "step": training.config.steps})
+            figures |= storage.read_json(finished)
+        return figures
 
     def run(config):
         return workflow.train_captioner.work(

@@ -13,7 +13,7 @@ import pytest
 from infra.cluster import Cluster
 from infra.metrics import read_scalars
 from infra.train import checkpoint
-from infra.train.fit import fit
+from infra.train.fit import Training, fit
 from infra.train.loop import TrainConfig
 from tests.infra.train import toy
 
@@ -29,7 +29,7 @@ def test_fit_equals_the_plain_loop_and_is_a_no_op_again(ray_cluster, place, tmp_
     toy.write_rows(f"{place}/rows")
     seen = []
     cluster = Cluster(name="two", workers=(2, 2), zero_stage=2, micro_batch=3)
-    arguments = (toy.Toy(), [f"{place}/rows"], TrainConfig(**CONFIG), f"{place}/out", cluster)
+    arguments = ([Training(toy.Toy(), [f"{place}/rows"], TrainConfig(**CONFIG), f"{place}/out")], cluster)
     result = fit(*arguments, lambda done, total, unit, **figures: seen.append((done, total, unit)))
     _, losses = toy.plain(str(tmp_path / "plain"))
     assert [row["net/token"] for row in read_scalars(f"{place}/out")] == pytest.approx(losses, rel=1e-4)
@@ -48,19 +48,21 @@ def test_no_usable_row_is_said_before_anything_starts(ray_cluster, tmp_path):
             return columns["row"] < 0
 
     toy.write_rows(f"{tmp_path}/rows")
+    training = Training(Picky(), [f"{tmp_path}/rows"], TrainConfig(**CONFIG), f"{tmp_path}/out")
     with pytest.raises(ValueError, match="No row is left"):
-        fit(Picky(), [f"{tmp_path}/rows"], TrainConfig(**CONFIG), f"{tmp_path}/out", Cluster(name="one"), quiet)
+        fit([training], Cluster(name="one"), quiet)
 
 
 DRIVER = """
 import sys
 from infra.cluster import Cluster
-from infra.train.fit import fit
+from infra.train.fit import Training, fit
 from infra.train.loop import TrainConfig
 from tests.infra.train import toy
 place = sys.argv[1]
 config = TrainConfig(steps=400, batch=10, log_every_steps=5, save_every_steps=20)
-fit(toy.Toy(), [f"{place}/rows"], config, f"{place}/out", Cluster(name="two", workers=(2, 2)), lambda *a, **k: None)
+training = Training(toy.Toy(), [f"{place}/rows"], config, f"{place}/out")
+fit([training], Cluster(name="two", workers=(2, 2)), lambda *a, **k: None)
 """
 
 
