@@ -1,6 +1,7 @@
 """Read and write files by plain strings: a local path or an s3:// address, with the same promises for both."""
 
 import atexit
+import hashlib
 import json
 import os
 import shutil
@@ -149,6 +150,32 @@ def upload(local: str, url: str) -> None:
             shutil.copyfile(local, temporary)
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
+
+
+def copy(source: str, target: str) -> None:
+    """Copy one file to another place of the same kind: locally its bytes are shared, on S3 the server copies."""
+    if is_local(source) != is_local(target):
+        raise ValueError(f"{source} and {target} do not lie on the same file system.")
+    with _explained(target):
+        files, path = _open(target)
+        if not is_local(target):
+            files.cp_file(_open(source)[1], path)
+            return
+        with _committed(path, overwrite=True) as temporary:
+            try:
+                os.link(_local(source), temporary)  # nothing here changes a file in place: all are replaced whole
+            except OSError:  # another disk, or a file system without links
+                shutil.copyfile(_local(source), temporary)
+
+
+def digest(url: str) -> dict[str, Any]:
+    """The `size` in bytes and the `sha256` of a file, read in pieces."""
+    hashed, size = hashlib.sha256(), 0
+    with open_read(url) as file:
+        while piece := file.read(_READ_AHEAD):
+            hashed.update(piece)
+            size += len(piece)
+    return {"size": size, "sha256": hashed.hexdigest()}
 
 
 def fetch(url: str) -> str:

@@ -5,8 +5,9 @@ import importlib.metadata
 import inspect
 import json
 import platform
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -14,10 +15,13 @@ from typing import Any
 from infra import storage
 from infra.cluster import Cluster
 from infra.config import fingerprint, to_dict
+from infra.data.revision import revise
 from infra.lease import Lease
 from infra.metrics import MemoryWatch, Progress
 
 MANIFEST = "manifest.json"  # written last: its presence means that the step finished
+# What of an artifact its manifest does not vouch for: shards, which the ledger does, and what serves the making only.
+UNLISTED = (MANIFEST, "lease.json", "shards", "checkpoints", "tensorboard")
 LIBRARIES = ("torch", "ray", "deepspeed", "transformers", "diffusers", "pyarrow", "pillow", "numpy")
 
 
@@ -115,15 +119,33 @@ class Store:
     def step(self, work: Step, config: Any, *inputs: Artifact) -> Artifact:
         """The artifact of `work(config, *inputs)`: found if it is there, continued or made if it is not."""
         identity = work.identity(config, inputs)
-        path = storage.join(self.root, work.name, identity)
         number = f"[{len(self.made) + 1}/{self._steps}] " if self._steps else ""
         progress = Progress(f"{number}{work.name:<15}")
-        if storage.exists(storage.join(path, MANIFEST)):
-            progress.close(f"done already: {path}")
-            return self._keep(Artifact.open(path))
+        if newest := newest_revision(self.root, work.name, identity):
+            progress.close(f"done already: {newest}")
+            return self._keep(Artifact.open(newest))
+        return self._keep(self._make(work, config, inputs, identity, progress))
+
+    def retry(self, artifact: Artifact, work: Step, config: Any, only: Sequence[str] = ()) -> Artifact:
+        """A new revision of an artifact, in which rows that failed for a reason in `only` (none: any) are tried again.
+
+        ValueError where no row failed so, or where a newer revision is there already.
+        """
+        identity, _, revision = artifact.id.partition(".")
+        newest = newest_revision(self.root, work.name, identity)
+        if newest != artifact.path:
+            raise ValueError(f"{artifact.path} has a newer revision: {newest}. Retry that one.")
+        renewed = f"{identity}.{int(revision or 0) + 1}"
+        path = storage.join(self.root, work.name, renewed)
+        with Lease(path):
+            revise(artifact.path, path, only, leave=(MANIFEST, "lease.json"))
+        return self._make(work, config, tuple(artifact.inputs), renewed, Progress(f"{work.name:<15}"))
+
+    def _make(self, work: Step, config: Any, inputs: tuple[Artifact, ...], identity: str, report: Progress) -> Artifact:
+        path = storage.join(self.root, work.name, identity)
         with Lease(path), MemoryWatch() as memory:
             started = time.time()
-            summary = work.work(config, *inputs, out=path, cluster=self.cluster, report=progress)
+            summary = work.work(config, *inputs, out=path, cluster=self.cluster, report=report)
             manifest = {
                 "step": work.name,
                 "id": identity,
@@ -132,6 +154,7 @@ class Store:
                 "key": work.key(config) if work.key else None,
                 "inputs": [self._relative(artifact.path) for artifact in inputs],
                 "summary": summary,
+                "files": _files(path),
                 "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
                 "seconds": round(time.time() - started, 2),
                 "peak_memory_gb": round(memory.peak_gb, 3),
@@ -139,8 +162,8 @@ class Store:
                 "libraries": libraries(),
             }
             storage.write_json(storage.join(path, MANIFEST), manifest, overwrite=False)
-        progress.close(f"{manifest['seconds']:,.1f} s  {_brief(summary)}")
-        return self._keep(Artifact(path, manifest))
+        report.close(f"{manifest['seconds']:,.1f} s  {_brief(summary)}")
+        return Artifact(path, manifest)
 
     def _keep(self, artifact: Artifact) -> Artifact:
         self.made.append(artifact)
@@ -161,7 +184,8 @@ class Plan:
     def step(self, work: Step, config: Any, *inputs: Artifact) -> Artifact:
         """Note whether `work(config, *inputs)` is done; returns what stands for its artifact."""
         identity = work.identity(config, inputs)
-        path = storage.join(self.root, work.name, identity)
+        path = newest_revision(self.root, work.name, identity) or storage.join(self.root, work.name, identity)
+        identity = storage.name(path)
         made_of = {"step": work.name, "id": identity, "version": work.version, "config": to_dict(config), "summary": {}}
         made_of["inputs"] = [artifact.path.removeprefix(self.root + "/") for artifact in inputs]
         self.lines.append((work.name, identity, self._reason(path, made_of)))
@@ -178,6 +202,23 @@ class Plan:
         if not finished:
             return "first time"
         return _difference(max(finished, key=lambda manifest: manifest["started"]), wanted)
+
+
+def newest_revision(root: str, step: str, identity: str) -> str | None:
+    """Where the newest finished revision of an artifact lies: `<id>`, or `<id>.1`, `<id>.2`, ... after retries."""
+    found = [re.fullmatch(rf"{identity}(?:\.(\d+))?", name) for name in storage.list_names(storage.join(root, step))]
+    numbered = sorted(((int(match[1] or 0), match[0]) for match in found if match), reverse=True)
+    for _, name in numbered:
+        path = storage.join(root, step, name)
+        if storage.exists(storage.join(path, MANIFEST)):
+            return path
+    return None
+
+
+def _files(path: str) -> dict[str, dict[str, Any]]:
+    """Size and hash of each file that the manifest vouches for, by its path within the artifact."""
+    named = [(file.url.removeprefix(path).lstrip("/"), file.url) for file in storage.listing(path)]
+    return {name: storage.digest(url) for name, url in named if not set(name.split("/")[:-1] or [name]) & {*UNLISTED}}
 
 
 def libraries() -> dict[str, str]:

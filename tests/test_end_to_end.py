@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,6 +82,67 @@ def test_list_and_show(debug):
     assert len(listed["artifacts"]) == 9
     shown, _ = run("show", results["prior"], "--json")
     assert shown["step"] == "train_prior"
+
+
+@pytest.mark.timeout(180)
+def test_verify_proves_each_artifact_and_names_what_was_changed(debug, tmp_path):
+    store, _, _ = debug
+    listed, _ = run("list", "--store", str(store), "--json")
+    assert len(listed["artifacts"]) >= 9
+    captions = only(store / "recaption")
+    for step in ("ingest", "recaption", "train_prior"):
+        proved, _ = run("verify", str(only(store / step)), "--json")
+        assert proved["whole"]
+        assert not proved["faults"]
+    shutil.copytree(store, tmp_path / "store")
+    harmed = tmp_path / "store" / "recaption" / captions.name
+    shard = harmed / "shards" / "000002.parquet"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.unlink()  # it may share its bytes with the original
+    shard.write_bytes(data)
+    line, options = command("verify", str(harmed), "--json")
+    done = subprocess.run(line, capture_output=True, timeout=60, check=False, **options)
+    assert done.returncode == 1
+    assert "shard 000002" in done.stderr
+    assert not json.loads(done.stdout)["whole"]
+
+
+@pytest.mark.timeout(60)
+def test_retry_says_when_there_is_nothing_to_mend(debug):
+    store, _, _ = debug
+    line, options = command("retry", str(only(store / "recaption")), "--only", "oom")
+    done = subprocess.run(line, capture_output=True, timeout=60, check=False, **options)
+    assert done.returncode == 1
+    assert "No row of" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.timeout(240)
+def test_a_corpus_is_captioned_as_it_lies(debug, tmp_path):
+    _, results, _ = debug
+    run("shapes", "--out", str(tmp_path / "corpus"), "--samples", "40", "--shard-size", "20", "--json")
+    torn = tmp_path / "corpus" / "00001.tar"
+    torn.write_bytes(torn.read_bytes()[:-15_000])
+    pattern = str(tmp_path / "corpus" / "{00000..00001}.tar")
+    line = ("recaption", "--corpus", pattern, "--captioner", results["captioner"], "--out", str(tmp_path / "out"))
+    counts, _ = run(*line, "--styles", "short", "--json")
+    assert counts["rows_in"] == counts["accepted"] + counts["rejected"] + counts["failed"]
+    assert counts["shards"] == 2
+    assert counts["rejected"] >= 1
+    assert counts["images_per_second"] > 0
+    tables = [pq.read_table(path) for path in sorted(Path(counts["captions"], "shards").iterdir())]
+    assert {"caption_short", "logp_short"} <= set(tables[0].column_names)
+    assert "caption_descriptive" not in tables[0].column_names
+    proved, _ = run("verify", counts["captions"], "--json")
+    assert proved["rows_in"] == counts["rows_in"]
+    again, errors = run(*line, "--styles", "short", "--json")
+    assert again["captions"] == counts["captions"]
+    assert errors.count("done already") == 2
+    line, options = command(*line, "--styles", "shrt")
+    done = subprocess.run(line, capture_output=True, timeout=60, check=False, **options)
+    assert done.returncode == 1
+    assert "There is no style 'shrt'" in done.stderr
 
 
 def kill_when(condition, *arguments):

@@ -9,19 +9,23 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
 
 from infra import storage
 from infra.cluster import CLUSTERS, Cluster, laptop
 from infra.config import from_dict, to_dict
+from infra.data.ledger import LEDGER
+from infra.data.verify import verify_files, verify_shards
 from infra.store import MANIFEST, Artifact, Plan, Step, Store
 from workflows import recipes, text_to_image
 from workflows.corpora.shapes import ShapesConfig, write_shards
+from workflows.recaption import RecaptionConfig, direct, recaption
 from workflows.text_to_image import STEPS, Recipe
 
 STORE = "runs"
+COUNTS = ("rows_in", "accepted", "rejected", "failed", "shards")
 _FLAT = tyro.conf.arg(name="")  # its fields are options of the command itself
 _ONE_KIND = (tyro.conf.AvoidSubcommands,)  # a field of several types keeps that of its default
 
@@ -90,6 +94,72 @@ def list_artifacts(arguments: list[str]) -> dict[str, Any]:
     return {"artifacts": [artifact.path for artifact in found]}
 
 
+def verify(arguments: list[str]) -> dict[str, Any]:
+    """Prove that an artifact is whole, row by row: `rescribe verify runs/recaption/0123456789abcdef`."""
+    options = tyro.cli(_VerifyOptions, args=arguments, prog="rescribe verify")
+    artifact = Artifact.open(storage.absolute(options.path))
+    faults = list(verify_files(artifact.path, artifact.manifest["files"]))
+    if LEDGER in artifact.manifest["files"]:
+        faults += verify_shards(artifact.path, [source.path for source in artifact.inputs], artifact.summary)
+    for fault in faults:
+        _say(f"{artifact.path}: {fault}")
+    results = {"artifact": artifact.path, "whole": not faults, "faults": faults}
+    if faults:
+        if options.json:
+            print(json.dumps(results))
+        raise SystemExit(1)
+    counts = {name: artifact.summary[name] for name in COUNTS if name in artifact.summary}
+    said = ", ".join(f"{name} {value}" for name, value in counts.items())
+    _say(f"{artifact.path} is whole" + (f": {said}." if said else "."))
+    return results | counts
+
+
+def retry(arguments: list[str]) -> dict[str, Any]:
+    """Try failed rows again, as a new revision: `rescribe retry runs/recaption/0123456789abcdef --only oom timeout`."""
+    cluster, arguments = _named_cluster(arguments)
+    default = _RetryOptions(path=tyro.MISSING, cluster=cluster)
+    options = tyro.cli(_RetryOptions, default=default, args=arguments, prog="rescribe retry", config=_ONE_KIND)
+    artifact = Artifact.open(storage.absolute(options.path))
+    work = {work.name: work for work in STEPS}[artifact.step]
+    if LEDGER not in artifact.manifest["files"]:
+        raise ValueError(f"{artifact.path} has no rows: retry is for what ingest, recaption, mix and encode make.")
+    config = from_dict(work.config_class, artifact.manifest["config"])
+    store = Store(artifact.path.rsplit("/", 2)[0], options.cluster)
+    renewed = store.retry(artifact, work, config, tuple(word for part in options.only for word in part.split(",")))
+    counts = {name: renewed.summary[name] for name in COUNTS}
+    before = artifact.summary["failed"]
+    _say(f"{before - counts['failed']} of {before} failed rows were mended: {renewed.path}")
+    return counts | {"artifact": renewed.path}
+
+
+def recaption_corpus(arguments: list[str]) -> dict[str, Any]:
+    """Caption a corpus as it lies: `rescribe recaption --corpus PATTERN --captioner PATH_OR_NAME --out PATH`."""
+    if "--images" in arguments:  # the plain step, on artifacts
+        return run_step(recaption, arguments)
+    cluster, arguments = _named_cluster(arguments)
+    options = tyro.cli(
+        _DirectOptions,
+        default=dataclasses.replace(_DirectOptions(corpus="", captioner="", out=""), cluster=cluster),
+        args=arguments, prog="rescribe recaption", config=_ONE_KIND,
+    )  # fmt: skip
+    for name in ("corpus", "captioner", "out"):
+        if not getattr(options, name):
+            raise ValueError(f"Say --{name}, as in: {(recaption_corpus.__doc__ or '').split('`')[1]}.")
+    store = Store(options.out, options.cluster)
+    styles = tuple(name for name in options.styles.split(",") if name)
+    captions = direct(
+        store,
+        options.corpus,
+        options.captioner,
+        styles,
+        RecaptionConfig(batch=options.batch, precision=options.precision),
+    )
+    counts = {name: captions.summary[name] for name in COUNTS}
+    rate = counts["accepted"] / max(captions.manifest["seconds"], 1e-9)
+    _say(f"Captions of {counts['accepted']} images: {captions.path}")
+    return counts | {"images_per_second": round(rate, 2), "captions": captions.path}
+
+
 def shapes(arguments: list[str]) -> dict[str, Any]:
     """Render the built-in corpus as WebDataset tars: `rescribe shapes --out shapes --samples 1000`."""
     options = tyro.cli(_ShapesOptions, args=arguments, prog="rescribe shapes", config=_ONE_KIND)
@@ -119,6 +189,9 @@ VERBS: dict[str, Callable[[list[str]], dict[str, Any]]] = {
     "show": show,
     "list": list_artifacts,
     "shapes": shapes,
+    "verify": verify,
+    "retry": retry,
+    "recaption": recaption_corpus,
 }
 
 
@@ -153,6 +226,32 @@ class _RecipeOptions:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _ListOptions:
     store: str = STORE
+    json: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _VerifyOptions:
+    path: tyro.conf.Positional[str]  # an artifact's folder
+    json: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _RetryOptions:
+    path: tyro.conf.Positional[str]  # an artifact's folder
+    only: tuple[str, ...] = ()  # decode_error, read_error, oom, timeout, error; none: whatever failed
+    cluster: Cluster = dataclasses.field(default_factory=laptop)
+    json: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _DirectOptions:
+    corpus: str  # path or pattern of shards, local or s3://
+    captioner: str  # an artifact's folder, a folder of BLIP weights, or their name on the Hugging Face hub
+    out: str  # a store of its own: the index of the corpus and the captions go there
+    styles: str = ""  # short,descriptive: by name; none: those that the captioner was tuned for
+    batch: int = 128  # images that are encoded and captioned together
+    precision: Literal["fp32", "bf16"] = "fp32"
+    cluster: Cluster = dataclasses.field(default_factory=laptop)
     json: bool = False
 
 

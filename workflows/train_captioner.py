@@ -83,7 +83,9 @@ def train_captioner(
         trainings.append(Training(finetune, [images.path], config.finetune, storage.join(out, "finetune")))
         source = storage.join(out, "finetune", MODEL)
     figures = fit(trainings, cluster, report)
-    storage.upload(storage.fetch(source), storage.join(out, MODEL))
+    with tempfile.TemporaryDirectory() as folder:  # weights as they were published become a captioner of ours
+        load_captioner(source).save(folder)
+        storage.upload(folder, storage.join(out, MODEL))
     losses = {name.replace("/", "_"): value for name, value in figures.items() if _is_loss(name)}
     return {"vocabulary": len(vocabulary), "styles": [style.name for style in config.styles], **losses}
 

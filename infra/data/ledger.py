@@ -1,7 +1,11 @@
-"""One Parquet file a shard holds all its rows with their state, and its existence is the ledger."""
+"""One Parquet file a shard holds all its rows with their state: it is the ledger, and a record says what it holds."""
 
+import hashlib
+import json
+import time
+import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -12,19 +16,32 @@ from infra.data.ahead import ahead
 from infra.data.shards import shard_names, shard_url
 from infra.data.stage import ACCEPTED, FAILED, REJECTED
 
+LEDGER = "ledger.json"  # the records of all shards, by name; written when the last of them is committed
+JOURNAL = "journal"  # a folder of records on the way there
 ROW_GROUP = 512  # rows of a shard are also read in part, and images are large
+MAX_REASONS = 20
+STATES = (ACCEPTED, REJECTED, FAILED)
+
+Record = dict[str, Any]  # rows_in, a count for each state, reasons, and of the file: size and sha256
 
 
-def commit(out: str, name: str, table: pa.Table) -> bool:
-    """Write a shard at once; False, and nothing written, if it is there already."""
+def commit(out: str, name: str, table: pa.Table) -> Record:
+    """Write a shard at once, unless it is there already; return the record of what is there then."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, row_group_size=ROW_GROUP, compression="zstd")
+    data = sink.getvalue().to_pybytes()
     try:
-        storage.write_bytes(shard_url(out, name), sink.getvalue().to_pybytes(), overwrite=False)
+        storage.write_bytes(shard_url(out, name), data, overwrite=False)
     except FileExistsError:
         # Another attempt at the same shard, given up for dead, came first; its rows are as good as these.
-        return False
-    return True
+        return inspect(out, name)
+    return _record(table, data)
+
+
+def inspect(out: str, name: str) -> Record:
+    """The record of a committed shard, made anew from its file."""
+    data = storage.read_bytes(shard_url(out, name))
+    return _record(pq.read_table(pa.BufferReader(data), columns=["state", "reason"], use_threads=False), data)
 
 
 def pending(out: str, names: Sequence[str]) -> list[str]:
@@ -38,22 +55,78 @@ def tally(out: str) -> dict[str, Any]:
 
     Reasons are counted by what stands before their first colon, the 20 most frequent of them.
     """
-    states: Counter[str] = Counter()
+    return total(Ledger(out).complete().values())
+
+
+def total(records: Iterable[Record]) -> dict[str, Any]:
+    """The sum of some records, as `tally` gives it."""
+    counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
-    names = shard_names(out)
-    for table in ahead(lambda name: _read_states(out, name), names, threads=8, depth=32):
-        states.update(table["state"].to_pylist())
-        reasons.update(reason.split(":")[0] for reason in table["reason"].to_pylist() if reason is not None)
-    return {
-        "shards": len(names),
-        "rows_in": states.total(),
-        ACCEPTED: states[ACCEPTED],
-        REJECTED: states[REJECTED],
-        FAILED: states[FAILED],
-        "reasons": dict(reasons.most_common(20)),
+    for record in records:
+        counts.update({"shards": 1, **{key: record[key] for key in ("rows_in", *STATES)}})
+        reasons.update(record["reasons"])
+    return {key: counts[key] for key in ("shards", "rows_in", *STATES)} | {
+        "reasons": dict(reasons.most_common(MAX_REASONS))
     }
 
 
-def _read_states(out: str, name: str) -> pa.Table:
-    with storage.open_read(shard_url(out, name)) as file:
-        return pq.read_table(file, columns=["state", "reason"], use_threads=False)
+class Ledger:
+    """The records of an artifact's shards, kept beside them so that a resume reads no finished shard.
+
+    Memory and the ledger's size grow with shards, not rows: some 250 bytes a shard.
+    """
+
+    def __init__(self, out: str) -> None:
+        self._out = out
+        self._fresh: dict[str, Record] = {}
+        self._saved = time.monotonic()
+        journal = [storage.join(JOURNAL, name) for name in storage.list_names(storage.join(out, JOURNAL))]
+        known: dict[str, Record] = {}
+        for url in (storage.join(out, name) for name in (LEDGER, *journal)):
+            if storage.exists(url):
+                known |= storage.read_json(url)
+        present = set(shard_names(out))
+        self.records = {name: record for name, record in known.items() if name in present}
+        self._unknown = sorted(present - known.keys())  # their driver died before it noted them
+        self._settled = not journal and not self._unknown and len(known) == len(self.records)
+
+    def add(self, name: str, record: Record) -> None:
+        """Note a shard that was committed; what was noted is saved every few seconds."""
+        self.records[name] = self._fresh[name] = record
+        self._settled = False
+        if time.monotonic() - self._saved > (2.0 if storage.is_local(self._out) else 20.0):
+            self.save()
+
+    def save(self) -> None:
+        """Append what was noted since the last time to the journal."""
+        self._saved = time.monotonic()
+        if self._fresh:
+            url = storage.join(self._out, JOURNAL, f"{uuid.uuid4().hex}.json")
+            storage.write_bytes(url, json.dumps(self._fresh).encode())
+            self._fresh = {}
+
+    def complete(self) -> dict[str, Record]:
+        """The records of all committed shards by name, those of a dead driver read from their files."""
+        found = ahead(lambda name: inspect(self._out, name), self._unknown, threads=8, depth=16)
+        self.records |= dict(zip(self._unknown, found, strict=True))
+        return dict(sorted(self.records.items()))
+
+    def close(self) -> dict[str, Record]:
+        """`complete`, and write the ledger if anything changed since it was written."""
+        records = self.complete()
+        if not self._settled or not storage.exists(storage.join(self._out, LEDGER)):
+            storage.write_bytes(storage.join(self._out, LEDGER), json.dumps(records).encode())
+            storage.remove(storage.join(self._out, JOURNAL))
+        return records
+
+
+def _record(table: pa.Table, data: bytes) -> Record:
+    states = Counter(table["state"].to_pylist())
+    reasons = Counter(reason.split(":")[0] for reason in table["reason"].to_pylist() if reason is not None)
+    return {
+        "rows_in": table.num_rows,
+        **{state: states[state] for state in STATES},
+        "reasons": dict(reasons.most_common(MAX_REASONS)),
+        "size": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }

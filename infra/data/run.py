@@ -1,5 +1,6 @@
 """Run work over shards on Ray Data: each shard is read, worked on and committed by one call of one actor."""
 
+import json
 import logging
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +16,10 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
 from infra import storage
-from infra.data.ledger import commit, pending, tally
+from infra.data.ledger import Ledger, commit, inspect, pending, total
+from infra.data.revision import Redo
 from infra.data.shards import VIRTUAL, ShardReader, joined_names, shard_url
-from infra.data.stage import ACCEPTED, FAILED, Columns, Stage, run_batch
+from infra.data.stage import ACCEPTED, FAILED, Columns, Runner, Stage, describe_error
 
 Report = Callable[..., None]
 
@@ -48,31 +50,37 @@ def run_shards(
     actors: tuple[int, int] = (1, 2),
     report: Report | None = None,
 ) -> dict[str, Any]:
-    """Commit `work(name)` to `<out>/shards/<name>.parquet` for each name that has no such file; return `tally(out)`.
+    """Commit `work(name)` to `<out>/shards/<name>.parquet` for each name that has no such file; return the counts.
 
     Shards whose work raises, or kills its worker again and again, do not stop the others; RuntimeError names them at
     the end. Whatever was committed stays, so that the next call does only the rest.
     """
     assert ray.is_initialized(), "call infra.cluster.connect first: Ray Data would start a cluster of its own making"
     left = pending(out, names)
+    ledger = Ledger(out)
     storage.remove(storage.join(out, ATTEMPTS))
     done, rows = len(names) - len(left), 0
     errors: dict[str, str] = {}
     if report:
         report(done, len(names), "shards", rows=rows)
-    for result in _results(work, left, out, cpus, gpus, actors):
-        if result["error"]:
-            errors[result["name"]] = result["error"]
-        else:
-            done, rows = done + 1, rows + result["rows"]
-            if report:
-                report(done, len(names), "shards", rows=rows)
-        if len(errors) > MAX_BAD_SHARDS:
-            break
+    try:
+        for result in _results(work, left, out, cpus, gpus, actors):
+            if result["error"]:
+                errors[result["name"]] = result["error"]
+            else:
+                record = json.loads(result["record"])
+                ledger.add(result["name"], record)
+                done, rows = done + 1, rows + record["rows_in"]
+                if report:
+                    report(done, len(names), "shards", rows=rows)
+            if len(errors) > MAX_BAD_SHARDS:
+                break
+    finally:
+        ledger.save()
     storage.remove(storage.join(out, ATTEMPTS))
     if left := pending(out, names):
         raise RuntimeError(_lost(left, errors, out))
-    return tally(out)
+    return total(ledger.close().values())
 
 
 def run_stages(
@@ -89,7 +97,7 @@ def run_stages(
     An actor asks for the most CPUs and GPUs that any of the stages does, since they take turns.
     """
     return run_shards(
-        StageWork(tuple(stages), tuple(inputs), batch_size),
+        StageWork(tuple(stages), tuple(inputs), batch_size, Redo.of_folder(out)),
         joined_names(inputs),
         out,
         cpus=max(stage.cpus for stage in stages),
@@ -101,16 +109,21 @@ def run_stages(
 
 @dataclass(frozen=True)
 class StageWork:
-    """Takes the accepted rows of a shard through stages in batches, their images decoded ahead."""
+    """Takes the accepted rows of a shard through stages in batches, their images decoded ahead.
+
+    With `redo` it takes those rows alone that failed in an earlier revision, and keeps the others as they are there.
+    """
 
     stages: tuple[Stage, ...]
     inputs: tuple[str, ...]
     batch_size: int
+    redo: Redo | None = None
 
     def setup(self) -> None:
         """Set the stages up."""
         for stage in self.stages:
             stage.setup()
+        object.__setattr__(self, "_runner", Runner(self.stages))  # it learns which batches fit into memory
 
     def __call__(self, name: str) -> pa.Table:
         """All rows of the shard: those that were not accepted keep their state and reason."""
@@ -120,29 +133,40 @@ class StageWork:
         states, reasons = list(reader.states), list(reader.reasons)
         columns: Columns = {name: [None] * len(states) for name in written}
         indices = np.arange(len(reader))
-        ahead = 2 * self.batch_size
-        pixels = iter(reader.pixels(indices, ahead)) if "pixels" in reads else None
+        before = self.redo.table(name, reader.sample_ids) if self.redo else None
+        if self.redo and before:
+            states, reasons = before["state"].to_pylist(), before["reason"].to_pylist()
+            columns = {column: before[column].to_pylist() for column in written}
+            indices = np.flatnonzero(self.redo.again(before)[reader.accepted])
+        pixels = iter(reader.pixels(indices, 2 * self.batch_size)) if "pixels" in reads else None
         images = iter(reader.images(indices)) if "image" in reads else None
-        for start in range(0, len(reader), self.batch_size):
+        for start in range(0, len(indices), self.batch_size):
             part = indices[start : start + self.batch_size]
             batch = reader.stored([name for name in reads if name not in VIRTUAL], part)
             batch |= {"state": [ACCEPTED] * len(part), "reason": [None] * len(part)}
-            for name, values in (("pixels", pixels), ("image", images)):
+            for kind, values in (("pixels", pixels), ("image", images)):
                 if values is not None:
-                    batch[name] = list(islice(values, len(part)))
-                    _fail_lost(batch, batch[name])
-            results = run_batch(self.stages, batch)
+                    batch[kind] = list(islice(values, len(part)))
+                    _fail_lost(batch, batch[kind])
+            results = self._runner(batch)  # type: ignore[attr-defined]
             for place, row in enumerate(reader.accepted[part]):
                 states[row], reasons[row] = results["state"][place], results["reason"][place]
-                for name in written:
-                    columns[name][row] = results[name][place]
-        return pa.table({"sample_id": reader.sample_ids, "state": states, "reason": _texts(reasons), **columns})
+                for column in written:
+                    columns[column][row] = results[column][place]
+        table = {"sample_id": reader.sample_ids, "state": states, "reason": _texts(reasons)}
+        return pa.table(table | {name: _column(values, name, before) for name, values in columns.items()})
+
+
+def _column(values: list[Any], name: str, before: pa.Table | None) -> pa.Array:
+    """The values in the type that the column had, if it had one."""
+    kind = before.schema.field(name).type if before else None
+    return pa.array(values, None if kind is None or pa.types.is_null(kind) else kind)
 
 
 def _fail_lost(batch: Columns, values: list[Any]) -> None:
     for row, value in enumerate(values):
         if isinstance(value, Exception):
-            batch["state"][row], batch["reason"][row] = FAILED, f"image: {value}"
+            batch["state"][row], batch["reason"][row] = FAILED, describe_error("image", value)
 
 
 def _texts(values: list[str | None]) -> pa.Array:
@@ -152,7 +176,7 @@ def _texts(values: list[str | None]) -> pa.Array:
 def _results(
     work: ShardWork, names: list[str], out: str, cpus: float, gpus: float, actors: tuple[int, int]
 ) -> Iterator[Any]:
-    """Yield {name, rows, error} of each shard as it ends."""
+    """Yield {name, record, error} of each shard as it ends."""
     if not names:
         return
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -183,24 +207,24 @@ class _Actor:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         results = [self._run(str(name)) for name in batch["name"]]
-        return {key: [result[key] for result in results] for key in ("name", "rows", "error")}
+        return {key: [result[key] for result in results] for key in ("name", "record", "error")}
 
     def _run(self, name: str) -> dict[str, Any]:
-        rows, error = 0, ""
+        record, error = "", ""
         try:
             if not self._ready:
                 self._work.setup()
                 self._ready = True
-            if not storage.exists(shard_url(self._out, name)):  # else a first attempt died just after its commit
+            if storage.exists(shard_url(self._out, name)):  # a first attempt died just after its commit
+                record = json.dumps(inspect(self._out, name))
+            else:
                 with self._attempt(name):
-                    table = self._work(name)
-                    commit(self._out, name, table)
-                rows = table.num_rows
+                    record = json.dumps(commit(self._out, name, self._work(name)))
         except Exception as problem:  # told to the driver, which goes on with the other shards
             place = traceback.extract_tb(problem.__traceback__)[-1]
             where = f"{storage.name(place.filename)}, line {place.lineno}"
             error = f"{type(problem).__name__}: {problem} ({where})"
-        return {"name": name, "rows": rows, "error": error}
+        return {"name": name, "record": record, "error": error}
 
     @contextmanager
     def _attempt(self, name: str) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """The stage contract: a step over rows says which columns it reads and writes and what it needs."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 ACCEPTED = "accepted"
@@ -30,38 +31,82 @@ class Stage(Protocol):
     def __call__(self, batch: Columns) -> Columns:
         """Return the `writes` columns for a batch that holds only accepted rows.
 
-        "state" and "reason" may come with them, to reject rows (None means fine). If the call raises, the rows are
-        tried one by one, and those that raise again are recorded as failed.
+        "state" and "reason" may come with them, to reject rows (None means fine). If the call raises, its rows are
+        tried in halves, and those that raise alone are recorded as failed.
         """
         ...
 
 
-def run_batch(stages: Sequence[Stage], batch: Columns) -> Columns:
-    """Run stages over a batch with `state` and `reason` columns; return these and all `writes` columns.
+class Runner:
+    """Takes batches through stages, one after another, in one actor.
 
-    Rows that are not accepted, or cease to be, have None in the columns that were not written for them.
+    Where a batch does not fit into memory it is halved, the same rows are tried again, and later batches are cut as
+    small from the start; the size grows back by half each time that enough batches have passed.
     """
-    columns = dict(batch)
-    columns["state"], columns["reason"] = list(batch["state"]), list(batch["reason"])
-    for stage in stages:
-        _run_stage(stage, columns)
-    written = [name for stage in stages for name in stage.writes]
-    return {name: columns[name] for name in dict.fromkeys(["state", "reason", *written])}
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        self._stages = stages
+        self._fits: dict[int, _Size] = {number: _Size() for number in range(len(stages))}
+
+    def __call__(self, batch: Columns) -> Columns:
+        """Run a batch with `state` and `reason` columns; return these and all `writes` columns.
+
+        Rows that are not accepted, or cease to be, have None in the columns that were not written for them.
+        """
+        columns = dict(batch)
+        columns["state"], columns["reason"] = list(batch["state"]), list(batch["reason"])
+        for number, stage in enumerate(self._stages):
+            _run_stage(stage, columns, self._fits[number])
+        written = [name for stage in self._stages for name in stage.writes]
+        return {name: columns[name] for name in dict.fromkeys(["state", "reason", *written])}
 
 
-def _run_stage(stage: Stage, columns: Columns) -> None:
+class _Size:
+    """The most rows that a stage takes at once."""
+
+    GROW_AFTER = 8  # batches without trouble
+
+    def __init__(self) -> None:
+        self.most: int | None = None  # None: nothing was ever too large
+        self._passed = 0
+
+    def shrink(self, tried: int) -> None:
+        self.most, self._passed = max(1, tried // 2), 0
+
+    def passed(self, rows: int) -> None:
+        if self.most is not None and rows >= self.most:
+            self._passed += 1
+            if self._passed >= self.GROW_AFTER:
+                self.most, self._passed = self.most + max(1, self.most // 2), 0
+
+
+def kind_of(error: BaseException) -> str:
+    """What sort of trouble an error is, in a word by which its rows can be tried again."""
+    names = {each.__name__ for each in type(error).__mro__}
+    if "OutOfMemoryError" in names or isinstance(error, MemoryError):  # torch's is not imported here
+        return "oom"
+    if isinstance(error, TimeoutError):
+        return "timeout"
+    if isinstance(error, OSError):
+        return "read_error"
+    return "error"
+
+
+def describe_error(where: str, error: BaseException) -> str:
+    """A failed row's reason: `<kind>: <stage>: <class of the error>: <its message>`."""
+    kind = "decode_error" if where == "image" and isinstance(error, ValueError) else kind_of(error)
+    return f"{kind}: {where}: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
+
+
+def _run_stage(stage: Stage, columns: Columns, size: _Size) -> None:
     states, reasons = columns["state"], columns["reason"]
     rows = [row for row, state in enumerate(states) if state == ACCEPTED]
     for name in stage.writes:
         columns[name] = [None] * len(states)
-    if not rows:
-        return
     batch = {name: [columns[name][row] for row in rows] for name in stage.reads}
-    for position, result in enumerate(_call(stage, batch, len(rows))):
-        row = rows[position]
+    for row, result in zip(rows, _call(stage, batch, len(rows), size), strict=True):
         if isinstance(result, Exception):
-            message = " ".join(str(result).split())[:500]
-            states[row], reasons[row] = FAILED, f"{type(stage).__name__}: {type(result).__name__}: {message}"
+            states[row], reasons[row] = FAILED, describe_error(type(stage).__name__, result)
             continue
         if result.get("state") not in (None, ACCEPTED):
             states[row], reasons[row] = result["state"], result.get("reason") or type(stage).__name__
@@ -69,16 +114,42 @@ def _run_stage(stage: Stage, columns: Columns) -> None:
             columns[name][row] = result[name]
 
 
-def _call(stage: Stage, batch: Columns, rows: int) -> list[dict[str, Any] | Exception]:
-    try:
-        output = stage(batch)
-    except Exception as error:
-        if rows == 1:
-            return [error]
-        singles = [{name: [values[row]] for name, values in batch.items()} for row in range(rows)]
-        return [_call(stage, single, 1)[0] for single in singles]
+def _call(stage: Stage, batch: Columns, rows: int, size: _Size) -> Iterator[dict[str, Any] | Exception]:
+    """The results of the rows in order, or the errors of those that fail even alone."""
+    start = 0
+    while start < rows:
+        count = min(rows - start, size.most or rows)
+        part = {name: values[start : start + count] for name, values in batch.items()}
+        try:
+            output = stage(part)
+        except Exception as error:
+            if kind_of(error) == "oom":
+                _free()
+                size.shrink(count)
+                if count > 1:
+                    continue  # the same rows, fewer at once
+            if count == 1:
+                yield error
+            else:  # some row is bad: halves find it in few calls
+                half = count // 2
+                for low, high in ((0, half), (half, count)):
+                    yield from _call(stage, {n: v[low:high] for n, v in part.items()}, high - low, size)
+        else:
+            size.passed(count)
+            yield from _rows(stage, output, count)
+        start += count
+
+
+def _rows(stage: Stage, output: Columns, rows: int) -> list[dict[str, Any]]:
     for name in (*stage.writes, *(name for name in ("state", "reason") if name in output)):
         assert name in output, f"{type(stage).__name__} promised the column {name!r} and did not return it"
         found = len(output[name])
         assert found == rows, f"{type(stage).__name__} returned {found} values of {name!r} for {rows} rows"
     return [{name: values[row] for name, values in output.items()} for row in range(rows)]
+
+
+def _free() -> None:
+    """Give back what the failed attempt still holds on a GPU."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()

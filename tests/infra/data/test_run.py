@@ -80,7 +80,7 @@ def test_a_rerun_does_what_is_missing_and_no_more(ray_cluster, place):
     after = stamps(place)
     assert after.keys() == before.keys()
     assert [url for url in after if after[url] != before[url]] == [gone][: after[gone] != before[gone]]
-    assert storage.list_names(place) == ["shards"]
+    assert storage.list_names(place) == ["ledger.json", "shards"]
 
 
 def test_a_shard_that_raises_does_not_stop_the_others(ray_cluster, tmp_path):
@@ -95,7 +95,7 @@ def test_a_shard_that_raises_does_not_stop_the_others(ray_cluster, tmp_path):
 def test_a_worker_that_dies_is_replaced(ray_cluster, tmp_path):
     out = str(tmp_path / "out")
     assert run_shards(Numbers(str(tmp_path), dies=("000002",)), NAMES, out)["rows_in"] == 30
-    assert storage.list_names(out) == ["shards"]
+    assert storage.list_names(out) == ["ledger.json", "shards"]
 
 
 def test_a_shard_that_kills_its_workers_is_given_up_and_named(ray_cluster, tmp_path):
@@ -167,10 +167,13 @@ def test_stages_write_sidecars_for_every_row(ray_cluster, index, place):
     accepted = [row for row in rows if row["state"] == "accepted"]
     assert counts["accepted"] == len(accepted) == sum(row["state"] == "accepted" for row in origin) - 2
     assert all(row["mean"] is not None and row["codes"][1] == 7 for row in accepted)
-    assert {row["reason"] for row in rows if row["state"] != "accepted"} >= {"disliked", "Mean: KeyError: 'a bad row'"}
+    assert {row["reason"] for row in rows if row["state"] != "accepted"} >= {
+        "disliked",
+        "error: Mean: KeyError: 'a bad row'",
+    }
     assert counts["reasons"] == {
         "disliked": 1,
-        "Mean": 1,
+        "error": 1,
         "cut off with its archive": 1,
         "truncated archive": 1,
         "the archive holds no samples": 1,

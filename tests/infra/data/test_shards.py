@@ -6,7 +6,7 @@ import pytest
 
 from infra import storage
 from infra.data.images import encode_png
-from infra.data.ledger import commit, pending, tally
+from infra.data.ledger import commit, inspect, pending, tally
 from infra.data.shards import ShardReader, count_rows, joined_names, select_rows
 from tests.infra.data.zoo import picture
 
@@ -151,7 +151,9 @@ def test_the_ledger(place):
     assert pending(place, ["000000", "000001"]) == ["000000", "000001"]
     sidecar(place)
     assert pending(place, ["000000", "000001"]) == ["000001"]
-    assert not commit(place, "000000", pa.table({"sample_id": ["other"]}))  # the first one stays
+    other = pa.table({"sample_id": ["other"], "state": ["accepted"], "reason": pa.nulls(1, pa.string())})
+    assert commit(place, "000000", other) == inspect(place, "000000")  # the first one stays
+    assert inspect(place, "000000")["rows_in"] == 5
     sidecar(place, "000001", reasons=[None, "oops: another", None, None, None])
     assert tally(place) == {
         "shards": 2,

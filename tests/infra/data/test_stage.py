@@ -1,8 +1,10 @@
 from dataclasses import dataclass
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from infra.data.stage import Stage, run_batch
+from infra.data.stage import Runner, Stage, kind_of
 
 
 @dataclass
@@ -52,7 +54,7 @@ def test_stages_follow_each_other_and_see_accepted_rows_only():
     rows = batch(["a", "bb", "c" * 11, "dddd"])
     rows["state"][1], rows["reason"][1] = "rejected", "before"
     before = {name: list(values) for name, values in rows.items()}
-    result = run_batch([first, second], rows)
+    result = Runner([first, second])(rows)
     assert first.calls == [["a", "c" * 11, "dddd"]]
     assert result == {
         "state": ["accepted", "rejected", "rejected", "accepted"],
@@ -66,18 +68,18 @@ def test_stages_follow_each_other_and_see_accepted_rows_only():
 def test_a_row_that_raises_fails_alone():
     stage = Length()
     stage.setup()
-    result = run_batch([stage, Double()], batch(["a", None, "ccc"]))
+    result = Runner([stage, Double()])(batch(["a", None, "ccc"]))
     assert result["state"] == ["accepted", "failed", "accepted"]
-    assert result["reason"] == [None, "Length: TypeError: object of type 'NoneType' has no len()", None]
+    assert result["reason"] == [None, "error: Length: TypeError: object of type 'NoneType' has no len()", None]
     assert result["double"] == [2, None, 6]
-    assert stage.calls == [["a", None, "ccc"], ["a"], [None], ["ccc"]]
+    assert stage.calls == [["a", None, "ccc"], ["a"], [None, "ccc"], [None], ["ccc"]]
 
 
 def test_without_accepted_rows_no_stage_is_called():
     stage = Length()
     stage.setup()
     rows = {"text": ["a"], "state": ["failed"], "reason": ["before"]}
-    assert run_batch([stage], rows) == {"state": ["failed"], "reason": ["before"], "length": [None]}
+    assert Runner([stage])(rows) == {"state": ["failed"], "reason": ["before"], "length": [None]}
     assert stage.calls == []
 
 
@@ -90,4 +92,70 @@ def test_a_stage_that_breaks_its_promise_is_a_programmers_mistake(output, messag
             return output
 
     with pytest.raises(AssertionError, match=message):
-        run_batch([Broken(reads=("text",))], batch(["a", "b"]))
+        Runner([Broken(reads=("text",))])(batch(["a", "b"]))
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch calls its own."""
+
+
+class Small(Length):
+    """Memory for so many letters at once."""
+
+    memory = 8
+
+    def __call__(self, batch):
+        result = super().__call__(batch)
+        if sum(result["length"]) > self.memory:
+            raise OutOfMemoryError("CUDA out of memory")
+        return result
+
+
+def test_what_does_not_fit_is_halved_and_grows_back():
+    stage = Small()
+    stage.setup()
+    run = Runner([stage])
+    assert run(batch(["aa"] * 8))["length"] == [2] * 8
+    assert [len(call) for call in stage.calls] == [8, 4, 4]
+    stage.calls.clear()
+    for _ in range(20):
+        run(batch(["a"] * 8))  # fits as it is, once the size has grown back
+    assert [len(call) for call in stage.calls][:2] == [4, 4]
+    assert [len(call) for call in stage.calls][-1] == 8
+
+
+def test_a_row_that_alone_does_not_fit_fails_for_want_of_memory():
+    stage = Small()
+    stage.setup()
+    result = Runner([stage])(batch(["a", "b" * 9, "cc"]))
+    assert result["length"] == [1, None, 2]
+    assert result["reason"] == [None, "oom: Small: OutOfMemoryError: CUDA out of memory", None]
+
+
+@given(st.lists(st.sampled_from(["a", "bbb", "x" * 9, None, "reject me please"]), min_size=1, max_size=24))
+def test_whatever_fails_beside_it_a_row_ends_the_same(texts):
+    """Each row alone is the oracle of the rows together."""
+
+    def run(rows):
+        stage = Small(longest=10)
+        stage.setup()
+        return Runner([stage])(batch(rows))
+
+    together, alone = run(texts), [run([text]) for text in texts]
+    for name, values in together.items():
+        assert values == [one[name][0] for one in alone]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (MemoryError(), "oom"),
+        (OutOfMemoryError(), "oom"),
+        (TimeoutError(), "timeout"),
+        (ConnectionResetError(), "read_error"),
+        (FileNotFoundError(), "read_error"),
+        (KeyError(), "error"),
+    ],
+)
+def test_kinds_of_trouble(error, kind):
+    assert kind_of(error) == kind

@@ -1,0 +1,84 @@
+"""The ledger says what was committed, whoever died on the way, and no finished shard is read again."""
+
+import json
+
+import pyarrow as pa
+import pytest
+
+from infra import storage
+from infra.data import ledger
+from infra.data.ledger import JOURNAL, LEDGER, Ledger, commit, inspect, tally
+from infra.data.shards import shard_url
+
+NAMES = [f"{n:06d}" for n in range(4)]
+
+
+def put(out, name, failed=1):
+    states = ["accepted"] * 3 + ["failed"] * failed
+    reasons = [None] * 3 + ["oom: Caption: too large"] * failed
+    ids = [f"{name}{row}" for row in range(len(states))]
+    return commit(out, name, pa.table({"sample_id": ids, "state": states, "reason": reasons}))
+
+
+def test_a_record_is_that_of_the_file(place):
+    record = put(place, "000000")
+    assert record == inspect(place, "000000")
+    assert record | storage.digest(shard_url(place, "000000")) == record
+    assert record["reasons"] == {"oom": 1}
+
+
+def test_what_was_noted_is_not_read_again(place, monkeypatch):
+    first = Ledger(place)
+    for name in NAMES[:2]:
+        first.add(name, put(place, name))
+    first.save()
+    put(place, NAMES[2])  # committed, and its driver killed before it noted it
+    read = []
+    monkeypatch.setattr(ledger, "inspect", lambda out, name: read.append(name) or inspect(out, name))
+    second = Ledger(place)
+    second.add(NAMES[3], put(place, NAMES[3], failed=2))
+    second.close()
+    assert read == [NAMES[2]]
+    assert storage.list_names(place) == [LEDGER, "shards"]
+    assert tally(place) == {
+        "shards": 4,
+        "rows_in": 17,
+        "accepted": 12,
+        "rejected": 0,
+        "failed": 5,
+        "reasons": {"oom": 5},
+    }
+    assert read == [NAMES[2]]
+
+
+def test_a_finished_ledger_is_not_written_again(place):
+    one = Ledger(place)
+    one.add("000000", put(place, "000000"))
+    one.close()
+    before = storage.listing(storage.join(place, LEDGER))
+    Ledger(place).close()
+    assert storage.listing(storage.join(place, LEDGER)) == before
+
+
+def test_a_shard_that_is_gone_is_not_counted(place):
+    one = Ledger(place)
+    for name in NAMES:
+        one.add(name, put(place, name))
+    one.close()
+    storage.remove(shard_url(place, NAMES[1]))
+    assert tally(place)["shards"] == 3
+    Ledger(place).close()
+    assert sorted(storage.read_json(storage.join(place, LEDGER))) == [NAMES[0], *NAMES[2:]]
+
+
+@pytest.mark.parametrize("shards", [10, 1000])
+def test_a_record_takes_some_hundred_bytes_however_many_there_are(tmp_path, shards):
+    one = Ledger(str(tmp_path))
+    record = put(str(tmp_path), "000000")
+    for n in range(shards):
+        one.add(f"{n:06d}", record)
+    one.save()
+    (journal,) = storage.list_names(f"{tmp_path}/{JOURNAL}")
+    text = storage.read_bytes(f"{tmp_path}/{JOURNAL}/{journal}")
+    assert len(json.loads(text)) == shards
+    assert len(text) / shards < 300
