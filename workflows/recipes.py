@@ -30,7 +30,7 @@ def demo(seed: int = 0) -> Recipe:
         name="demo",
         # Objects stand at the centres of their cells: a pixel of jitter makes the codes several times as surprising.
         corpus=IngestConfig(
-            corpus=ShapesConfig(samples=12_000, labelled=1_000, jitter=0, seed=seed), image_size=(32, 32)
+            corpus=ShapesConfig(samples=24_000, labelled=1_000, jitter=0, seed=seed), image_size=(32, 32)
         ),
         captioner=TrainCaptionerConfig(
             model=CaptionerConfig(
@@ -38,7 +38,7 @@ def demo(seed: int = 0) -> Recipe:
                 text=TextConfig(hidden=128, layers=2, heads=4, mlp=384, max_length=48),
             ),
             vocabulary_size=400,
-            base=_train(seed, 900),
+            base=_train(seed, 800),
             base_optim=OptimConfig(lr=1e-3, warmup_steps=50),
             finetune=_train(seed, 150),
             finetune_optim=OptimConfig(lr=1e-3, warmup_steps=20),
@@ -59,7 +59,7 @@ def demo(seed: int = 0) -> Recipe:
             vocabulary_size=1000,
             text_length=40,
             drop=0.05,
-            train=_train(seed, 2600),
+            train=_train(seed, 1500),
             optim=OptimConfig(lr=5e-3, warmup_steps=100, weight_decay=0.01),
             seed=seed,
         ),
