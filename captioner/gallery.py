@@ -88,7 +88,7 @@ def write_gallery(
     facts: Mapping[str, str] | None = None,
     totals: Mapping[str, int] | None = None,
     collapse: Mapping[str, Mapping[str, Any]] | None = None,
-    limits: Limits = Limits(),  # noqa: B008: frozen
+    limits: Limits | None = None,
 ) -> dict[str, int]:
     """Write the page, a row at a time, and return how many `rows`, `pictures`, `cut` texts and `bytes` it holds.
 
@@ -96,6 +96,7 @@ def write_gallery(
     each style's captions. ValueError if there are more rows than the limits allow. Captions are anybody's text: they
     lie in a block of data, the script puts them on the page as text, and the page's policy forbids other scripts.
     """
+    limits = limits or Limits()
     page = {"title": title, "summary": summary, "facts": dict(facts or {})}
     described = [_described(style, found) for style, found in (collapse or {}).items()]
     head, tail = _template().render(page=page, collapse=described, shares=_SHARES).split(_MARK)
