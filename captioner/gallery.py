@@ -16,7 +16,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-VERDICTS = ("keep", "rejected", "failed")
+VERDICTS: tuple[str, ...] = ("keep", "rejected", "failed")
 PIXELATED = 96  # a picture whose sides are below that is shown pixel by pixel, and kept without loss
 ROW_BYTES = 2048  # no row can do with less
 
