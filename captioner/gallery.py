@@ -114,7 +114,9 @@ def write_gallery(
         counts["rows"] += 1
         counts["pictures"] += has_picture
         counts["cut"] += is_cut
-    write(f'\n],"totals":{_json({name: int(count) for name, count in (totals or {}).items()})}}}' + tail)
+    told = {"totals": {name: int(count) for name, count in (totals or {}).items()}, "counts": counts}
+    told["limit"] = {"bytes": limits.megabytes * 2**20}
+    write("\n]," + _json(told)[1:] + tail)
     return counts
 
 

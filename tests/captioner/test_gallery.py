@@ -182,6 +182,10 @@ def test_strangers_words_stay_words(hostile, tmp_path):
         assert text in seen.text, text
     assert "44 of 1,000,000 kept, 43 of 43 rejected, 43 of 43 failed" in seen.text
     assert "130 of 130 rows, 1 to 48 shown" in seen.text
+    cut = sum(len(text) > 4000 for row in ROWS for text in (row.captions["alt"],))
+    assert re.search(
+        rf"130 rows and 78 pictures take \d.\d MB of at most 64.0 MB; texts of {cut} rows were cut", seen.text
+    )
     pictures = [attrs for tag, attrs in seen.tags if tag == "img"]
     assert len(pictures) == sum(isinstance(row.image, np.ndarray) for row in ROWS[:48])
     assert all(attrs["src"].startswith("data:image/webp;base64,") and attrs["alt"] for attrs in pictures)
