@@ -23,7 +23,7 @@ class Place:
     source: str
     offset: int
     length: int
-    sha256: str
+    sha256: str | None  # None: the sample came without an image
 
 
 def fetch_images(places: Iterable[Place]) -> Iterator[bytes | Exception]:
@@ -31,7 +31,10 @@ def fetch_images(places: Iterable[Place]) -> Iterator[bytes | Exception]:
 
     A source that has changed since it was indexed is an error.
     """
-    for source, group in groupby(places, key=lambda place: place.source):
+    for (source, is_there), group in groupby(places, key=lambda place: (place.source, place.sha256 is not None)):
+        if not is_there:
+            yield from (ValueError("there is no image") for _ in group)
+            continue
         if is_row(source):
             yield from _fetch_rows(source, list(group))
             continue

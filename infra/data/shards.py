@@ -46,12 +46,12 @@ def joined_names(inputs: Sequence[str]) -> list[str]:
 class ShardReader:
     """One shard of artifacts that share their rows; a column comes from the last artifact that has it.
 
-    A row is accepted if every artifact accepted it; `columns` and `rows` show accepted rows only. The virtual column
-    `image` is the encoded image (the resized copy if ingest made one, else read from the source), `pixels` is it
-    decoded, (H, W, 3) uint8.
+    A row is accepted if every artifact accepted it; `columns` and `rows` show accepted rows only, unless they are to
+    show `every` row. The virtual column `image` is the encoded image (the resized copy if ingest made one, else read
+    from the source), `pixels` is it decoded, (H, W, 3) uint8.
     """
 
-    def __init__(self, inputs: Sequence[str], name: str) -> None:
+    def __init__(self, inputs: Sequence[str], name: str, every: bool = False) -> None:
         self.name = name
         self._tables = [_Sidecar(artifact, name) for artifact in inputs]
         # An ingest says the order, so that images are read as they lie.
@@ -65,56 +65,68 @@ class ShardReader:
                 if self.states[row] == ACCEPTED and state != ACCEPTED:
                     self.states[row], self.reasons[row] = state, reason
         self.accepted = np.flatnonzero([state == ACCEPTED for state in self.states])
+        self._shown = np.arange(len(self.states)) if every else self.accepted
         self._loaded: dict[str, pa.ChunkedArray] = {}
 
     def __len__(self) -> int:
-        """How many rows are accepted."""
-        return len(self.accepted)
+        """How many rows are shown."""
+        return len(self._shown)
+
+    @property
+    def names(self) -> set[str]:
+        """The stored columns of all the artifacts."""
+        return set[str]().union(*(table.names for table in self._tables))
 
     def columns(self, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """Whole columns of the accepted rows as arrays: numbers as numbers, texts and lists as objects."""
-        taken = pa.array(self.accepted)
+        """Whole columns of the shown rows as arrays: numbers as numbers, texts and lists as objects."""
+        taken = pa.array(self._shown)
         return {name: _as_array(column.take(taken)) for name, column in self._load(names).items()}
 
     def rows(self, names: Sequence[str], indices: Sequence[int] | np.ndarray) -> dict[str, list[Any]]:
-        """Columns at some of the accepted rows, virtual ones too; ValueError if an image cannot be had."""
+        """Columns at some of the shown rows, virtual ones too; ValueError if an image cannot be had."""
         wanted, places = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
         found = self.stored([name for name in names if name not in VIRTUAL], wanted)
         for name in set(names) & set(VIRTUAL):
             found[name] = list(self.pixels(wanted) if name == "pixels" else self.images(wanted))
             for row, value in zip(wanted, found[name], strict=True):
                 if isinstance(value, Exception):
-                    sample_id = self.sample_ids[self.accepted[row]]
+                    sample_id = self.sample_ids[self._shown[row]]
                     raise ValueError(f"The image of sample {sample_id} of shard {self.name} is lost: {value}.")
         return {name: [found[name][place] for place in places] for name in names}
 
     def stored(self, names: Sequence[str], indices: np.ndarray) -> dict[str, list[Any]]:
-        """Stored columns at some of the accepted rows; lists of numbers come as arrays."""
-        taken = pa.array(self.accepted[indices])
+        """Stored columns at some of the shown rows; lists of numbers come as arrays."""
+        taken = pa.array(self._shown[indices])
         return {name: _as_list(column.take(taken)) for name, column in self._load(names).items()}
 
     def images(self, indices: np.ndarray) -> Iterator[bytes | Exception]:
-        """Encoded images of accepted rows, in ascending order, as they are read; or what went wrong."""
-        rows = self.accepted[indices]
+        """Encoded images of shown rows, in ascending order, as they are read; or what went wrong."""
+        rows = self._shown[indices]
         assert np.all(np.diff(rows) > 0), "images are read in ascending order"
         if self._index is None:
             raise ValueError("Images are wanted, but none of the artifacts is an ingest. Add it to the inputs.")
         if "image" in self._index.names:
-            stored = read_rows(self._index.url, "image", rows.tolist())
-            return (image if image is not None else ValueError("there is no image") for image in stored)
+            return self._copies(self._index, rows.tolist())
         places = self._index.places
         return fetch_images(places[row] for row in rows)
 
     def pixels(self, indices: np.ndarray, depth: int = 64) -> Iterator[np.ndarray | Exception]:
-        """Decoded images of accepted rows, in ascending order, `depth` ahead of their use; or what went wrong."""
+        """Decoded images of shown rows, in ascending order, `depth` ahead of their use; or what went wrong."""
         return ahead(_decoded, self.images(indices), threads=4, depth=depth)
+
+    def _copies(self, index: "_Sidecar", rows: list[int]) -> Iterator[bytes | Exception]:
+        for row, image in zip(rows, read_rows(index.url, "image", rows), strict=True):
+            if image is None and self.states[row] != ACCEPTED:  # copies are made of accepted rows only
+                yield from fetch_images([index.places[row]])
+            else:
+                yield image if image is not None else ValueError("there is no image")
 
     def _load(self, names: Sequence[str]) -> dict[str, pa.ChunkedArray]:
         wanted: dict[int, list[str]] = {}
         for name in set(names) - self._loaded.keys():
             holders = [number for number, table in enumerate(self._tables) if name in table.names]
             if not holders:
-                known = sorted({name for table in self._tables for name in table.names} | set(VIRTUAL))
+                known = sorted(self.names | set(VIRTUAL))
                 raise ValueError(f"There is no column {name!r} in the inputs; there are {', '.join(known)}.")
             wanted.setdefault(holders[-1], []).append(name)
         for number, its_names in wanted.items():

@@ -58,6 +58,17 @@ def test_rows_are_accepted_ones_in_any_order_with_repeats(index):
     assert rows["image"][0] == encode_png(picture(3))
 
 
+@pytest.mark.parametrize("copies", [False, True])
+def test_every_row_may_be_shown_those_not_accepted_with_the_image_of_the_source(tmp_path, copies):
+    reader = ShardReader([ingest(str(tmp_path / "i"), copies=copies)], "000000", every=True)
+    assert len(reader) == 5
+    assert reader.accepted.tolist() == [0, 2, 3]
+    assert reader.columns(["caption_alt"])["caption_alt"].tolist() == [f"caption {n}" for n in range(5)]
+    images = list(reader.images(np.array([1, 3, 4])))
+    assert images == [encode_png(picture(n)) for n in (1, 13 if copies else 3, 4)]
+    assert {"sample_id", "state", "caption_alt"} <= reader.names
+
+
 def test_resized_copies_go_before_the_source(place):
     reader = ShardReader([ingest(storage.join(place, "i"), copies=True)], "000000")
     assert np.array_equal(reader.rows(("pixels",), [1])["pixels"][0], picture(12))
