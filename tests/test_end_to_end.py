@@ -109,6 +109,15 @@ def test_verify_proves_each_artifact_and_names_what_was_changed(debug, tmp_path)
 
 
 @pytest.mark.timeout(60)
+def test_a_gallery_of_the_captions(debug, tmp_path):
+    store, _, _ = debug
+    page = tmp_path / "rows.html"
+    drawn, _ = run("gallery", str(only(store / "mix")), "--out", str(page), "--count", "30", "--json")
+    assert drawn["rows"] == drawn["pictures"] == 30
+    assert page.read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.timeout(60)
 def test_retry_says_when_there_is_nothing_to_mend(debug):
     store, _, _ = debug
     line, options = command("retry", str(only(store / "recaption")), "--only", "oom")

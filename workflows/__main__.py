@@ -21,6 +21,7 @@ from infra.data.verify import verify_files, verify_shards
 from infra.store import MANIFEST, Artifact, Plan, Step, Store
 from workflows import recipes, text_to_image
 from workflows.corpora.shapes import ShapesConfig, write_shards
+from workflows.gallery import gallery as draw_gallery
 from workflows.recaption import RecaptionConfig, direct, recaption
 from workflows.text_to_image import STEPS, Recipe
 
@@ -160,6 +161,23 @@ def recaption_corpus(arguments: list[str]) -> dict[str, Any]:
     return counts | {"images_per_second": round(rate, 2), "captions": captions.path}
 
 
+def gallery(arguments: list[str]) -> dict[str, Any]:
+    """Show captioned rows, good and bad, on one page: `rescribe gallery runs/mix/0123456789abcdef --out rows.html`."""
+    options = tyro.cli(_GalleryOptions, args=arguments, prog="rescribe gallery")
+    artifact = Artifact.open(storage.absolute(options.path))
+    if artifact.step == "mix":
+        images, captions = artifact.inputs
+        mixture: Artifact | None = artifact
+    elif artifact.step == "recaption":
+        images, captions, mixture = artifact.inputs[0], artifact, None
+    else:
+        raise ValueError(f"{artifact.path} was made by {artifact.step}; give the folder of a recaption or of a mix.")
+    out = storage.absolute(options.out)
+    results = draw_gallery(images, captions, mixture, out=out, count=options.count, seed=options.seed)
+    _say(f"{results['rows']} rows: {results['page']}")
+    return results
+
+
 def shapes(arguments: list[str]) -> dict[str, Any]:
     """Render the built-in corpus as WebDataset tars: `rescribe shapes --out shapes --samples 1000`."""
     options = tyro.cli(_ShapesOptions, args=arguments, prog="rescribe shapes", config=_ONE_KIND)
@@ -192,6 +210,7 @@ VERBS: dict[str, Callable[[list[str]], dict[str, Any]]] = {
     "verify": verify,
     "retry": retry,
     "recaption": recaption_corpus,
+    "gallery": gallery,
 }
 
 
@@ -252,6 +271,15 @@ class _DirectOptions:
     batch: int = 128  # images that are encoded and captioned together
     precision: Literal["fp32", "bf16"] = "fp32"
     cluster: Cluster = dataclasses.field(default_factory=laptop)
+    json: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _GalleryOptions:
+    path: tyro.conf.Positional[str]  # folder of a recaption, or of a mix, whose verdicts are shown too
+    out: str = "gallery.html"
+    count: int = 500  # rows at most, evenly of those kept, rejected and failed
+    seed: int = 0  # of the draw
     json: bool = False
 
 
