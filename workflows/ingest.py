@@ -113,7 +113,7 @@ class IngestWork:
     def __call__(self, name: str) -> pa.Table:
         """All samples of the source, in its order."""
         source = self.sources[name]
-        rows = list(ahead(lambda sample: self._judge(source, sample), self._samples(name), threads=4, depth=16))
+        rows = list(ahead(lambda sample: self._judge(source, sample), self._samples(name), threads=4, depth=8))
         schema = INDEX if self.config.image_size is None else INDEX.append(pa.field("image", pa.binary()))
         return pa.Table.from_pylist(rows, schema)
 
@@ -138,6 +138,8 @@ class IngestWork:
             "offset": sample.offset,
             "length": sample.length,
         }
+        if sample.source and sample.source != (printable := _printable(sample.source)):
+            return row | {"source": printable, "state": REJECTED, "reason": "the file's name is not UTF-8"}
         if sample.state is not None:
             return row | {"state": sample.state, "reason": _printable(sample.reason or "")}
         try:

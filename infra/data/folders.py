@@ -10,7 +10,7 @@ from typing import Any
 
 from infra import storage
 from infra.data.ahead import ahead
-from infra.data.samples import IMAGE_ENDINGS, MAX_IMAGE_BYTES, Sample, split_caption
+from infra.data.samples import IMAGE_ENDINGS, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, Sample, split_caption
 from infra.data.stage import FAILED, REJECTED
 
 TEXT_ENDINGS = {"txt": "text", "json": "json"}  # and what an entry calls them
@@ -34,7 +34,10 @@ def list_entries(files: list[storage.File], root: str, caption_column: str | Non
     beside: dict[str, dict[str, str]] = {}
     for path, file in by_path.items():
         if _ending(path) in TEXT_ENDINGS:
-            beside.setdefault(_stem(path), {})[TEXT_ENDINGS[_ending(path)]] = file.url
+            texts = beside.setdefault(_stem(path), {})
+            texts[TEXT_ENDINGS[_ending(path)]] = file.url
+            if file.size > MAX_TEXT_BYTES:
+                texts["reason"] = f"text file too large: {file.size} bytes"
     for path in images:
         entry = {"key": _stem(path), "image": by_path[path].url, "length": by_path[path].size}
         if path in rows:
@@ -44,7 +47,10 @@ def list_entries(files: list[storage.File], root: str, caption_column: str | Non
     for path in images:
         rows.pop(path, None)
         beside.pop(_stem(path), None)
-    entries += [{"key": stem, "reason": f"no image: there is only {', '.join(t)}"} for stem, t in beside.items()]
+    entries += [
+        {"key": stem, "reason": f"no image: there is only {', '.join(sorted({*t} - {'reason'}))}"}
+        for stem, t in beside.items()
+    ]
     entries += [{"key": path, "reason": "no image: the table names a file that is not there"} for path in rows]
     entries.sort(key=lambda entry: entry["key"])
     seen: Counter[str] = Counter()
@@ -97,22 +103,34 @@ def _read_table(url: str) -> Iterator[dict[str, Any]]:
     """The rows of a table as dicts; a row that cannot be read has its reason under the empty name."""
     data = storage.read_bytes(url)
     if _ending(url) == "csv":
-        try:
-            text = data.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            raise ValueError(f"{url} is not UTF-8 text. Save the table as UTF-8.") from None
-        try:
-            for row in csv.DictReader(io.StringIO(text, newline="")):
-                yield {name: value for name, value in row.items() if name and isinstance(value, str)}
-        except csv.Error as error:
-            raise ValueError(f"{url} is not a readable CSV table: {error}.") from None
+        yield from _read_csv(url, data)
         return
     for line in data.splitlines():
         try:
             row = json.loads(line) if line.strip() else {"": "broken row: an empty line"}
             yield row if isinstance(row, dict) else {"": "broken row: not a JSON object"}
-        except ValueError:  # not JSON, or not UTF-8
+        except (ValueError, RecursionError):  # not JSON, or not UTF-8
             yield {"": "broken row: not JSON"}
+
+
+def _read_csv(url: str, data: bytes) -> Iterator[dict[str, Any]]:
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise ValueError(f"{url} is UTF-16 text, and not UTF-8. Save the table as UTF-8.")
+    # What is not UTF-8 becomes lone surrogates: a file name finds its file by them, a caption is refused for them.
+    table = csv.DictReader(io.StringIO(data.decode("utf-8-sig", errors="surrogateescape"), newline=""))
+    try:
+        _ = table.fieldnames  # which reads the first line
+    except csv.Error as error:
+        raise ValueError(f"{url} is not a readable CSV table: {error}.") from None
+    while True:
+        try:
+            row = next(table)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield {"": f"broken row: {error}"}
+        else:
+            yield {name: value for name, value in row.items() if name and isinstance(value, str)}
 
 
 def _ending(path: str) -> str:

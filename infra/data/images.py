@@ -1,6 +1,8 @@
 """Decode whatever encodes an image to (H, W, 3) uint8, and refuse with a reason what does not."""
 
 import io
+from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -8,7 +10,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 2**26  # 8192 x 8192; a PNG of 100 kB can announce a thousand times that
 
+MAX_SCANS = 100  # of a progressive JPEG: ten are usual, and 30 bytes make one that takes as long as the whole image
+LARGE_PIXELS = 2**24  # 4096 x 4096
+STRIP_PIXELS = 2**20
+
 WHITE = (255, 255, 255)
+
+# Threads decode side by side, but pictures that take half a gigabyte take turns; and in threads of their own, since
+# the C library keeps what a thread has freed, for each thread that ever needed so much.
+_large = Lock()
 
 
 def decode(data: bytes, size: tuple[int, int] | None = None, background: tuple[int, int, int] = WHITE) -> np.ndarray:
@@ -18,14 +28,11 @@ def decode(data: bytes, size: tuple[int, int] | None = None, background: tuple[i
     16-bit values keep their upper 8 bits (rounded), floats count from 0 to 1 if none is above 1, else to 255. With
     `size` (height, width) the image is stretched to it by a Lanczos filter, whatever its aspect ratio was.
     """
-    image = _load(data, size)
-    try:
-        image = _to_rgb(_upright(image), background)
-        if size is not None and image.size != (size[1], size[0]):
-            image = image.resize((size[1], size[0]), Image.Resampling.LANCZOS)
-        return np.array(image)
-    except Exception as error:
-        raise ValueError(f"unusable image: {_message(error)}") from None
+    image = _identify(data)
+    if image.width * image.height <= LARGE_PIXELS:
+        return _decode(image, data, size, background)
+    with _large, ThreadPoolExecutor(1) as alone:
+        return alone.submit(_decode, image, data, size, background).result()
 
 
 def measure(data: bytes) -> tuple[int, int]:
@@ -57,11 +64,25 @@ def _identify(data: bytes) -> Image.Image:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ValueError(f"too many pixels: {width}x{height}")
+    if data[:2] == b"\xff\xd8" and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
+        raise ValueError(f"too many scans: {scans}")
     return image
 
 
-def _load(data: bytes, size: tuple[int, int] | None) -> Image.Image:
-    image = _identify(data)
+def _decode(
+    image: Image.Image, data: bytes, size: tuple[int, int] | None, background: tuple[int, int, int]
+) -> np.ndarray:
+    _load(image, data, size)
+    try:
+        image = _to_rgb(_upright(image), background)
+        if size is not None and image.size != (size[1], size[0]):
+            image = image.resize((size[1], size[0]), Image.Resampling.LANCZOS)
+        return np.array(image)
+    except Exception as error:
+        raise ValueError(f"unusable image: {_message(error)}") from None
+
+
+def _load(image: Image.Image, data: bytes, size: tuple[int, int] | None) -> None:
     try:
         if size is not None and image.format == "JPEG" and image.mode in ("RGB", "L"):
             # Let the JPEG decoder drop resolution that the resize would: to no less than twice the longer side, so
@@ -70,7 +91,6 @@ def _load(data: bytes, size: tuple[int, int] | None) -> Image.Image:
         image.load()
     except Exception as error:
         raise _refusal(data, error) from None
-    return image
 
 
 def _refusal(data: bytes, error: Exception) -> ValueError:
@@ -92,13 +112,26 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    """The image as RGB, made a few rows at a time: what lies between takes several times its memory."""
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    unit = image.mode == "F" and not np.fmax.reduce(np.asarray(image), axis=None) > 1
+    whole = Image.new("RGB", image.size)
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(image.height, top + rows)))
+        whole.paste(_strip_to_rgb(strip, background, unit), (0, top))
+    return whole
+
+
+def _strip_to_rgb(image: Image.Image, background: tuple[int, int, int], unit: bool) -> Image.Image:
     if image.mode.startswith("I;16"):
         return _from_array(np.asarray(image).astype(np.float32) / 257)
     if image.mode == "I":  # 32-bit in memory, but the files that come here hold 16 bits
         return _from_array(np.asarray(image).clip(0, 65535) / 257)
     if image.mode == "F":
         values = np.nan_to_num(np.asarray(image), nan=0.0, posinf=np.inf, neginf=0.0)
-        return _from_array(values * (255 if values.max() <= 1 else 1))
+        return _from_array(values * (255 if unit else 1))
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, (*background, 255)), layer).convert("RGB")

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra import storage
-from infra.data.samples import Sample, split_caption
+from infra.data.samples import MAX_IMAGE_BYTES, Sample, split_caption
 from infra.data.stage import FAILED, REJECTED
 
 IMAGE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes")
@@ -68,6 +68,9 @@ def _read_row(
     seen[key] += 1
     if not image:
         sample.state, sample.reason = REJECTED, "no image: the field is empty"
+        return sample
+    if len(image) > MAX_IMAGE_BYTES:
+        sample.state, sample.reason = REJECTED, f"image file too large: {len(image)} bytes"
         return sample
     sample.image, sample.length = image, len(image)
     sample.meta = meta if isinstance(meta, str | bytes | dict) else _plain(rest)

@@ -51,6 +51,7 @@ def _index(file: IO[bytes]) -> tuple[dict[SampleName, Members], str | None, Samp
     try:
         archive = tarfile.TarFile(fileobj=file, encoding="utf-8", errors="replace")
         while (member := archive.next()) is not None:
+            member.pax_headers = {}  # a copy of all global ones, which may be many
             if match := _KEY.fullmatch(member.name):
                 key, ending = match[1], match[2].lower()
                 last = (key, seen[key, ending])
@@ -69,7 +70,7 @@ def _index(file: IO[bytes]) -> tuple[dict[SampleName, Members], str | None, Samp
 def _torn(file: IO[bytes], size: int, end: int, problem: str | None) -> str | None:
     """Why the archive is not whole, or None: tarfile takes a missing or damaged header for the end, without a word."""
     mark = bytes(2 * BLOCK)
-    file.seek(end)
+    file.seek(min(end, size))  # a header may claim sizes that no file can have
     if problem is None and file.read(len(mark)) == mark:
         while rest := file.read(2**20):
             if rest.strip(b"\0"):

@@ -93,7 +93,8 @@ def test_what_lies_beside_tars_is_passed_over_and_counted(tmp_path):
         ({}, {}, "does not exist"),
         ({"a.tar.gz": b"", "b.md": b""}, {}, r"no \.tar, no \.parquet and no images: found 1 \.gz, 1 \.md"),
         ({"a.png": PNG, "b.png": PNG}, {}, "2 images and no captions"),
-        ({"a.png": PNG, "t.csv": b"file_name,text\na.png,\xff"}, {}, "not UTF-8"),
+        ({"a.png": PNG, "t.csv": "file_name,text\na.png,x".encode("utf-16")}, {}, "not UTF-8"),
+        ({"a.png": PNG, "t.csv": b"file_name," + b"x" * 200_000}, {}, "not a readable CSV table"),
     ],
 )
 def test_a_corpus_that_cannot_be_read_is_a_sentence(place, files, options, message):
