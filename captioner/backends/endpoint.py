@@ -142,7 +142,8 @@ def caption_of(answer: Any) -> str:
     if refusal or choice.get("finish_reason") == "content_filter":
         raise CaptionError("refused", str(refusal or "the server's filter kept the caption back"))
     if isinstance(content, list):  # some servers answer in parts
-        content = "".join(part.get("text") or "" for part in content if isinstance(part, dict))
+        texts = [part.get("text") for part in content if isinstance(part, dict)]
+        content = "".join(text for text in texts if isinstance(text, str))
     if not isinstance(content, str) or not content.strip():
         raise CaptionError("error", f"the caption is empty (finish_reason: {choice.get('finish_reason')})")
     return content.strip()

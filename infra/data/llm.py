@@ -129,9 +129,10 @@ def _ask(
 
 
 def _request(row: dict[str, Any]) -> dict[str, Any]:
+    request = row.pop("request")  # the row goes along, and need not carry the picture twice
     if row["lost"]:
-        return {"messages": [], "sampling_params": {}, ERROR: row["lost"]}
-    return json.loads(row["request"]) | {ERROR: ""}
+        return {"messages": None, "sampling_params": None, ERROR: row["lost"]}
+    return json.loads(request) | {ERROR: ""}
 
 
 def _answer(row: dict[str, Any]) -> dict[str, Any]:
