@@ -75,7 +75,7 @@ class Transformers:
         plain = [self._without_control(alt) for alt in alts]
         return [self._in_style(style, pictures, plain) for style in self._styles]
 
-    def _in_style(self, style: Style, pictures: list[Image.Image], alts: list[str | None]) -> list[Outcome]:
+    def _in_style(self, style: Style, pictures: list[Image.Image], alts: list[str]) -> list[Outcome]:
         texts = [self._asked(prompt_of(style, alt)) for alt in alts]
         outcomes: list[Outcome] = []
         while (start := len(outcomes)) < len(texts):
@@ -177,11 +177,9 @@ class Transformers:
         token = getattr(self._model.config, "image_token_id", None)
         return token is not None and token not in inputs["input_ids"]
 
-    def _without_control(self, alt: str | None) -> str | None:
+    def _without_control(self, alt: str | None) -> str:
         """A corpus must not speak to the model in control tokens; those in the prompt are the recipe's own."""
-        before = None
-        while alt and alt != before:  # what is left may make another one
-            before = alt
-            for token in self._control:
-                alt = alt.replace(token, " ")
-        return alt
+        text = alt or ""
+        for token in self._control:
+            text = text.replace(token, " ")  # a space, so that what stood around it makes no other one
+        return text
