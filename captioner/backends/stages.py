@@ -1,0 +1,62 @@
+"""Captioning by any backend as one stage: pictures and alt texts in, a caption in each style out."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from captioner.backends.endpoint import EndpointConfig
+from captioner.backends.pretrained import TransformersConfig
+from captioner.backends.protocol import Backend, CaptionError, Outcome
+from captioner.styles import Style
+from captioner.task import ALT_COLUMN
+from infra.data.stage import FAILED
+
+
+@dataclass
+class CaptionWith:
+    """Speaks of each picture in every style. Writes `caption_<style>`; there are no log-probabilities.
+
+    A row with a style that failed is failed: its reason begins with the error's kind (see `CaptionError`) and names the
+    style; what the other styles said of it stands in their columns.
+    """
+
+    backend: TransformersConfig | EndpointConfig
+    styles: tuple[Style, ...]
+    precision: Literal["fp32", "bf16"] = "fp32"
+    cpus: float = 1
+    gpus: float = 0
+    actors: int = 1  # that run at once, and share a rate limit
+    reads: tuple[str, ...] = field(default=("pixels", ALT_COLUMN), init=False)
+    writes: tuple[str, ...] = field(init=False)
+    _captioner: Backend | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.backend.check(self.styles)
+        self.writes = tuple(f"caption_{style.name}" for style in self.styles)
+
+    def setup(self) -> None:
+        """Load the backend."""
+        device = "cuda" if self.gpus else "cpu"
+        self._captioner = self.backend.build(self.styles, device, self.precision, self.actors)
+
+    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
+        """Captions in all styles, and the state of the rows."""
+        assert self._captioner is not None, "setup comes first"
+        said = self._captioner.caption(batch["pixels"], batch[ALT_COLUMN])
+        columns: dict[str, list] = {
+            column: [None if isinstance(outcome, CaptionError) else _storable(outcome) for outcome in outcomes]
+            for column, outcomes in zip(self.writes, said, strict=True)
+        }
+        reasons = [self._reason(outcomes) for outcomes in zip(*said, strict=True)]
+        return columns | {"state": [FAILED if reason else None for reason in reasons], "reason": reasons}
+
+    def _reason(self, outcomes: tuple[Outcome, ...]) -> str | None:
+        """The first failure of one row."""
+        for style, outcome in zip(self.styles, outcomes, strict=True):
+            if isinstance(outcome, CaptionError):
+                return _storable(f"{outcome.kind}: {style.name}: {outcome.message}")
+        return None
+
+
+def _storable(text: str) -> str:
+    """Half characters, which JSON can carry and UTF-8 cannot, would lose the whole shard when it is written."""
+    return text.encode("utf-8", "replace").decode()
