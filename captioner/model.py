@@ -218,11 +218,7 @@ def from_pretrained(name: str) -> Captioner:
 
     Raises FileNotFoundError where there is no model, ValueError where it is not a BLIP captioner.
     """
-    try:
-        kind = transformers.AutoConfig.from_pretrained(name).model_type
-    except OSError as error:
-        raise FileNotFoundError(f"There is no captioner at {name}: no config.json was found.") from error
-    if kind != "blip":
+    if (kind := kind_of(name)) != "blip":
         raise ValueError(f"{name} holds a model of type '{kind}', but a captioner is loaded from BLIP weights only.")
     loaded: Any = transformers.BlipForConditionalGeneration.from_pretrained(name, output_loading_info=True)
     blip, report = loaded
@@ -235,6 +231,14 @@ def from_pretrained(name: str) -> Captioner:
     captioner = Captioner(blip.config, Vocabulary(tokenizer, blip.config.text_config.bos_token_id), decoders=())
     captioner.vision, captioner.decoders[BASE] = blip.vision_model, blip.text_decoder
     return captioner.eval()
+
+
+def kind_of(name: str) -> str:
+    """The type of a published model, such as `blip`; FileNotFoundError where there is none."""
+    try:
+        return transformers.AutoConfig.from_pretrained(name).model_type
+    except OSError as error:
+        raise FileNotFoundError(f"There is no captioner at {name}: no config.json was found.") from error
 
 
 def _vision_tower(config: "transformers.BlipVisionConfig") -> "transformers.BlipVisionModel":

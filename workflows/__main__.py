@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import tyro
 
@@ -21,8 +21,9 @@ from infra.data.verify import verify_files, verify_shards
 from infra.store import MANIFEST, Artifact, Plan, Step, Store
 from workflows import recipes, text_to_image
 from workflows.corpora.shapes import ShapesConfig, write_shards
+from workflows.direct import DirectOptions, direct
 from workflows.gallery import gallery as draw_gallery
-from workflows.recaption import RecaptionConfig, direct, recaption
+from workflows.recaption import recaption
 from workflows.text_to_image import STEPS, Recipe
 
 STORE = "runs"
@@ -138,23 +139,9 @@ def recaption_corpus(arguments: list[str]) -> dict[str, Any]:
     if "--images" in arguments:  # the plain step, on artifacts
         return run_step(recaption, arguments)
     cluster, arguments = _named_cluster(arguments)
-    options = tyro.cli(
-        _DirectOptions,
-        default=dataclasses.replace(_DirectOptions(corpus="", captioner="", out=""), cluster=cluster),
-        args=arguments, prog="rescribe recaption", config=_ONE_KIND,
-    )  # fmt: skip
-    for name in ("corpus", "captioner", "out"):
-        if not getattr(options, name):
-            raise ValueError(f"Say --{name}, as in: {(recaption_corpus.__doc__ or '').split('`')[1]}.")
-    store = Store(options.out, options.cluster)
-    styles = tuple(name for name in options.styles.split(",") if name)
-    captions = direct(
-        store,
-        options.corpus,
-        options.captioner,
-        styles,
-        RecaptionConfig(batch=options.batch, precision=options.precision),
-    )
+    default = DirectOptions(corpus=tyro.MISSING, captioner=tyro.MISSING, out=tyro.MISSING, cluster=cluster)
+    options = tyro.cli(DirectOptions, default=default, args=arguments, prog="rescribe recaption", config=_ONE_KIND)
+    captions = direct(options)
     counts = {name: captions.summary[name] for name in COUNTS}
     rate = counts["accepted"] / max(captions.manifest["seconds"], 1e-9)
     _say(f"Captions of {counts['accepted']} images: {captions.path}")
@@ -168,7 +155,7 @@ def gallery(arguments: list[str]) -> dict[str, Any]:
     if artifact.step == "mix":
         images, captions = artifact.inputs
         mixture: Artifact | None = artifact
-    elif artifact.step == "recaption":
+    elif artifact.step in ("recaption", "caption_with"):
         images, captions, mixture = artifact.inputs[0], artifact, None
     else:
         raise ValueError(f"{artifact.path} was made by {artifact.step}; give the folder of a recaption or of a mix.")
@@ -258,18 +245,6 @@ class _VerifyOptions:
 class _RetryOptions:
     path: tyro.conf.Positional[str]  # an artifact's folder
     only: tuple[str, ...] = ()  # decode_error, read_error, oom, timeout, error; none: whatever failed
-    cluster: Cluster = dataclasses.field(default_factory=laptop)
-    json: bool = False
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _DirectOptions:
-    corpus: str  # path or pattern of shards, local or s3://
-    captioner: str  # an artifact's folder, a folder of BLIP weights, or their name on the Hugging Face hub
-    out: str  # a store of its own: the index of the corpus and the captions go there
-    styles: str = ""  # short,descriptive: by name; none: those that the captioner was tuned for
-    batch: int = 128  # images that are encoded and captioned together
-    precision: Literal["fp32", "bf16"] = "fp32"
     cluster: Cluster = dataclasses.field(default_factory=laptop)
     json: bool = False
 

@@ -1,19 +1,18 @@
 """Rewrite every caption of a corpus: one encoding an image, one caption a style, and a score for each."""
 
 import hashlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from captioner.stages import Caption
-from captioner.styles import DESCRIPTIVE, SHORT, Style
+from captioner.styles import Style
 from captioner.task import load_captioner
 from infra import storage
 from infra.cluster import Cluster, connect
 from infra.data.run import run_stages
 from infra.metrics import Report
-from infra.store import MANIFEST, Artifact, Store, step
-from workflows.ingest import IngestConfig, ingest
-from workflows.train_captioner import MODEL, TrainCaptionerConfig, train_captioner
+from infra.store import Artifact, step
+from workflows.train_captioner import MODEL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +26,7 @@ class RecaptionConfig:
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise ValueError(f"batch must be at least 1, but it is {self.batch}.")
-        names = [style.name for style in self.styles]
-        if len(set(names)) < len(names) or "alt" in names:
-            raise ValueError(f"Styles need names of their own, other than 'alt'; found {', '.join(names)}.")
+        check_names(self.styles)
 
 
 @step(version=1)
@@ -54,19 +51,8 @@ def recaption(
     }
 
 
-def direct(store: Store, corpus: str, captioner: str, styles: tuple[str, ...], config: RecaptionConfig) -> Artifact:
-    """The captions of a corpus as it lies, by a captioner of a store, a folder of BLIP weights or their hub's name.
-
-    `styles` are names: of styles that the captioner was tuned for, or of the built-in ones.
-    """
-    images = store.step(ingest, IngestConfig(corpus=corpus))
-    if storage.exists(storage.join(captioner, MANIFEST)):
-        by = Artifact.open(storage.absolute(captioner))
-    else:
-        by = store.step(train_captioner, TrainCaptionerConfig(model=captioner, base=None, styles=()), images)
-    if styles:
-        known = {style.name: style for style in (SHORT, DESCRIPTIVE, *load_captioner(by.url(MODEL)).styles)}
-        if unknown := [name for name in styles if name not in known]:
-            raise ValueError(f"There is no style '{unknown[0]}'; this captioner knows {', '.join(known)}.")
-        config = replace(config, styles=tuple(known[name] for name in styles))
-    return store.step(recaption, config, images, by)
+def check_names(styles: tuple[Style, ...]) -> None:
+    """ValueError where two styles would write the same column, or one the alt text's."""
+    names = [style.name for style in styles]
+    if len(set(names)) < len(names) or "alt" in names:
+        raise ValueError(f"Styles need names of their own, other than 'alt'; found {', '.join(names)}.")

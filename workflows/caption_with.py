@@ -1,0 +1,60 @@
+"""Caption a corpus with a model that was not trained here: of transformers, of vLLM, or served by others."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from captioner.backends.endpoint import EndpointConfig
+from captioner.backends.pretrained import TransformersConfig
+from captioner.backends.stages import CaptionWith
+from captioner.backends.vllm import Questions, VLLMConfig
+from captioner.styles import Style
+from captioner.task import ALT_COLUMN
+from infra.cluster import Cluster, connect
+from infra.data.llm import run_requests
+from infra.data.run import run_stages
+from infra.metrics import Report
+from infra.store import Artifact, step
+from workflows.recaption import check_names
+
+# A model that follows instructions has to be told what a style is; a tuned decoder of ours knows.
+SHORT = Style(name="short", prompt="Describe the main subject of this picture in one short sentence.", max_tokens=40)
+DESCRIPTIVE = Style(
+    name="descriptive",
+    prompt="Describe this picture in detail: its subjects, their number, colours and places, the background, "
+    "any text in it, and its style. Write plain sentences, without a preamble.",
+    max_tokens=200,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionWithConfig:
+    """Which model, and what it is asked: `[ ... {alt} ... ]` in a prompt is there for rows with an alt text."""
+
+    backend: TransformersConfig | EndpointConfig | VLLMConfig
+    styles: tuple[Style, ...] = (SHORT, DESCRIPTIVE)
+    batch: int = 64  # images that are handed to the model together
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ValueError(f"batch must be at least 1, but it is {self.batch}.")
+        check_names(self.styles)
+        self.backend.check(self.styles)
+
+
+@step(version=1)
+def caption_with(
+    config: CaptionWithConfig, images: Artifact, *, out: str, cluster: Cluster, report: Report
+) -> dict[str, Any]:
+    """Write a sidecar with `caption_<style>` for every shard of a corpus, by a published or a served model."""
+    connect(cluster)
+    backend, inputs = config.backend, [images.path]
+    if isinstance(backend, VLLMConfig):
+        questions = Questions(backend, config.styles, ALT_COLUMN)
+        counts = run_requests(questions, backend.engine(), inputs, out, actors=cluster.actors, report=report)
+    else:
+        gpus = 0 if isinstance(backend, EndpointConfig) else cluster.gpus_per_actor
+        cpus, most = cluster.cpus_per_actor, cluster.actors[1]
+        stage = CaptionWith(backend, config.styles, config.precision, cpus, gpus, most)
+        counts = run_stages([stage], inputs, out, batch_size=config.batch, actors=cluster.actors, report=report)
+    return counts | {"styles": [asdict(style) for style in config.styles], "precision": config.precision}
