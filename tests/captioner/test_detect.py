@@ -47,7 +47,7 @@ HONEST = [
     "a picture of a picture of a dog",
     "a photo frame with a photo of a man holding a photo of a dog",
     "a mug with the words i can't even",
-    'a sign that reads "I\'m sorry, I can\'t help with that"',
+    "a sign that reads \"I'm sorry, I can't help with that\"",
     "I can't believe it's not butter",
     "I'm sorry but I love this dress",
     "Sorry, we're closed",
