@@ -157,11 +157,19 @@ def test_distinct_depends_on_the_set_alone(first, second, size):
     assert one.estimate() >= 0
     one.add(first[::-1])
     other.add(second)
+    assert other.estimate() >= 0  # which prunes it
     one.merge(other)
     assert one.estimate() == whole.estimate()
     if len(set(first + second)) <= size:
         assert whole.estimate() == len(set(first + second))
     assert len(one._hashes) <= 2 * size
+
+
+def test_an_empty_count_takes_over_an_estimate():
+    one, other = Distinct(4), Distinct(4)
+    other.add("abcdefghijklmnop")
+    one.merge(other)
+    assert one.estimate() == other.estimate() != 4
 
 
 @pytest.mark.parametrize("n", [1_000, 100_000])
