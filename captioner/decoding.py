@@ -8,22 +8,34 @@ import torch
 from torch import Tensor
 
 from captioner.model import BASE, Captioner
-from captioner.styles import Style
+from captioner.styles import Search, Style
 
 _DROP_SHARE = 0.25  # finished rows are dropped from the cache in portions: each drop copies what stays
 
 
 @dataclass(frozen=True)
 class Captions:
-    """One caption a row, and the mean log-probability (<= 0) of its tokens, [SEP] included."""
+    """One caption a row, and the mean log-probability (<= 0) of its tokens, [SEP] included.
+
+    `ended` is whether a caption came to its [SEP], and not merely to the bound on its tokens.
+    """
 
     texts: list[str]
     logp: list[float]
+    ended: list[bool]
 
 
 @torch.no_grad()
-def caption(captioner: Captioner, features: Tensor, style: Style, prompts: Sequence[str] | None = None) -> Captions:
-    """Captions in one style for `features` (B, N, D) of `Captioner.encode`; `prompts` are a row's own, or the style's.
+def caption(
+    captioner: Captioner,
+    features: Tensor,
+    style: Style,
+    prompts: Sequence[str] | None = None,
+    search: Search | None = None,
+) -> Captions:
+    """Captions in one style for `features` (B, N, D) of `Captioner.encode`.
+
+    `prompts` are a row's own, or the style's; `search` is by the style's beams where it is not given.
 
     Rows are decoded together only where their prompts have the same number of tokens: BLIP has no way to leave padding
     out of a prefix, and captions wrongly where it is there.
@@ -32,14 +44,17 @@ def caption(captioner: Captioner, features: Tensor, style: Style, prompts: Seque
     groups: dict[int, list[int]] = {}
     for row, prompt in enumerate(encoded):
         groups.setdefault(len(prompt), []).append(row)
-    texts, logp = [""] * len(features), [0.0] * len(features)
+    search = search or Search(beams=style.beams)
+    decode = _greedy if search == Search() else _beam
+    texts, logp, ended = [""] * len(features), [0.0] * len(features), [False] * len(features)
     for rows in groups.values():
         starts = torch.tensor([[captioner.vocabulary.bos, *encoded[row]] for row in rows], device=features.device)
         chosen = features if len(rows) == len(features) else features[rows]
-        tokens, means = (_greedy if style.beams == 1 else _beam)(captioner, chosen, starts, style)
-        for row, text, mean in zip(rows, captioner.vocabulary.decode(tokens), means, strict=True):
-            texts[row], logp[row] = text, mean
-    return Captions(texts, logp)
+        tokens, means = decode(captioner, chosen, starts, style, search)
+        room = _room(captioner, starts, style)
+        for row, text, mean, said in zip(rows, captioner.vocabulary.decode(tokens), means, tokens, strict=True):
+            texts[row], logp[row], ended[row] = text, mean, len(said) < room
+    return Captions(texts, logp, ended)
 
 
 @torch.no_grad()
@@ -65,7 +80,9 @@ def decoder_of(captioner: Captioner, style: Style) -> str:
     return style.decoder or (style.name if style.name in captioner.decoders else BASE)
 
 
-def _greedy(captioner: Captioner, features: Tensor, ids: Tensor, style: Style) -> tuple[list[list[int]], list[float]]:
+def _greedy(
+    captioner: Captioner, features: Tensor, ids: Tensor, style: Style, search: Search
+) -> tuple[list[list[int]], list[float]]:
     decoder: Any = captioner.decoders[decoder_of(captioner, style)]
     sep = captioner.vocabulary.sep
     limit = _room(captioner, ids, style)
@@ -95,7 +112,9 @@ def _greedy(captioner: Captioner, features: Tensor, ids: Tensor, style: Style) -
     return [_until(row, sep) for row in tokens.tolist()], (sums / counts).tolist()
 
 
-def _beam(captioner: Captioner, features: Tensor, ids: Tensor, style: Style) -> tuple[list[list[int]], list[float]]:
+def _beam(
+    captioner: Captioner, features: Tensor, ids: Tensor, style: Style, search: Search
+) -> tuple[list[list[int]], list[float]]:
     name, vocabulary = decoder_of(captioner, style), captioner.vocabulary
     decoder: Any = captioner.decoders[name]
     output = decoder.generate(
@@ -103,7 +122,9 @@ def _beam(captioner: Captioner, features: Tensor, ids: Tensor, style: Style) -> 
         attention_mask=torch.ones_like(ids),
         encoder_hidden_states=features,
         encoder_attention_mask=torch.ones(features.shape[:2], dtype=torch.long, device=features.device),
-        num_beams=style.beams,
+        num_beams=search.beams,
+        no_repeat_ngram_size=search.no_repeat_ngram,
+        repetition_penalty=search.repetition_penalty,
         do_sample=False,
         max_new_tokens=_room(captioner, ids, style),
         min_new_tokens=style.min_tokens,

@@ -1,22 +1,31 @@
-"""Captioning as a stage: pictures in, a caption and its log-probability in each style out."""
+"""Captioning as a stage: pictures in, a caption with its log-probability and its faults in each style out."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
-from captioner.decoding import caption, decoder_of, score
+from captioner.decoding import decoder_of, score
+from captioner.detect import DetectConfig
 from captioner.images import fit_images
 from captioner.model import BASE, Captioner
-from captioner.styles import Style
+from captioner.retry import WORDS, caption_checked
+from captioner.styles import RETRIES, Search, Style
 from captioner.task import ALT_COLUMN, load_captioner
+
+KINDS = ("caption", "logp", "flag", "tries")  # the columns of a style: `<kind>_<style>`
 
 
 @dataclass
 class Caption:
     """Encodes each image once, speaks of it in every style, and scores the caption that came with it.
 
-    Writes `caption_<style>` and `logp_<style>` for each style, and `logp_alt`: mean log-probabilities a token, <= 0.
+    Writes for each style `caption_<style>`, `logp_<style>` (the mean log-probability a token, <= 0), `flag_<style>`
+    (what is wrong with the caption, one of `captioner.detect.FAULTS`, or None) and `tries_<style>` (how often it was
+    decoded); and `logp_alt`. No row is rejected for a faulty caption: flags are data, and to drop is policy.
+
+    `words` are the fewest and the most words by style; `retries` are how faulty captions are decoded again, in turn.
     """
 
     captioner: str
@@ -24,13 +33,21 @@ class Caption:
     precision: Literal["fp32", "bf16"] = "fp32"
     cpus: float = 1
     gpus: float = 0
+    detect: DetectConfig = field(default_factory=DetectConfig)
+    words: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    retries: tuple[Search, ...] = RETRIES
     reads: tuple[str, ...] = field(default=("pixels", ALT_COLUMN), init=False)
     writes: tuple[str, ...] = field(init=False)
     _model: Captioner | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        columns = [f"{kind}_{style.name}" for style in self.styles for kind in ("caption", "logp")]
-        self.writes = (*columns, f"logp_{BASE}")
+        names = [style.name for style in self.styles]
+        if unknown := sorted(set(self.words) - set(names)):
+            raise ValueError(f"words names {', '.join(unknown)}, but the styles are {', '.join(names)}.")
+        for name, (fewest, most) in self.words.items():
+            if not 0 <= fewest <= most:
+                raise ValueError(f"Captions of {fewest} to {most} words cannot be; order the bounds of '{name}'.")
+        self.writes = (*(f"{kind}_{name}" for name in names for kind in KINDS), f"logp_{BASE}")
 
     def setup(self) -> None:
         """Load the captioner; ValueError if a style asks for a decoder that it lacks."""
@@ -48,6 +65,8 @@ class Caption:
         features = self._model.encode(pixels.to("cuda" if self.gpus else "cpu"))
         columns: dict[str, list] = {f"logp_{BASE}": score(self._model, features, batch[ALT_COLUMN], Style(name=BASE))}
         for style in self.styles:
-            captions = caption(self._model, features, style)
-            columns |= {f"caption_{style.name}": captions.texts, f"logp_{style.name}": captions.logp}
+            words = self.words.get(style.name, WORDS)
+            said = caption_checked(self._model, features, style, self.detect, words, self.retries)
+            values = (said.texts, said.logp, said.flags, said.tries)
+            columns |= {f"{kind}_{style.name}": column for kind, column in zip(KINDS, values, strict=True)}
         return columns

@@ -1,9 +1,11 @@
+from itertools import pairwise
+
 import pytest
 import torch
 
 from captioner import decoding
 from captioner.decoding import caption, score
-from captioner.styles import Style
+from captioner.styles import Search, Style
 
 STYLE = Style(name="short", max_tokens=15)
 PROMPTS = ["", "a large", "two green triangles", "a", "a red", "", "a white"] * 2
@@ -45,7 +47,7 @@ def test_this_model_would_show_padding_errors(captioner, pixels):
     features, vocabulary = captioner.encode(pixels), captioner.vocabulary
     prompt, pad = [vocabulary.bos, *vocabulary.encode(["a large"])[0]], vocabulary.pad
     clean, left, right = (
-        decoding._greedy(captioner, features, torch.tensor([start] * len(pixels)), STYLE)[0]
+        decoding._greedy(captioner, features, torch.tensor([start] * len(pixels)), STYLE, Search())[0]
         for start in (prompt, [pad, *prompt], [*prompt, pad])
     )
     assert clean != left
@@ -114,6 +116,80 @@ def test_lengths_are_bounded(captioner, pixels, decoded):
     # A sequence cannot be longer than the decoder's positions.
     caption(captioner, features, Style(name="short", min_tokens=90, max_tokens=99))
     assert {len(row) for row in decoded} == {23}
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_style_searches_by_its_beams(captioner, pixels, beams):
+    features = captioner.encode(pixels)
+    style = Style(name="short", max_tokens=15, beams=beams)
+    said = caption(captioner, features, style)
+    assert caption(captioner, features, STYLE, search=Search(beams=beams)) == said
+    # A bar that no caption meets changes nothing, though it goes through another implementation of greedy search.
+    barred = caption(captioner, features, style, search=Search(beams=beams, no_repeat_ngram=99))
+    assert barred.texts == said.texts
+    assert barred.logp == pytest.approx(said.logp, abs=1e-4)
+    assert barred.ended == said.ended
+
+
+RETRY = Search(beams=3, no_repeat_ngram=2, repetition_penalty=1.3)
+
+
+@pytest.mark.parametrize("prompts", [None, PROMPTS], ids=["one prompt", "a prompt a row"])
+def test_another_search_is_batched_as_single(captioner, pixels, prompts):
+    features = captioner.encode(pixels)
+    together = caption(captioner, features, STYLE, prompts, RETRY)
+    rows = [
+        caption(captioner, features[i : i + 1], STYLE, prompts[i : i + 1] if prompts else None, RETRY)
+        for i in range(len(features))
+    ]
+    assert together.texts == [row.texts[0] for row in rows]
+    assert together.ended == [row.ended[0] for row in rows]
+    assert together.texts != caption(captioner, features, STYLE, prompts).texts
+
+
+def test_no_ngram_is_said_twice(captioner, pixels, decoded):
+    def repeated(rows):
+        pairs = [list(pairwise(row)) for row in rows]
+        return sum(len(set(row)) < len(row) for row in pairs)
+
+    features = captioner.encode(pixels)
+    caption(captioner, features, STYLE)
+    assert repeated(decoded) > 3
+    decoded.clear()
+    caption(captioner, features, STYLE, search=Search(no_repeat_ngram=2))
+    assert len(decoded) == len(pixels)
+    assert repeated(decoded) == 0
+
+
+def test_the_penalty_is_that_of_ctrl(captioner, pixels, decoded):
+    """Greedy by hand, with the logits of tokens that were said (arXiv 1909.05858, section 4.1, signs minded)."""
+    features, vocabulary = captioner.encode(pixels), captioner.vocabulary
+    caption(captioner, features, STYLE, search=Search(repetition_penalty=1.5))
+    for row, found in enumerate(decoded):
+        ids, said = [vocabulary.bos], []
+        while len(said) < 15:
+            logits = captioner.logits("short", features[row : row + 1], torch.tensor([ids + said]))[0, -1]
+            for token in set(ids + said):
+                logits[token] = logits[token] / 1.5 if logits[token] > 0 else logits[token] * 1.5
+            if not said:
+                logits[vocabulary.sep] = -torch.inf
+            said.append(int(logits.argmax()))
+            if said[-1] == vocabulary.sep:
+                break
+        assert found == [token for token in said if token != vocabulary.sep]
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("prompts", [None, PROMPTS], ids=["one prompt", "a prompt a row"])
+def test_captions_that_ran_into_the_bound_did_not_end(captioner, pixels, beams, prompts):
+    features = captioner.encode(pixels)
+    short = caption(captioner, features, Style(name="short", max_tokens=6, beams=beams), prompts)
+    assert set(short.ended) == {True, False}
+    if beams == 1:  # then a caption goes on as it began
+        more = caption(captioner, features, Style(name="short", max_tokens=7), prompts)
+        # A caption of just six tokens fills its bound, so that nobody saw its end.
+        same = [one == other for one, other in zip(short.logp, more.logp, strict=True)]
+        assert same == short.ended
 
 
 def test_styles_find_their_decoder(captioner, pixels):

@@ -1,0 +1,70 @@
+"""Captions that are looked at: the faulty ones are decoded again, other ways, and the best attempt is kept."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from captioner.decoding import Captions, caption
+from captioner.detect import FAULTS, DetectConfig, detect
+from captioner.model import Captioner
+from captioner.styles import RETRIES, Search, Style
+
+WORDS = (1, 200)  # the fewest and the most words of a caption in a style without bounds of its own
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One caption a row with the mean log-probability of its tokens, what is still wrong with it, and the attempts.
+
+    `flags` holds one of `FAULTS` or None; `tries` is how often the row was decoded, 1 where nothing was wrong.
+    """
+
+    texts: list[str]
+    logp: list[float]
+    flags: list[str | None]
+    tries: list[int]
+
+
+@torch.no_grad()
+def caption_checked(
+    captioner: Captioner,
+    features: Tensor,
+    style: Style,
+    config: DetectConfig,
+    words: tuple[int, int] = WORDS,
+    retries: Sequence[Search] = RETRIES,
+) -> Checked:
+    """Captions in one style for `features` (B, N, D), of `words` (fewest, most) words each.
+
+    Rows that `detect` finds faulty, and only they, are decoded by the searches of `retries` in turn while the fault
+    lasts. The attempt with the least fault stands, the earliest of equals: what a captioner says unasked is likelier
+    true. Retries are told the fewest words as fewest tokens, which is what a caption that is too short lacks.
+    """
+    first = caption(captioner, features, style)
+    flags = _judge(first, style, config, words)
+    texts, logp, tries = list(first.texts), list(first.logp), [1] * len(flags)
+    longer = replace(style, min_tokens=min(max(style.min_tokens, words[0]), style.max_tokens))
+    for search in retries:
+        faulty = [row for row, flag in enumerate(flags) if flag]
+        size = max(1, len(features) // search.beams)  # beams at a time: no more than there were rows at first
+        for rows in (faulty[start : start + size] for start in range(0, len(faulty), size)):
+            again = caption(captioner, features[rows], longer, search=search)
+            for place, (row, flag) in enumerate(zip(rows, _judge(again, style, config, words), strict=True)):
+                tries[row] += 1
+                if _rank(flag) > _rank(flags[row]):
+                    texts[row], logp[row], flags[row] = again.texts[place], again.logp[place], flag
+    return Checked(texts, logp, flags, tries)
+
+
+def _judge(captions: Captions, style: Style, config: DetectConfig, words: tuple[int, int]) -> list[str | None]:
+    return [
+        detect(text, style.prompt, config, *words, ended=ended)
+        for text, ended in zip(captions.texts, captions.ended, strict=True)
+    ]
+
+
+def _rank(flag: str | None) -> int:
+    """The higher, the better."""
+    return FAULTS.index(flag) if flag else len(FAULTS)

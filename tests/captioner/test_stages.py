@@ -1,0 +1,94 @@
+import pickle
+
+import pytest
+import torch
+
+from captioner.detect import FAULTS, DetectConfig
+from captioner.stages import Caption
+from captioner.styles import Search, Style
+from infra.data.stage import ACCEPTED, Stage, run_batch
+
+STYLES = (Style(name="short", max_tokens=15), Style(name="long", decoder="alt", max_tokens=20))
+
+
+@pytest.fixture
+def folder(make_captioner, tmp_path):
+    model = make_captioner(decoders=("alt", "short"), layers=3, hidden=128)
+    with torch.no_grad():
+        model.decoders["short"].cls.predictions.decoder.bias[model.vocabulary.sep] += 13
+    model.save(str(tmp_path))
+    return str(tmp_path)
+
+
+@pytest.fixture
+def batch(pixels):
+    return {"pixels": list(pixels.numpy()), "caption_alt": ["a red circle"] * (len(pixels) - 1) + [None]}
+
+
+def run(stage, batch):
+    stage = pickle.loads(pickle.dumps(stage))
+    stage.setup()
+    return stage(batch)
+
+
+def test_columns_are_of_a_kind_and_a_style(folder, batch):
+    stage = Caption(folder, STYLES)
+    assert isinstance(stage, Stage)
+    assert set(stage.writes) == {
+        *("caption_short", "logp_short", "flag_short", "tries_short"),
+        *("caption_long", "logp_long", "flag_long", "tries_long", "logp_alt"),
+    }
+    columns = run(stage, batch)
+    assert set(columns) == set(stage.writes)
+    assert {len(column) for column in columns.values()} == {len(batch["pixels"])}
+    assert set(columns["flag_short"]) <= {None, *FAULTS}
+    assert all(isinstance(tries, int) and 1 <= tries <= 3 for tries in columns["tries_short"])
+
+
+def test_faulty_captions_stay_accepted_with_their_flag(folder, batch):
+    rows = len(batch["pixels"])
+    stage = Caption(folder, STYLES)
+    stage.setup()
+    results = run_batch([stage], batch | {"state": [ACCEPTED] * rows, "reason": [None] * rows})
+    assert set(results["state"]) == {ACCEPTED}
+    assert any(results["flag_short"])
+    assert all(text is not None for text in results["caption_short"])
+
+
+def test_images_are_encoded_once(folder, batch, monkeypatch):
+    stage = Caption(folder, STYLES)
+    stage.setup()
+    calls = []
+    encode = stage._model.encode
+    monkeypatch.setattr(stage._model, "encode", lambda pixels: calls.append(len(pixels)) or encode(pixels))
+    assert max(stage(batch)["tries_short"]) > 1
+    assert calls == [len(batch["pixels"])]
+
+
+def test_retries_leave_clean_rows_as_they_were(folder, batch):
+    judged = run(Caption(folder, STYLES, retries=()), batch)
+    redone = run(Caption(folder, STYLES), batch)
+    assert set(judged["tries_short"]) == {1}
+    assert judged["logp_alt"] == redone["logp_alt"]
+    clean = [row for row, flag in enumerate(judged["flag_short"]) if flag is None]
+    assert clean
+    for name in ("caption_short", "logp_short", "flag_short", "tries_short"):
+        assert [redone[name][row] for row in clean] == [judged[name][row] for row in clean]
+    assert sum(map(bool, redone["flag_short"])) < sum(map(bool, judged["flag_short"]))
+
+
+def test_words_and_detectors_are_the_styles(folder, batch):
+    columns = run(Caption(folder, STYLES, words={"short": (0, 1)}, retries=()), batch)
+    assert "too long" in columns["flag_short"]
+    assert "too long" not in columns["flag_long"]
+    lenient = DetectConfig(repeats=99, characters=99, ngram_share=1)
+    columns = run(Caption(folder, STYLES, detect=lenient, retries=(Search(beams=2),)), batch)
+    assert set(columns["flag_short"]) <= {None, "cut off", "empty"}
+    assert max(columns["tries_short"]) <= 2
+
+
+def test_wrong_bounds_are_refused():
+    with pytest.raises(ValueError, match="words names medium, but the styles are short, long"):
+        Caption("nowhere", STYLES, words={"medium": (1, 2)})
+    with pytest.raises(ValueError, match="order the bounds of 'short'"):
+        Caption("nowhere", STYLES, words={"short": (3, 2)})
