@@ -14,7 +14,8 @@ from captioner.retry import WORDS, caption_checked
 from captioner.styles import RETRIES, Search, Style
 from captioner.task import ALT_COLUMN, load_captioner
 
-KINDS = ("caption", "logp", "flag", "tries")  # the columns of a style: `<kind>_<style>`
+# The columns of a style, `<kind>_<style>`, and their types.
+KINDS = {"caption": "string", "logp": "double", "flag": "string", "tries": "int64"}
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Caption:
     retries: tuple[Search, ...] = RETRIES
     reads: tuple[str, ...] = field(default=("pixels", ALT_COLUMN), init=False)
     writes: tuple[str, ...] = field(init=False)
+    types: dict[str, str] = field(init=False)
     _model: Captioner | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -47,7 +49,9 @@ class Caption:
         for name, (fewest, most) in self.words.items():
             if not 0 <= fewest <= most:
                 raise ValueError(f"Captions of {fewest} to {most} words cannot be; order the bounds of '{name}'.")
-        self.writes = (*(f"{kind}_{name}" for name in names for kind in KINDS), f"logp_{BASE}")
+        self.types = {f"{kind}_{name}": type for name in names for kind, type in KINDS.items()}
+        self.types |= {f"logp_{BASE}": KINDS["logp"]}
+        self.writes = tuple(self.types)
 
     def setup(self) -> None:
         """Load the captioner; ValueError if a style asks for a decoder that it lacks."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from captioner.detect import FAULTS
 from infra.cluster import Cluster, connect
 from infra.data.run import run_shards
 from infra.data.shards import ShardReader, joined_names, shard_names
@@ -23,7 +24,7 @@ class MixConfig:
     """How often each style is read (`weights`, by style, summing to 1), and which captions are fit to be read at all.
 
     A row keeps a caption of `min_words` to `max_words` words whose mean log-probability a token is not below
-    `min_logp` of its style; a row that is left without a caption is not kept. The default share of 10 % alt texts lies
+    `min_logp` of its style, and whose flag is not one of `drop`; a row that is left without a caption is not kept. The default share of 10 % alt texts lies
     where Recap-DataComp-1B (arXiv 2406.08478, table 6) found text-to-image models best.
     """
 
@@ -31,8 +32,11 @@ class MixConfig:
     min_logp: dict[str, float] = field(default_factory=dict)  # by style; a style that is not named has no bound
     min_words: int = 1
     max_words: int = 200
+    drop: tuple[str, ...] = ("empty", "repetition", "prompt leak", "refusal")  # flags of captions that are not read
 
     def __post_init__(self) -> None:
+        if unknown := [flag for flag in self.drop if flag not in FAULTS]:
+            raise ValueError(f"There is no fault '{unknown[0]}'; there are {', '.join(FAULTS)}.")
         if any(weight < 0 for weight in self.weights.values()) or abs(sum(self.weights.values()) - 1) > 1e-6:
             raise ValueError(f"The weights of the styles must not be negative and must sum to 1; found {self.weights}.")
         if unknown := sorted(set(self.min_logp) - set(self.weights)):
@@ -43,7 +47,7 @@ class MixConfig:
             )
 
 
-@step(version=1)
+@step(version=2)
 def mix(
     config: MixConfig, images: Artifact, captions: Artifact, *, out: str, cluster: Cluster, report: Report
 ) -> dict[str, Any]:
@@ -77,7 +81,10 @@ class MixWork:
             texts = columns[f"caption_{style}"]
             bound = self.config.min_logp.get(style)
             logp = columns[f"logp_{style}"] if bound is not None else np.zeros(len(texts))
-            verdicts[style] = [judge(text, score, self.config, bound) for text, score in zip(texts, logp, strict=True)]
+            # Alt texts and the captions of some models come without flags.
+            flag = f"flag_{style}"
+            flags = reader.columns([flag])[flag] if flag in reader.names else [None] * len(texts)
+            verdicts[style] = [judge(*row, self.config, bound) for row in zip(texts, logp, flags, strict=True)]
             fit[style] = [None if verdict else text for text, verdict in zip(texts, verdicts[style], strict=True)]
         weights = shares(fit, self.config.weights)
         keep = np.sum(list(weights.values()), axis=0) > 0
@@ -93,11 +100,15 @@ class MixWork:
         return pa.table({"sample_id": pa.array(reader.sample_ids, pa.string()), **states, **table})
 
 
-def judge(text: str | None, logp: float | None, config: MixConfig, min_logp: float | None) -> str | None:
+def judge(
+    text: str | None, logp: float | None, flag: str | None, config: MixConfig, min_logp: float | None
+) -> str | None:
     """Why a caption is unfit; None if it is fit. A caption without a score is unlikely where a score is asked for."""
     words = len(text.split()) if text else 0
     if not words:
         return MISSING
+    if flag in config.drop:
+        return flag
     if words < config.min_words:
         return TOO_SHORT
     if words > config.max_words:

@@ -1,15 +1,18 @@
 """Rewrite every caption of a corpus: one encoding an image, one caption a style, and a score for each."""
 
 import hashlib
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from captioner.detect import FAULTS, DetectConfig
 from captioner.stages import Caption
-from captioner.styles import Style
+from captioner.styles import RETRIES, Search, Style
 from captioner.task import load_captioner
 from infra import storage
 from infra.cluster import Cluster, connect
 from infra.data.run import run_stages
+from infra.data.shards import ShardReader, shard_names
 from infra.metrics import Report
 from infra.store import Artifact, step
 from workflows.train_captioner import MODEL
@@ -17,11 +20,17 @@ from workflows.train_captioner import MODEL
 
 @dataclass(frozen=True, kw_only=True)
 class RecaptionConfig:
-    """In which styles every image is captioned, and how exactly."""
+    """In which styles every image is captioned, how exactly, and what is done about a caption that looks wrong.
+
+    A faulty caption is decoded again by each of `retries` in turn; the least faulty is kept, with its flag.
+    """
 
     styles: tuple[Style, ...] = ()  # none: those that the captioner was tuned for
     batch: int = 128  # images that are encoded and captioned together
     precision: Literal["fp32", "bf16"] = "fp32"
+    detect: DetectConfig = field(default_factory=DetectConfig)
+    words: dict[str, tuple[int, int]] = field(default_factory=dict)  # fewest and most by style; else 1 to 200
+    retries: tuple[Search, ...] = RETRIES
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -29,17 +38,18 @@ class RecaptionConfig:
         check_names(self.styles)
 
 
-@step(version=1)
+@step(version=2)
 def recaption(
     config: RecaptionConfig, images: Artifact, captioner: Artifact, *, out: str, cluster: Cluster, report: Report
 ) -> dict[str, Any]:
-    """Write a sidecar with `caption_<style>`, `logp_<style>` and `logp_alt` for every shard of a corpus."""
+    """Write `caption_<style>`, its `logp`, `flag` (what is wrong with it) and `tries`, and `logp_alt`, for every row."""
     model = captioner.url(MODEL)
     styles = config.styles or load_captioner(model).styles
     if not styles:
         raise ValueError(f"The captioner {captioner.path} was tuned for no style; give `styles`.")
     connect(cluster)
-    stage = Caption(model, styles, config.precision, cluster.cpus_per_actor, cluster.gpus_per_actor)
+    cpus, gpus = cluster.cpus_per_actor, cluster.gpus_per_actor
+    stage = Caption(model, styles, config.precision, cpus, gpus, config.detect, config.words, config.retries)
     counts = run_stages([stage], [images.path], out, batch_size=config.batch, actors=cluster.actors, report=report)
     weights = storage.read_bytes(storage.join(model, "model.safetensors"))
     return counts | {
@@ -47,8 +57,26 @@ def recaption(
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "styles": [asdict(style) for style in styles],
         "precision": config.precision,
+        "faults": {style.name: _faults(out, style.name) for style in styles},
         "seed": None,  # greedy and beam search draw nothing
     }
+
+
+def _faults(out: str, style: str) -> dict[str, Any]:
+    """Of a style's captions: the share of each fault, of those decoded again, and of faults in the worst shard."""
+    flags: Counter[str | None] = Counter()
+    again, worst, shard = 0, 0.0, None
+    for name in shard_names(out):
+        columns = ShardReader([out], name).columns([f"flag_{style}", f"tries_{style}"])
+        found = Counter(columns[f"flag_{style}"].tolist())
+        share = 1 - found[None] / max(found.total(), 1)
+        if share > worst:
+            worst, shard = share, name
+        again += int((columns[f"tries_{style}"] > 1).sum())
+        flags += found
+    total = max(flags.total(), 1)
+    shares = {fault: round(flags[fault] / total, 6) for fault in FAULTS if flags[fault]}
+    return {"faults": shares, "decoded_again": round(again / total, 6), "worst": round(worst, 6), "worst_shard": shard}
 
 
 def check_names(styles: tuple[Style, ...]) -> None:

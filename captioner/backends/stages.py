@@ -27,11 +27,13 @@ class CaptionWith:
     actors: int = 1  # that run at once, and share a rate limit
     reads: tuple[str, ...] = field(default=("pixels", ALT_COLUMN), init=False)
     writes: tuple[str, ...] = field(init=False)
+    types: dict[str, str] = field(init=False)
     _captioner: Backend | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.backend.check(self.styles)
-        self.writes = tuple(f"caption_{style.name}" for style in self.styles)
+        self.types = {f"caption_{style.name}": "string" for style in self.styles}
+        self.writes = tuple(self.types)
 
     def setup(self) -> None:
         """Load the backend."""

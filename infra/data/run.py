@@ -154,13 +154,12 @@ class StageWork:
                 for column in written:
                     columns[column][row] = results[column][place]
         table = {"sample_id": reader.sample_ids, "state": states, "reason": _texts(reasons)}
-        return pa.table(table | {name: _column(values, name, before) for name, values in columns.items()})
-
-
-def _column(values: list[Any], name: str, before: pa.Table | None) -> pa.Array:
-    """The values in the type that the column had, if it had one."""
-    kind = before.schema.field(name).type if before else None
-    return pa.array(values, None if kind is None or pa.types.is_null(kind) else kind)
+        types = (
+            {field.name: field.type for field in before.schema if not pa.types.is_null(field.type)} if before else {}
+        )
+        for stage in self.stages:
+            types |= {name: pa.type_for_alias(kind) for name, kind in getattr(stage, "types", {}).items()}
+        return pa.table(table | {name: pa.array(values, types.get(name)) for name, values in columns.items()})
 
 
 def _fail_lost(batch: Columns, values: list[Any]) -> None:

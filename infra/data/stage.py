@@ -16,7 +16,8 @@ class Stage(Protocol):
     """A small picklable object that turns columns into new columns, a batch at a time, within one actor.
 
     `reads` may name columns of the inputs, what earlier stages wrote, and the virtual columns `image` (encoded bytes)
-    and `pixels` ((H, W, 3) uint8). `cpus` and `gpus` are what one actor needs, counted as Ray counts.
+    and `pixels` ((H, W, 3) uint8). `cpus` and `gpus` are what one actor needs, counted as Ray counts. A stage may have
+    `types`, the names of Arrow's types of what it writes, by column; others are inferred, which a shard of None defeats.
     """
 
     reads: tuple[str, ...]

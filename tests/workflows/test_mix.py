@@ -49,14 +49,16 @@ def inputs(tmp_path):
 
 
 def test_judge():
-    assert judge("two words", -1.0, CONFIG, -2.0) is None
-    assert judge("two words", None, CONFIG, None) is None
-    assert judge(None, None, CONFIG, -2.0) == MISSING
-    assert judge("  ", -1.0, CONFIG, -2.0) == MISSING
-    assert judge("word", -1.0, CONFIG, -2.0) == TOO_SHORT
-    assert judge("one two three four five", -1.0, CONFIG, -2.0) == TOO_LONG
+    assert judge("two words", -1.0, "repetition", CONFIG, -2.0) == "repetition"
+    assert judge("two words", -1.0, "cut off", CONFIG, -2.0) is None
+    assert judge("two words", -1.0, None, CONFIG, -2.0) is None
+    assert judge("two words", None, None, CONFIG, None) is None
+    assert judge(None, None, None, CONFIG, -2.0) == MISSING
+    assert judge("  ", -1.0, None, CONFIG, -2.0) == MISSING
+    assert judge("word", -1.0, None, CONFIG, -2.0) == TOO_SHORT
+    assert judge("one two three four five", -1.0, None, CONFIG, -2.0) == TOO_LONG
     for score in (-2.1, None, float("nan")):
-        assert judge("two words", score, CONFIG, -2.0) == UNLIKELY
+        assert judge("two words", score, None, CONFIG, -2.0) == UNLIKELY
 
 
 def test_each_row_has_a_verdict(inputs):
