@@ -57,7 +57,7 @@ def read_corpus(config: Config) -> dict[str, Rows]:
     with tempfile.TemporaryDirectory() as folder:
         for path in write_shards(shapes, folder):
             with tarfile.open(path) as tar:
-                files = {member.name: tar.extractfile(member).read() for member in tar}
+                files = {member.name: (tar.extractfile(member) or io.BytesIO()).read() for member in tar}
             for key in sorted({name.split(".")[0] for name in files}):
                 about = json.loads(files[f"{key}.json"])
                 rows = corpus[about["split"]]
@@ -98,6 +98,7 @@ def train_base(config: Config, rows: Rows, folder: str) -> tuple[Captioner, list
     saved: Checkpoint = train(task, feed, PlainEngine, 1, settings, folder, log)
     (update,) = task.updates()
     load_weights(update, saved)
+    assert isinstance(update.module, Captioner)
     return update.module.eval(), log
 
 
@@ -117,11 +118,9 @@ def scores(captioner: Captioner, rows: Rows) -> dict[str, np.ndarray]:
         pixels = torch.from_numpy(np.stack(rows["pixels"][start : start + 256]))
         texts, features = rows["caption_alt"][start : start + 256], captioner.encode(pixels)
         columns["logp"] += score(captioner, features, texts, Style(name="alt"))
-        parts = captioner.matching.config.losses if captioner.matching is not None else ()
-        if "match" in parts:
-            columns.setdefault("match", []).extend(captioner.matching.match(features, texts))
-        if "contrastive" in parts:
-            columns.setdefault("similarity", []).extend(captioner.matching.similarity(features, texts))
+        for part, judge in (("match", "match"), ("contrastive", "similarity")):
+            if captioner.matching is not None and part in captioner.matching.config.losses:
+                columns.setdefault(judge, []).extend(getattr(captioner.matching, judge)(features, texts))
     return {name: np.array(column) for name, column in columns.items()}
 
 
@@ -172,7 +171,13 @@ def main(config: Config) -> None:
     with tempfile.TemporaryDirectory() as folder:
         captioner, log = train_base(config, corpus["train"], folder)
     seconds = time.perf_counter() - began
-    print(json.dumps({"seconds": round(seconds, 1), "losses": log[-1]} | measure(scores(captioner, corpus["test"]), corpus["test"]), indent=1))
+    print(
+        json.dumps(
+            {"seconds": round(seconds, 1), "losses": log[-1]}
+            | measure(scores(captioner, corpus["test"]), corpus["test"]),
+            indent=1,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -42,13 +42,13 @@ class Clip:
 
     @torch.no_grad()
     def encode(self, images: Sequence[np.ndarray]) -> Tensor:
-        """Unit vectors (B, width) in fp32 of (H, W, 3) uint8 images, resized and cropped in the middle as CLIP's are."""
+        """Unit vectors (B, width) in fp32 of (H, W, 3) uint8 images, resized and cropped to their middle."""
         pixels = self._fit(images=list(images), return_tensors="pt")["pixel_values"].to(self._device, self._model.dtype)
         return normalize(self._model.get_image_features(pixels).pooler_output.float(), dim=-1)
 
     @torch.no_grad()
     def similarity(self, images: Tensor, texts: Sequence[str | None]) -> Similarities:
-        """Of `images` (B, width), as `encode` has them, and the text of each row; the end of a long text goes unread."""
+        """Of `images` (B, width) of `encode` and the text of each row; the end of a long text goes unread."""
         rows = [row for row, text in enumerate(texts) if text is not None]
         values: list[float | None] = [None] * len(texts)
         cut: list[bool | None] = [None] * len(texts)

@@ -25,6 +25,7 @@ class MatchingConfig:
 
     contrastive: float = 0.0  # images and texts that belong together lie close (arXiv 2107.07651, equation 1)
     match: float = 0.0  # right pairs and hard wrong ones are told apart (ibid., equation 4)
+    hard: float = 0.5  # the share of wrong partners that are drawn by likeness; the others are drawn evenly
     width: int = 256  # of the space in which images and texts are compared
     temperature: float = 0.07  # of their cosines at first; it is learned
 
@@ -33,6 +34,8 @@ class MatchingConfig:
             raise ValueError(
                 f"The weights of losses must not be negative; found contrastive={self.contrastive}, match={self.match}."
             )
+        if not 0 <= self.hard <= 1:
+            raise ValueError(f"hard is a share from 0 to 1, but it is {self.hard}.")
         if self.width < 1 or not 0.01 <= self.temperature <= 1:
             raise ValueError(
                 f"Give a width of at least 1 and a temperature from 0.01 to 1; found {self.width}, {self.temperature}."
@@ -147,9 +150,7 @@ class Matching(nn.Module):
         allowed = _apart(seen) | torch.eye(len(image), dtype=torch.bool, device=image.device)
         logits = (scale * image @ text.T).masked_fill(~allowed, -torch.inf)
         target = torch.arange(len(image), device=image.device)
-        rows = (
-            cross_entropy(logits, target, reduction="none") + cross_entropy(logits.T, target, reduction="none")
-        ) / 2
+        rows = (cross_entropy(logits, target, reduction="none") + cross_entropy(logits.T, target, reduction="none")) / 2
         rows = rows * seen["weight"]
         whole = rows.sum()
         # Its value is that of our rows; its gradient is the whole loss's, since all rows' losses depend on our vectors.
@@ -159,14 +160,17 @@ class Matching(nn.Module):
     def _negatives(self, seen: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """For each row of the global batch a wrong text and a wrong image, (N,) each; -1 where there is none.
 
-        Drawn by likeness: as the contrastive softmax sees it, or evenly where nothing contrastive is learned.
+        The share `hard` is drawn as the contrastive softmax sees them, where one is learned, and the rest evenly: texts
+        that fit no image, such as file names, are alike to few, and would hardly ever be seen to be wrong.
         """
         apart = _apart(seen)
-        alike = torch.zeros(apart.shape, device=apart.device)
+        alike = torch.zeros(apart.shape, dtype=torch.float64, device=apart.device)
         if self.config.contrastive:
-            alike = self._scale() * seen["image"] @ seen["text"].T
-        alike = alike.double().masked_fill(~apart, -torch.inf)
-        return _draw(alike, seen["draw_text"]), _draw(alike.T, seen["draw_image"])
+            alike = (self._scale() * seen["image"] @ seen["text"].T).double()
+        return (
+            _draw(_odds(alike, apart, self.config.hard), seen["draw_text"]),
+            _draw(_odds(alike.T, apart, self.config.hard), seen["draw_image"]),
+        )
 
     def _discern(self, features: Tensor, seen: dict[str, Tensor], wrong_text: Tensor, wrong_image: Tensor) -> Tensor:
         """Cross entropy of right and wrong pairs, a third each: the right one, a wrong text, a wrong image.
@@ -215,12 +219,17 @@ def _apart(seen: dict[str, Tensor]) -> Tensor:
     return (kind[:, None] != kind[None, :]) & real[:, None] & real[None, :]
 
 
-def _draw(alike: Tensor, draws: Tensor) -> Tensor:
-    """For each row of `alike` (N, N) logits a column drawn from their softmax by `draws` (N,); -1 where all are -inf."""
-    some = alike.max(1).values > -torch.inf
-    summed = alike.softmax(1).nan_to_num().cumsum(1)
+def _odds(alike: Tensor, apart: Tensor, hard: float) -> Tensor:
+    """(N, N) the probability that a row's wrong partner is this column; a row apart from none has zeros."""
+    likely = alike.masked_fill(~apart, -torch.inf).softmax(1).nan_to_num()
+    return hard * likely + (1 - hard) * apart / apart.sum(1, keepdim=True).clamp(min=1)
+
+
+def _draw(odds: Tensor, draws: Tensor) -> Tensor:
+    """For each row of `odds` (N, N) the column that `draws` (N,) falls on; -1 where all odds are 0."""
+    summed = odds.double().cumsum(1)
     chosen = torch.searchsorted(summed, draws.double()[:, None] * summed[:, -1:], right=True)[:, 0]
-    return torch.where(some, chosen, -1)
+    return torch.where(summed[:, -1] > 0, chosen, -1)
 
 
 def _alone(columns: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -233,8 +233,8 @@ class Captioner(nn.Module):
 def from_pretrained(name: str) -> Captioner:
     """Published BLIP weights, by a hub's name or a folder in the Hugging Face layout.
 
-    Of a captioning checkpoint the decoder becomes "alt"; of a retrieval checkpoint the head and projections become
-    `matching`, and there is no decoder. Raises FileNotFoundError where there is no model, ValueError where it is no BLIP.
+    A captioning checkpoint's decoder becomes "alt". A retrieval checkpoint's head and projections become `matching`,
+    and there is no decoder. Raises FileNotFoundError where there is no model, ValueError where it is not BLIP.
     """
     try:
         kind = transformers.AutoConfig.from_pretrained(name)

@@ -57,7 +57,8 @@ class Match:
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         """Scores of all texts of each row."""
-        assert self._eyes is not None and self._judge is not None, "setup comes first"
+        assert self._eyes is not None, "setup comes first"
+        assert self._judge is not None
         features = self._eyes.features(batch["pixels"])
         images = self._clip.encode(batch["pixels"]) if self._clip is not None else None
         columns: dict[str, list] = {}

@@ -129,6 +129,14 @@ def reference_column(style: Style) -> str:
 
 def load_captioner(source: str) -> Captioner:
     """The captioner in a folder (local or s3://), or of that name on the Hugging Face hub."""
+    captioner = load_tower(source)
+    if BASE not in captioner.decoders:
+        raise ValueError(f"{source} holds retrieval weights: it can score captions, but speaks none. Give a captioner.")
+    return captioner
+
+
+def load_tower(source: str) -> Captioner:
+    """What `load_captioner` loads, or retrieval weights, which have no decoder."""
     return Captioner.load(storage.fetch(source) if not storage.is_local(source) or storage.exists(source) else source)
 
 

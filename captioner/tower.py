@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captioner.images import fit_images
 from captioner.model import Captioner
-from captioner.task import load_captioner
+from captioner.task import load_tower
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Tower:
         """Load the model, if no stage has yet."""
         if self._model is None:
             kind = torch.bfloat16 if self.precision == "bf16" else torch.float32
-            self._model = load_captioner(self.source).to("cuda" if self.gpus else "cpu", kind).eval()
+            self._model = load_tower(self.source).to("cuda" if self.gpus else "cpu", kind).eval()
 
     @property
     def model(self) -> Captioner:

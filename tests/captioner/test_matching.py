@@ -10,8 +10,9 @@ from transformers import BlipConfig, BlipForImageTextRetrieval
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from captioner.images import fit_images
-from captioner.matching import Matching, MatchingConfig, _apart, _draw
+from captioner.matching import Matching, MatchingConfig, _apart, _draw, _odds
 from captioner.model import Captioner, CaptionerConfig, TextConfig, VisionConfig
+from captioner.task import load_captioner, load_tower
 from tests.captioner.conftest import CAPTIONS
 
 BOTH = MatchingConfig(contrastive=1, match=1, width=16)
@@ -167,21 +168,25 @@ def test_a_batch_without_wrong_pairs_still_trains(captioner, vocabulary, pixels)
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.integers(2, 9), st.integers(0, 2**32 - 1), st.floats(0, 1, exclude_max=True))
-def test_draws_fall_on_allowed_columns(size, seed, draw):
+@given(st.integers(2, 9), st.integers(0, 2**32 - 1), st.floats(0, 1, exclude_max=True), st.floats(0, 1))
+def test_draws_fall_on_allowed_columns(size, seed, draw, hard):
     generator = torch.Generator().manual_seed(seed)
     alike = (50 * torch.randn(size, size, generator=generator)).double()
-    alike[torch.rand(size, size, generator=generator) < 0.5] = -torch.inf
-    chosen = _draw(alike, torch.full((size,), draw, dtype=torch.float64))
+    apart = torch.rand(size, size, generator=generator) < 0.5
+    odds = _odds(alike, apart, hard)
+    assert torch.allclose(odds.sum(1), apart.any(1).double())
+    chosen = _draw(odds, torch.full((size,), draw, dtype=torch.float64))
     for row, column in enumerate(chosen.tolist()):
-        assert (column == -1) == bool((alike[row] == -torch.inf).all())
-        assert column == -1 or alike[row, column] > -torch.inf
+        assert (column == -1) == (not apart[row].any())
+        assert column == -1 or apart[row, column]
 
 
-def test_draws_follow_the_softmax():
-    alike = torch.log(torch.tensor([[0.5, 0.2, 0.3]], dtype=torch.float64)).expand(10_000, 3)
-    chosen = _draw(alike, torch.from_numpy((np.arange(10_000) + 0.5) / 10_000))
-    assert torch.bincount(chosen).tolist() == [5000, 2000, 3000]
+@pytest.mark.parametrize(("hard", "shares"), [(1, [0, 0.25, 0.75]), (0, [0, 0.5, 0.5]), (0.6, [0, 0.35, 0.65])])
+def test_draws_follow_likeness_and_chance(hard, shares):
+    alike = torch.log(torch.tensor([[0.6, 0.1, 0.3]], dtype=torch.float64)).expand(10_000, 3)
+    apart = torch.tensor([[False, True, True]]).expand(10_000, 3)
+    chosen = _draw(_odds(alike, apart, hard), torch.from_numpy((np.arange(10_000) + 0.5) / 10_000))
+    assert (torch.bincount(chosen, minlength=3) / 10_000).tolist() == pytest.approx(shares, abs=1e-3)
 
 
 def test_save_and_load(captioner, pixels, tmp_path):
@@ -235,6 +240,12 @@ def test_published_retrieval_weights_score_as_in_transformers(published, vocabul
     assert matched.std() > 0.02
 
 
+def test_retrieval_weights_are_no_captioner(published):
+    assert load_tower(published[1]).matching is not None
+    with pytest.raises(ValueError, match="speaks none"):
+        load_captioner(published[1])
+
+
 def test_a_halved_checkpoint_is_refused(published, tmp_path):
     blip, _ = published
     weights = {name: tensor for name, tensor in blip.state_dict().items() if not name.startswith("itm_head")}
@@ -248,6 +259,7 @@ def test_a_halved_checkpoint_is_refused(published, tmp_path):
     [
         ({"match": -1}, "negative"),
         ({"contrastive": -0.5}, "negative"),
+        ({"hard": 1.5}, "hard"),
         ({"width": 0}, "width"),
         ({"temperature": 0}, "temperature"),
     ],

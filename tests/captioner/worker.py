@@ -1,6 +1,7 @@
 """A tiny captioner that learns to match, and one worker of its training: `python -m tests.captioner.worker '{...}'`."""
 
 import json
+import math
 import os
 import sys
 
@@ -46,9 +47,13 @@ def task(**matching) -> BaseTask:
     )
 
 
+def micro_batch(config, world, micro_steps):
+    return math.ceil(math.ceil(config.batch / world) / micro_steps)
+
+
 def feed(trained, config, rank, world, micro_steps):
     plan = BatchPlan([ROWS], config.batch, config.seed, 1)
-    micro, table = -(-(-(-config.batch // world)) // micro_steps), rows()
+    micro, table = micro_batch(config, world, micro_steps), rows()
 
     def batches(start):
         for step in range(start, config.steps):
@@ -87,7 +92,7 @@ def main() -> None:
     torch.set_num_threads(1)
     zero.start("gloo", 300)
     config, log, trained, micro_steps = TrainConfig(**STEPS), Log(), task(), arguments["micro_steps"]
-    micro = -(-(-(-config.batch // world.size())) // micro_steps)
+    micro = micro_batch(config, world.size(), micro_steps)
 
     def make_engine(update, micro_steps, saved):
         return zero.ZeroEngine(
