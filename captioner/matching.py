@@ -25,7 +25,9 @@ class MatchingConfig:
 
     contrastive: float = 0.0  # images and texts that belong together lie close (arXiv 2107.07651, equation 1)
     match: float = 0.0  # right pairs and hard wrong ones are told apart (ibid., equation 4)
-    hard: float = 0.5  # the share of wrong partners that are drawn by likeness; the others are drawn evenly
+    # The share of wrong partners drawn by likeness, all of them in ALBEF and BLIP; the others are drawn evenly. On
+    # Shapes, whose batches are small and whose texts are noisy, 0 did better than 1 (docs/results, 2026-11-20 CapFilt).
+    hard: float = 1.0
     width: int = 256  # of the space in which images and texts are compared
     temperature: float = 0.07  # of their cosines at first; it is learned
 
