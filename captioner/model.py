@@ -13,6 +13,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from captioner.matching import Matching, MatchingConfig
 from captioner.styles import Style
 from captioner.vocabulary import Vocabulary
 
@@ -104,11 +105,12 @@ class CaptionerConfig:
 
 
 class Captioner(nn.Module):
-    """One vision tower, and a decoder for each name in `decoders`; every image is encoded once for all of them.
+    """One vision tower, a decoder for each name in `decoders`, and `matching`; all read one encoding of an image.
 
     A batch for training holds `pixels` (B, H, W, 3) uint8, `weight` (B,) and, for each style, `ids_<style>` (B, L)
     integers that open with [DEC] and the prompt, and `mask_<style>` (B, L): 1 where a token is to be predicted.
     Padding stands on the right, where causal attention cannot see it from the caption; so no attention mask is needed.
+    With `draw_text` and `draw_image` (B,), uniforms in [0, 1), the base's captions are learned to be matched, too.
     """
 
     def __init__(
@@ -117,6 +119,7 @@ class Captioner(nn.Module):
         vocabulary: Vocabulary,
         decoders: Iterable[str] = (BASE,),
         styles: tuple[Style, ...] = (),
+        matching: MatchingConfig | None = None,
     ) -> None:
         super().__init__()
         self.config, self.vocabulary, self.styles = config, vocabulary, styles
@@ -124,6 +127,7 @@ class Captioner(nn.Module):
         self._text_config = cast(transformers.BlipTextConfig, config.text_config)
         self.vision = _vision_tower(self._vision_config)
         self.decoders = nn.ModuleDict({name: transformers.BlipTextLMHeadModel(self._text_config) for name in decoders})
+        self.matching = Matching(config, matching, vocabulary) if matching else None
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -162,9 +166,18 @@ class Captioner(nn.Module):
         return (losses * mask[:, 1:]).sum(1)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The summed loss of each style in the batch, over caption tokens alone: prompts and padding are masked."""
+        """The summed loss of each style in the batch, over caption tokens alone: prompts and padding are masked.
+
+        Then those of `matching`. A batch that is a "survey" only shows what its rows have for the others to see.
+        """
         features = self.encode(batch["pixels"])
-        return {
+        matched = {}
+        if self.matching is not None and "draw_text" in batch:
+            batch = {**batch, "ids": batch[f"ids_{BASE}"]}
+            if "survey" in batch:
+                return self.matching.survey(features, batch)
+            matched = self.matching(features, batch)
+        return matched | {
             style: (
                 self.negative_log_likelihood(style, features, batch[f"ids_{style}"], batch[f"mask_{style}"])
                 * batch["weight"]
@@ -174,8 +187,10 @@ class Captioner(nn.Module):
         }
 
     def targets(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """How many tokens each of `forward`'s sums runs over."""
-        return {
+        """How many tokens, or rows, each of `forward`'s sums runs over."""
+        matched = self.matching.config.losses if self.matching is not None and "draw_text" in batch else ()
+        rows = {name: batch["weight"].sum() for name in matched}
+        return rows | {
             style: (batch[f"mask_{style}"][:, 1:].float().sum(1) * batch["weight"]).sum()
             for style in self.decoders
             if f"ids_{style}" in batch
@@ -195,6 +210,7 @@ class Captioner(nn.Module):
             "blip": self.config.to_dict(),
             "decoders": list(self.decoders),
             "styles": [asdict(style) for style in self.styles],
+            "matching": asdict(self.matching.config) if self.matching is not None else None,
         }
         Path(folder, "config.json").write_text(json.dumps(config, indent=2))
 
@@ -208,35 +224,44 @@ class Captioner(nn.Module):
         styles = tuple(Style(**style) for style in config["styles"])
         blip = transformers.BlipConfig.from_dict(config["blip"])
         vocabulary = Vocabulary.load(folder, config["blip"]["text_config"]["bos_token_id"])
-        captioner = Captioner(blip, vocabulary, config["decoders"], styles)
+        matching = MatchingConfig(**config["matching"]) if config.get("matching") else None
+        captioner = Captioner(blip, vocabulary, config["decoders"], styles, matching)
         load_model(captioner, str(Path(folder, "model.safetensors")))
         return captioner.eval()
 
 
 def from_pretrained(name: str) -> Captioner:
-    """Published captioning weights, by a hub's name or a folder in the Hugging Face layout, as the decoder "alt".
+    """Published BLIP weights, by a hub's name or a folder in the Hugging Face layout.
 
-    Raises FileNotFoundError where there is no model, ValueError where it is not a BLIP captioner.
+    A captioning checkpoint's decoder becomes "alt". A retrieval checkpoint's head and projections become `matching`,
+    and there is no decoder. Raises FileNotFoundError where there is no model, ValueError where it is not BLIP.
     """
-    if (kind := kind_of(name)) != "blip":
-        raise ValueError(f"{name} holds a model of type '{kind}', but a captioner is loaded from BLIP weights only.")
-    loaded: Any = transformers.BlipForConditionalGeneration.from_pretrained(name, output_loading_info=True)
+    kind = published(name)
+    if kind.model_type != "blip":
+        raise ValueError(f"{name} holds a model of type '{kind.model_type}', but a captioner is loaded from BLIP only.")
+    retrieval = "BlipForImageTextRetrieval" in (kind.architectures or ())
+    layout = transformers.BlipForImageTextRetrieval if retrieval else transformers.BlipForConditionalGeneration
+    loaded: Any = layout.from_pretrained(name, output_loading_info=True)
     blip, report = loaded
     if report["missing_keys"]:
         raise ValueError(
             f"{name} lacks {len(report['missing_keys'])} weights of a BLIP captioner, such as "
-            f"{min(report['missing_keys'])}. Choose a checkpoint that was trained for captioning."
+            f"{min(report['missing_keys'])}. Choose a checkpoint that was trained for captioning, or for retrieval."
         )
     tokenizer = transformers.AutoTokenizer.from_pretrained(name).backend_tokenizer
     captioner = Captioner(blip.config, Vocabulary(tokenizer, blip.config.text_config.bos_token_id), decoders=())
-    captioner.vision, captioner.decoders[BASE] = blip.vision_model, blip.text_decoder
+    captioner.vision = blip.vision_model
+    if retrieval:
+        captioner.matching = Matching.adopt(blip, captioner.vocabulary)
+    else:
+        captioner.decoders[BASE] = blip.text_decoder
     return captioner.eval()
 
 
-def kind_of(name: str) -> str:
-    """The type of a published model, such as `blip`; FileNotFoundError where there is none."""
+def published(name: str) -> "transformers.PreTrainedConfig":
+    """What a published model says of itself; FileNotFoundError where there is none."""
     try:
-        return transformers.AutoConfig.from_pretrained(name).model_type
+        return transformers.AutoConfig.from_pretrained(name)
     except OSError as error:
         raise FileNotFoundError(f"There is no captioner at {name}: no config.json was found.") from error
 

@@ -2,17 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 
 from captioner.decoding import decoder_of, score
 from captioner.detect import DetectConfig
-from captioner.images import fit_images
-from captioner.model import BASE, Captioner
+from captioner.model import BASE
 from captioner.retry import WORDS, caption_checked
 from captioner.styles import RETRIES, Search, Style
-from captioner.task import ALT_COLUMN, load_captioner
+from captioner.task import ALT_COLUMN
+from captioner.tower import Tower
 
 # The columns of a style, `<kind>_<style>`, and their types.
 KINDS = {"caption": "string", "logp": "double", "flag": "string", "tries": "int64"}
@@ -29,9 +28,8 @@ class Caption:
     `words` are the fewest and the most words by style; `retries` are how faulty captions are decoded again, in turn.
     """
 
-    captioner: str
+    tower: Tower  # whose decoders speak; stages that are given the same object share its features
     styles: tuple[Style, ...]
-    precision: Literal["fp32", "bf16"] = "fp32"
     cpus: float = 1
     gpus: float = 0
     detect: DetectConfig = field(default_factory=DetectConfig)
@@ -40,7 +38,6 @@ class Caption:
     reads: tuple[str, ...] = field(default=("pixels", ALT_COLUMN), init=False)
     writes: tuple[str, ...] = field(init=False)
     types: dict[str, str] = field(init=False)
-    _model: Captioner | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         names = [style.name for style in self.styles]
@@ -55,22 +52,20 @@ class Caption:
 
     def setup(self) -> None:
         """Load the captioner; ValueError if a style asks for a decoder that it lacks."""
-        kind = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        model = load_captioner(self.captioner).to("cuda" if self.gpus else "cpu", kind).eval()
+        self.tower.setup()
+        if not self.tower.model.decoders:
+            raise ValueError(f"{self.tower.source} holds retrieval weights, which cannot caption; give a captioner.")
         for style in self.styles:
-            decoder_of(model, style)
-        self._model = model
+            decoder_of(self.tower.model, style)
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         """Captions of all styles from one encoding."""
-        assert self._model is not None, "setup comes first"
-        pixels = torch.from_numpy(fit_images(batch["pixels"], self._model.image_size))
-        features = self._model.encode(pixels.to("cuda" if self.gpus else "cpu"))
-        columns: dict[str, list] = {f"logp_{BASE}": score(self._model, features, batch[ALT_COLUMN], Style(name=BASE))}
+        model, features = self.tower.model, self.tower.features(batch["pixels"])
+        columns: dict[str, list] = {f"logp_{BASE}": score(model, features, batch[ALT_COLUMN], Style(name=BASE))}
         for style in self.styles:
             words = self.words.get(style.name, WORDS)
-            said = caption_checked(self._model, features, style, self.detect, words, self.retries)
+            said = caption_checked(model, features, style, self.detect, words, self.retries)
             values = (said.texts, said.logp, said.flags, said.tries)
             columns |= {f"{kind}_{style.name}": column for kind, column in zip(KINDS, values, strict=True)}
         return columns

@@ -1,16 +1,18 @@
 """The captioner's two trainings: a base on the corpus's own captions, then a decoder a style on a frozen tower."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from captioner.images import fit_images
+from captioner.matching import Matching, MatchingConfig
 from captioner.model import BASE, Captioner, CaptionerConfig
 from captioner.styles import Style
 from captioner.vocabulary import Vocabulary
 from infra import storage
+from infra.train import world
 from infra.train.optim import OptimConfig
 from infra.train.task import Draw, Update
 
@@ -22,7 +24,8 @@ TRAIN = "train"  # the split that is trained on
 class BaseTask:
     """Language modelling of the corpus's own captions: tower and decoder together (arXiv 2201.12086, section 3.2).
 
-    `source` is the size of a captioner to begin with random weights, or where a trained one lies.
+    `source` is the size of a captioner to begin with random weights, or where a trained one lies. `matching` adds the
+    paper's two other losses, on the same encoding of an image.
     """
 
     source: CaptionerConfig | str
@@ -31,6 +34,7 @@ class BaseTask:
     max_length: int
     optim: OptimConfig
     seed: int = 0
+    matching: MatchingConfig = field(default_factory=MatchingConfig)
 
     reads: tuple[str, ...] = ("pixels", ALT_COLUMN)
     where_reads: tuple[str, ...] = ("split", ALT_COLUMN)
@@ -46,13 +50,21 @@ class BaseTask:
             captioner = (
                 load_captioner(self.source).train()
                 if isinstance(self.source, str)
-                else Captioner(self.source.blip(self.vocabulary), self.vocabulary)
+                else Captioner(self.source.blip(self.vocabulary), self.vocabulary, matching=self.matching)
             )
-        return [Update("base", captioner, self.optim)]
+            held = captioner.matching.config.losses if captioner.matching is not None else ()
+            if not set(self.matching.losses) <= set(held):
+                captioner.matching = Matching(captioner.config, self.matching, self.vocabulary)
+        if captioner.matching is not None:
+            captioner.matching.gather = world.rows
+            captioner.matching.requires_grad_(bool(self.matching))
+        weights = {"contrastive": self.matching.contrastive, "match": self.matching.match}
+        return [Update("base", captioner, self.optim, weights, mixes_rows=bool(self.matching))]
 
     def collate(self, rows: dict[str, list], draw: Draw) -> dict[str, np.ndarray]:
-        """Pixels and the alt text's tokens."""
-        return _collate(rows, {BASE: (ALT_COLUMN, "")}, self.vocabulary, self.image_size, self.max_length)
+        """Pixels, the alt text's tokens, and where texts are matched what draws a row's wrong partners."""
+        batch = _collate(rows, {BASE: (ALT_COLUMN, "")}, self.vocabulary, self.image_size, self.max_length)
+        return batch | ({name: draw(name) for name in ("draw_text", "draw_image")} if self.matching else {})
 
     def export(self, modules: dict[str, torch.nn.Module], folder: str) -> None:
         """The base as a captioner of its own."""
@@ -117,6 +129,14 @@ def reference_column(style: Style) -> str:
 
 def load_captioner(source: str) -> Captioner:
     """The captioner in a folder (local or s3://), or of that name on the Hugging Face hub."""
+    captioner = load_tower(source)
+    if BASE not in captioner.decoders:
+        raise ValueError(f"{source} holds retrieval weights: it can score captions, but speaks none. Give a captioner.")
+    return captioner
+
+
+def load_tower(source: str) -> Captioner:
+    """What `load_captioner` loads, or retrieval weights, which have no decoder."""
     return Captioner.load(storage.fetch(source) if not storage.is_local(source) or storage.exists(source) else source)
 
 

@@ -20,7 +20,9 @@ class Vocabulary:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self.tokenizer = tokenizer
-        self.pad, self.unk, self.sep = (self._special(token) for token in ("[PAD]", "[UNK]", "[SEP]"))
+        self.pad, self.unk, self.cls, self.sep = (
+            self._special(token) for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+        )
         self.bos = self._special("[DEC]") if bos is None else bos
 
     def __len__(self) -> int:

@@ -6,7 +6,7 @@ from typing import Literal
 from captioner.backends.endpoint import EndpointConfig
 from captioner.backends.pretrained import TransformersConfig
 from captioner.backends.vllm import VLLMConfig
-from captioner.model import kind_of
+from captioner.model import published
 from captioner.styles import DESCRIPTIVE, SHORT, Style
 from captioner.task import load_captioner
 from infra import storage
@@ -66,7 +66,7 @@ def _backend(options: DirectOptions) -> TransformersConfig | EndpointConfig | VL
         return EndpointConfig(base_url=name, model=options.model, key_variable=options.key_variable)
     if name.startswith(VLLM):
         return VLLMConfig(model=name.removeprefix(VLLM))
-    if storage.exists(storage.join(name, MANIFEST)) or "://" in name or kind_of(name) == "blip":
+    if storage.exists(storage.join(name, MANIFEST)) or "://" in name or published(name).model_type == "blip":
         return None
     return TransformersConfig(model=storage.absolute(name) if storage.exists(name) else name)
 

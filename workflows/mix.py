@@ -16,7 +16,7 @@ from infra.metrics import Report
 from infra.store import Artifact, step
 from t2i.captions import shares
 
-TOO_SHORT, TOO_LONG, UNLIKELY, MISSING = "too short", "too long", "unlikely", "missing"
+TOO_SHORT, TOO_LONG, UNLIKELY, UNMATCHED, MISSING = "too short", "too long", "unlikely", "unmatched", "missing"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +24,14 @@ class MixConfig:
     """How often each style is read (`weights`, by style, summing to 1), and which captions are fit to be read at all.
 
     A row keeps a caption of `min_words` to `max_words` words whose mean log-probability a token is not below
-    `min_logp` of its style, and whose flag is not one of `drop`; a row that is left without a caption is not kept. The default share of 10 % alt texts lies
-    where Recap-DataComp-1B (arXiv 2406.08478, table 6) found text-to-image models best.
+    `min_logp` of its style, nor its match below `min_match`, and whose flag is not one of `drop`; a row that is left
+    without a caption is not kept. The default share of 10 % alt texts lies where Recap-DataComp-1B (arXiv 2406.08478,
+    table 6) found text-to-image models best.
     """
 
     weights: dict[str, float] = field(default_factory=lambda: {"alt": 0.1, "short": 0.2, "descriptive": 0.7})
     min_logp: dict[str, float] = field(default_factory=dict)  # by style; a style that is not named has no bound
+    min_match: dict[str, float] = field(default_factory=dict)  # likewise: the probability that it speaks of the image
     min_words: int = 1
     max_words: int = 200
     drop: tuple[str, ...] = ("empty", "repetition", "prompt leak", "refusal")  # flags of captions that are not read
@@ -39,8 +41,11 @@ class MixConfig:
             raise ValueError(f"There is no fault '{unknown[0]}'; there are {', '.join(FAULTS)}.")
         if any(weight < 0 for weight in self.weights.values()) or abs(sum(self.weights.values()) - 1) > 1e-6:
             raise ValueError(f"The weights of the styles must not be negative and must sum to 1; found {self.weights}.")
-        if unknown := sorted(set(self.min_logp) - set(self.weights)):
-            raise ValueError(f"min_logp names {', '.join(unknown)}, but the weights are of {', '.join(self.weights)}.")
+        for name in ("min_logp", "min_match"):
+            if unknown := sorted(set(getattr(self, name)) - set(self.weights)):
+                raise ValueError(
+                    f"{name} names {', '.join(unknown)}, but the weights are of {', '.join(self.weights)}."
+                )
         if not 1 <= self.min_words <= self.max_words:
             raise ValueError(
                 f"Captions of {self.min_words} to {self.max_words} words cannot be; give 1 or more, in order."
@@ -78,13 +83,8 @@ class MixWork:
         fit: dict[str, list[str | None]] = {}
         verdicts: dict[str, list[str | None]] = {}
         for style in _styles(self.config):
+            verdicts[style] = self._verdicts(reader, columns, style)
             texts = columns[f"caption_{style}"]
-            bound = self.config.min_logp.get(style)
-            logp = columns[f"logp_{style}"] if bound is not None else np.zeros(len(texts))
-            # Alt texts and the captions of some models come without flags.
-            flag = f"flag_{style}"
-            flags = reader.columns([flag])[flag] if flag in reader.names else [None] * len(texts)
-            verdicts[style] = [judge(*row, self.config, bound) for row in zip(texts, logp, flags, strict=True)]
             fit[style] = [None if verdict else text for text, verdict in zip(texts, verdicts[style], strict=True)]
         weights = shares(fit, self.config.weights)
         keep = np.sum(list(weights.values()), axis=0) > 0
@@ -99,11 +99,23 @@ class MixWork:
         states = {"state": pa.array(reader.states, pa.string()), "reason": pa.array(reader.reasons, pa.string())}
         return pa.table({"sample_id": pa.array(reader.sample_ids, pa.string()), **states, **table})
 
+    def _verdicts(self, reader: ShardReader, columns: dict[str, np.ndarray], style: str) -> list[str | None]:
+        """Why each caption of a style is unfit; None for those that are fit."""
+        texts, flag = columns[f"caption_{style}"], f"flag_{style}"
+        # Alt texts and the captions of some models come without flags.
+        flags = reader.columns([flag])[flag] if flag in reader.names else [None] * len(texts)
+        scored = [
+            (columns[f"{kind}_{style}"], by[style], word) for kind, by, word in _bounds(self.config) if style in by
+        ]
+        verdicts = []
+        for row, text in enumerate(texts):
+            low = (word for scores, bound, word in scored if _below(scores[row], bound))
+            verdicts.append(judge(text, flags[row], self.config) or next(low, None))
+        return verdicts
 
-def judge(
-    text: str | None, logp: float | None, flag: str | None, config: MixConfig, min_logp: float | None
-) -> str | None:
-    """Why a caption is unfit; None if it is fit. A caption without a score is unlikely where a score is asked for."""
+
+def judge(text: str | None, flag: str | None, config: MixConfig) -> str | None:
+    """Why a caption is unfit, whatever its scores; None if it is fit."""
     words = len(text.split()) if text else 0
     if not words:
         return MISSING
@@ -113,9 +125,17 @@ def judge(
         return TOO_SHORT
     if words > config.max_words:
         return TOO_LONG
-    if min_logp is not None and not (logp is not None and logp >= min_logp):
-        return UNLIKELY
     return None
+
+
+def _below(score: float | None, bound: float) -> bool:
+    """A caption without a score is below any bound."""
+    return score is None or not score >= bound
+
+
+def _bounds(config: MixConfig) -> tuple[tuple[str, dict[str, float], str], ...]:
+    """The kinds of scores, their bounds by style, and the verdict on what is below."""
+    return ("logp", config.min_logp, UNLIKELY), ("match", config.min_match, UNMATCHED)
 
 
 def _styles(config: MixConfig) -> list[str]:
@@ -123,8 +143,8 @@ def _styles(config: MixConfig) -> list[str]:
 
 
 def _columns(config: MixConfig) -> list[str]:
-    scored = [style for style in _styles(config) if style in config.min_logp]
-    return [f"caption_{style}" for style in _styles(config)] + [f"logp_{style}" for style in scored]
+    scored = [f"{kind}_{style}" for kind, bounds, _ in _bounds(config) for style in _styles(config) if style in bounds]
+    return [f"caption_{style}" for style in _styles(config)] + scored
 
 
 def _spread(reader: ShardReader, values: list[Any], kind: pa.DataType) -> pa.Array:

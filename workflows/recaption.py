@@ -6,13 +6,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from captioner.detect import FAULTS, DetectConfig
+from captioner.scoring import Match
 from captioner.stages import Caption
 from captioner.styles import RETRIES, Search, Style
 from captioner.task import load_captioner
+from captioner.tower import Tower
 from infra import storage
 from infra.cluster import Cluster, connect
 from infra.data.run import run_stages
 from infra.data.shards import ShardReader, shard_names
+from infra.data.stage import Stage
 from infra.metrics import Report
 from infra.store import Artifact, step
 from workflows.train_captioner import MODEL
@@ -31,6 +34,8 @@ class RecaptionConfig:
     detect: DetectConfig = field(default_factory=DetectConfig)
     words: dict[str, tuple[int, int]] = field(default_factory=dict)  # fewest and most by style; else 1 to 200
     retries: tuple[Search, ...] = RETRIES
+    matcher: str = ""  # published retrieval weights that judge the captions; none: the captioner's own head, if any
+    clip: str = ""  # a CLIP, by folder or hub's name, whose similarity is written beside
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -42,15 +47,23 @@ class RecaptionConfig:
 def recaption(
     config: RecaptionConfig, images: Artifact, captioner: Artifact, *, out: str, cluster: Cluster, report: Report
 ) -> dict[str, Any]:
-    """Write `caption_<style>`, its `logp`, `flag` (what is wrong with it) and `tries`, and `logp_alt`, for every row."""
+    """Write `caption_<style>` with its `logp`, `flag` (what is wrong with it) and `tries` for every row, and scores.
+
+    `match_<style>` comes where the captioner has a matching head or `matcher` names one, `clip_<style>` with a `clip`.
+    """
     model = captioner.url(MODEL)
-    styles = config.styles or load_captioner(model).styles
+    loaded = load_captioner(model)
+    styles = config.styles or loaded.styles
     if not styles:
         raise ValueError(f"The captioner {captioner.path} was tuned for no style; give `styles`.")
     connect(cluster)
     cpus, gpus = cluster.cpus_per_actor, cluster.gpus_per_actor
-    stage = Caption(model, styles, config.precision, cpus, gpus, config.detect, config.words, config.retries)
-    counts = run_stages([stage], [images.path], out, batch_size=config.batch, actors=cluster.actors, report=report)
+    tower = Tower(model, config.precision, gpus)
+    stages: list[Stage] = [Caption(tower, styles, cpus, gpus, config.detect, config.words, config.retries)]
+    if config.matcher or config.clip or (loaded.matching is not None and loaded.matching.config.match):
+        matcher = Tower(config.matcher, config.precision, gpus) if config.matcher else None
+        stages.append(Match(tower, tuple(style.name for style in styles), matcher, config.clip or None, cpus, gpus))
+    counts = run_stages(stages, [images.path], out, batch_size=config.batch, actors=cluster.actors, report=report)
     weights = storage.read_bytes(storage.join(model, "model.safetensors"))
     return counts | {
         "captioner": captioner.id,

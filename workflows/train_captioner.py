@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from captioner.matching import MatchingConfig
 from captioner.model import CaptionerConfig
 from captioner.styles import DESCRIPTIVE, SHORT, Style
 from captioner.task import ALT_COLUMN, TRAIN, BaseTask, FinetuneTask, load_captioner, reference_column
@@ -35,6 +36,7 @@ class TrainCaptionerConfig:
     vocabulary_rows: int = 1_000_000  # rows whose captions are read for it, at most
     base: TrainConfig | None = field(default_factory=lambda: TrainConfig(steps=1000))  # None: only fine-tune
     base_optim: OptimConfig = field(default_factory=OptimConfig)
+    matching: MatchingConfig = field(default_factory=MatchingConfig)  # further losses of the base; off by default
     finetune: TrainConfig = field(default_factory=lambda: TrainConfig(steps=150))
     finetune_optim: OptimConfig = field(default_factory=lambda: OptimConfig(warmup_steps=20))
     styles: tuple[Style, ...] = (SHORT, DESCRIPTIVE)
@@ -65,6 +67,7 @@ def train_captioner(
             image_size=image_size,
             max_length=max_length,
             optim=config.base_optim,
+            matching=config.matching,
             seed=config.seed,
         )
         trainings.append(Training(base, [images.path], config.base, storage.join(out, "base")))

@@ -23,8 +23,11 @@ LOST = "image: "  # opens the reason of a row whose picture cannot be had, as in
 class Requests(Protocol):
     """A picklable function that makes chat requests of rows."""
 
-    reads: tuple[str, ...]
-    writes: tuple[str, ...]
+    @property
+    def reads(self) -> tuple[str, ...]: ...
+
+    @property
+    def writes(self) -> tuple[str, ...]: ...
 
     def __call__(self, batch: Columns) -> dict[str, list[dict[str, Any]]]:
         """For each column of `writes`, one request a row: `messages` and `sampling_params`; the answer goes there."""

@@ -17,7 +17,7 @@ class Stage(Protocol):
 
     `reads` may name columns of the inputs, what earlier stages wrote, and the virtual columns `image` (encoded bytes)
     and `pixels` ((H, W, 3) uint8). `cpus` and `gpus` are what one actor needs, counted as Ray counts. A stage may have
-    `types`, the names of Arrow's types of what it writes, by column; others are inferred, which a shard of None defeats.
+    `types`, the names of Arrow types by column it writes; others are inferred, which a shard of None defeats.
     """
 
     reads: tuple[str, ...]

@@ -89,6 +89,8 @@ def _turn(engine: Engine, micro_batches: list[Batch], step: int, config: TrainCo
     """One optimizer step of one Update: the mean of each loss over all valid targets of the global batch."""
     update = engine.update
     counts = _counts(update, micro_batches)
+    if update.mixes_rows and len(micro_batches) > 1:
+        micro_batches = _acquainted(engine, micro_batches)
     sums: dict[str, torch.Tensor] = {}
     for batch in micro_batches:
         losses = engine(batch)
@@ -100,6 +102,22 @@ def _turn(engine: Engine, micro_batches: list[Batch], step: int, config: TrainCo
     norm = engine.step(lr)
     figures = {f"{update.name}/{name}": value / counts[name] for name, value in sums.items()}
     return figures | {f"{update.name}/lr": torch.tensor(lr), f"{update.name}/grad_norm": torch.tensor(norm)}
+
+
+def _acquainted(engine: Engine, micro_batches: list[Batch]) -> list[Batch]:
+    """Micro-batches that bring what all rows of the global batch show of themselves (GradCache, arXiv 2101.06983).
+
+    A forward pass more, without gradients: else rows would see those of their own micro-batch alone, and how memory is
+    shared out would change what is learned.
+    """
+    with torch.no_grad():
+        shown = [engine({**batch, "survey": torch.tensor(True)}) for batch in micro_batches]
+    seen = world.rows({name: torch.cat([part[name] for part in shown]) for name in shown[0]})
+    first, sizes = seen.pop("first"), [len(batch["weight"]) for batch in micro_batches]
+    columns = {f"all_{name}": column for name, column in seen.items()}
+    return [
+        {**batch, **columns, "all_first": first + sum(sizes[:number])} for number, batch in enumerate(micro_batches)
+    ]
 
 
 def _counts(update: Update, micro_batches: list[Batch]) -> dict[str, float]:

@@ -36,6 +36,11 @@ class Update:
     optim: OptimConfig
     loss_weights: Mapping[str, float] = field(default_factory=dict)  # a loss that is not named here weighs 1
     start_step: int = 0  # the update sleeps before this training step
+    # Rows see each other. Given `"survey"`, the module returns columns (B, ...) that all rows of the global batch are
+    # to see. It gathers them over workers itself, or finds them in the batch as `all_<name>`, its own from `all_first`
+    # on, where the loop gathered them over micro-batches, too. Losses then have the value of the micro-batch's rows,
+    # and the gradient of the global loss in what these rows showed.
+    mixes_rows: bool = False
 
 
 class Task(Protocol):

@@ -1,5 +1,6 @@
 """The few collectives that the loop needs; alone in one process they are identities."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -31,6 +32,22 @@ def gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * size()
     dist.all_gather_object(values, value)
     return values
+
+
+def rows(columns: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The rows of every worker, on every worker, in order of rank, and `first`: the place of this worker's first row.
+
+    Every worker gives columns of the same shapes. Gradients do not pass.
+    """
+    count = len(next(iter(columns.values())))
+    gathered = {"first": torch.tensor(rank() * count)}
+    for name, column in columns.items():
+        parts = [column.detach().contiguous()]
+        if size() > 1:
+            parts = [torch.empty_like(parts[0]) for _ in range(size())]
+            dist.all_gather(parts, column.detach().contiguous())
+        gathered[name] = torch.cat(parts)
+    return gathered
 
 
 def from_first(value: Any) -> Any:

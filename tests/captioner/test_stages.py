@@ -6,6 +6,7 @@ import torch
 from captioner.detect import FAULTS, DetectConfig
 from captioner.stages import Caption
 from captioner.styles import Search, Style
+from captioner.tower import Tower
 from infra.data.stage import ACCEPTED, Stage, run_batch
 
 STYLES = (Style(name="short", max_tokens=15), Style(name="long", decoder="alt", max_tokens=20))
@@ -32,7 +33,7 @@ def run(stage, batch):
 
 
 def test_columns_are_of_a_kind_and_a_style(folder, batch):
-    stage = Caption(folder, STYLES)
+    stage = Caption(Tower(folder), STYLES)
     assert isinstance(stage, Stage)
     assert set(stage.writes) == {
         *("caption_short", "logp_short", "flag_short", "tries_short"),
@@ -47,7 +48,7 @@ def test_columns_are_of_a_kind_and_a_style(folder, batch):
 
 def test_faulty_captions_stay_accepted_with_their_flag(folder, batch):
     rows = len(batch["pixels"])
-    stage = Caption(folder, STYLES)
+    stage = Caption(Tower(folder), STYLES)
     stage.setup()
     results = run_batch([stage], batch | {"state": [ACCEPTED] * rows, "reason": [None] * rows})
     assert set(results["state"]) == {ACCEPTED}
@@ -56,7 +57,7 @@ def test_faulty_captions_stay_accepted_with_their_flag(folder, batch):
 
 
 def test_images_are_encoded_once(folder, batch, monkeypatch):
-    stage = Caption(folder, STYLES)
+    stage = Caption(Tower(folder), STYLES)
     stage.setup()
     calls = []
     encode = stage._model.encode
@@ -66,8 +67,8 @@ def test_images_are_encoded_once(folder, batch, monkeypatch):
 
 
 def test_retries_leave_clean_rows_as_they_were(folder, batch):
-    judged = run(Caption(folder, STYLES, retries=()), batch)
-    redone = run(Caption(folder, STYLES), batch)
+    judged = run(Caption(Tower(folder), STYLES, retries=()), batch)
+    redone = run(Caption(Tower(folder), STYLES), batch)
     assert set(judged["tries_short"]) == {1}
     assert judged["logp_alt"] == redone["logp_alt"]
     clean = [row for row, flag in enumerate(judged["flag_short"]) if flag is None]
@@ -78,17 +79,17 @@ def test_retries_leave_clean_rows_as_they_were(folder, batch):
 
 
 def test_words_and_detectors_are_the_styles(folder, batch):
-    columns = run(Caption(folder, STYLES, words={"short": (0, 1)}, retries=()), batch)
+    columns = run(Caption(Tower(folder), STYLES, words={"short": (0, 1)}, retries=()), batch)
     assert "too long" in columns["flag_short"]
     assert "too long" not in columns["flag_long"]
     lenient = DetectConfig(repeats=99, characters=99, ngram_share=1)
-    columns = run(Caption(folder, STYLES, detect=lenient, retries=(Search(beams=2),)), batch)
+    columns = run(Caption(Tower(folder), STYLES, detect=lenient, retries=(Search(beams=2),)), batch)
     assert set(columns["flag_short"]) <= {None, "cut off", "empty"}
     assert max(columns["tries_short"]) <= 2
 
 
 def test_wrong_bounds_are_refused():
     with pytest.raises(ValueError, match="words names medium, but the styles are short, long"):
-        Caption("nowhere", STYLES, words={"medium": (1, 2)})
+        Caption(Tower("nowhere"), STYLES, words={"medium": (1, 2)})
     with pytest.raises(ValueError, match="order the bounds of 'short'"):
-        Caption("nowhere", STYLES, words={"short": (3, 2)})
+        Caption(Tower("nowhere"), STYLES, words={"short": (3, 2)})

@@ -8,6 +8,7 @@ from captioner.model import Captioner, CaptionerConfig, TextConfig, VisionConfig
 from captioner.stages import Caption
 from captioner.styles import DESCRIPTIVE, SHORT
 from captioner.task import BaseTask, FinetuneTask
+from captioner.tower import Tower
 from captioner.vocabulary import train_vocabulary
 from infra.data.stage import Stage
 from infra.train.engine import PlainEngine
@@ -136,7 +137,7 @@ def test_fine_tuning_keeps_the_tower_and_the_base(trained):
 
 
 def test_the_stage_says_what_it_was_taught(trained):
-    stage = Caption(trained[1], (SHORT, DESCRIPTIVE))
+    stage = Caption(Tower(trained[1]), (SHORT, DESCRIPTIVE))
     assert isinstance(stage, Stage)
     stage = pickle.loads(pickle.dumps(stage))
     stage.setup()
@@ -150,7 +151,7 @@ def test_the_stage_says_what_it_was_taught(trained):
 
 
 def test_the_stage_in_bf16(trained):
-    stage = Caption(trained[1], (DESCRIPTIVE,), precision="bf16")
+    stage = Caption(Tower(trained[1], "bf16"), (DESCRIPTIVE,))
     stage.setup()
     columns = stage({"pixels": TABLE["pixels"], "caption_alt": TABLE["caption_alt"]})
     assert columns["caption_descriptive"] == TABLE["reference_descriptive"]

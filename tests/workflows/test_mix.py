@@ -9,7 +9,7 @@ import pytest
 from infra.cluster import Cluster
 from infra.data.shards import ShardReader
 from infra.store import Store, step
-from workflows.mix import MISSING, TOO_LONG, TOO_SHORT, UNLIKELY, MixConfig, MixWork, judge, mix
+from workflows.mix import MISSING, TOO_LONG, TOO_SHORT, UNLIKELY, UNMATCHED, MixConfig, MixWork, judge, mix
 
 INDEX = {
     "sample_id": ["00", "01", "02", "03", "04", "05"],
@@ -49,16 +49,25 @@ def inputs(tmp_path):
 
 
 def test_judge():
-    assert judge("two words", -1.0, "repetition", CONFIG, -2.0) == "repetition"
-    assert judge("two words", -1.0, "cut off", CONFIG, -2.0) is None
-    assert judge("two words", -1.0, None, CONFIG, -2.0) is None
-    assert judge("two words", None, None, CONFIG, None) is None
-    assert judge(None, None, None, CONFIG, -2.0) == MISSING
-    assert judge("  ", -1.0, None, CONFIG, -2.0) == MISSING
-    assert judge("word", -1.0, None, CONFIG, -2.0) == TOO_SHORT
-    assert judge("one two three four five", -1.0, None, CONFIG, -2.0) == TOO_LONG
-    for score in (-2.1, None, float("nan")):
-        assert judge("two words", score, None, CONFIG, -2.0) == UNLIKELY
+    assert judge("two words", "repetition", CONFIG) == "repetition"
+    assert judge("two words", "cut off", CONFIG) is None
+    assert judge("two words", None, CONFIG) is None
+    assert judge(None, None, CONFIG) == MISSING
+    assert judge("  ", None, CONFIG) == MISSING
+    assert judge("word", None, CONFIG) == TOO_SHORT
+    assert judge("one two three four five", None, CONFIG) == TOO_LONG
+
+
+def test_a_score_below_its_bound_or_none_is_unfit(tmp_path):
+    scores = [-1.0, -2.1, None, float("nan"), -2.0]
+    ids = [f"{n}" for n in range(5)]
+    columns = {"sample_id": ids, "state": ["accepted"] * 5, "reason": pa.nulls(5, pa.string())}
+    columns |= {"caption_short": ["two words"] * 5, "logp_short": scores, "match_short": [0.9, 0.9, 0.9, 0.9, 0.4]}
+    columns |= {"flag_short": pa.array([None] * 5, pa.string())}
+    write(tmp_path / "captions", "000000", columns)
+    config = MixConfig(weights={"short": 1.0}, min_logp={"short": -2.0}, min_match={"short": 0.5})
+    table = MixWork(config, (str(tmp_path / "captions"),))("000000").to_pydict()
+    assert table["keep_reason"] == [None, *(f"short {UNLIKELY}" for _ in range(3)), f"short {UNMATCHED}"]
 
 
 def test_each_row_has_a_verdict(inputs):
