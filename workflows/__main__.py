@@ -20,13 +20,17 @@ from infra.data.ledger import LEDGER
 from infra.data.verify import verify_files, verify_shards
 from infra.store import MANIFEST, Artifact, Plan, Step, Store
 from workflows import recipes, text_to_image
+from workflows.caption_with import caption_with
 from workflows.corpora.shapes import ShapesConfig, write_shards
+from workflows.deduplicate import deduplicate, hash_images
 from workflows.direct import DirectOptions, direct
+from workflows.examine import examine
 from workflows.gallery import gallery as draw_gallery
 from workflows.recaption import recaption
 from workflows.text_to_image import STEPS, Recipe
 
 STORE = "runs"
+WORK: dict[str, Step] = {work.name: work for work in (*STEPS, caption_with, hash_images, deduplicate, examine)}
 COUNTS = ("rows_in", "accepted", "rejected", "failed", "shards")
 _FLAT = tyro.conf.arg(name="")  # its fields are options of the command itself
 _ONE_KIND = (tyro.conf.AvoidSubcommands,)  # a field of several types keeps that of its default
@@ -122,7 +126,7 @@ def retry(arguments: list[str]) -> dict[str, Any]:
     default = _RetryOptions(path=tyro.MISSING, cluster=cluster)
     options = tyro.cli(_RetryOptions, default=default, args=arguments, prog="rescribe retry", config=_ONE_KIND)
     artifact = Artifact.open(storage.absolute(options.path))
-    work = {work.name: work for work in STEPS}[artifact.step]
+    work = WORK[artifact.step]
     if LEDGER not in artifact.manifest["files"]:
         raise ValueError(f"{artifact.path} has no rows: retry is for what ingest, recaption, mix and encode make.")
     config = from_dict(work.config_class, artifact.manifest["config"])
@@ -314,8 +318,7 @@ def _take(flag: str, arguments: list[str]) -> tuple[str | None, list[str]]:
 def _dispatch(verb: str, arguments: list[str]) -> dict[str, Any]:
     if verb in VERBS:
         return VERBS[verb](arguments)
-    steps = {work.name: work for work in STEPS}
-    return run_step(_choose(verb, {**steps, **VERBS}, "command"), arguments)
+    return run_step(_choose(verb, {**WORK, **VERBS}, "command"), arguments)
 
 
 def _choose(name: str, known: dict[str, Any], what: str) -> Any:
@@ -330,7 +333,7 @@ def _help() -> str:
     lines = [__doc__ or "", "", "Commands (each with --help):"]
     lines += [f"  {name:<16} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()]
     lines += ["", "Steps (on finished artifacts):"]
-    lines += [f"  {work.name:<16} {(work.work.__doc__ or '').splitlines()[0]}" for work in STEPS]
+    lines += [f"  {work.name:<16} {(work.work.__doc__ or '').splitlines()[0]}" for work in WORK.values()]
     lines += ["", "Recipes:"]
     lines += [f"  {name:<16} {(make.__doc__ or '').splitlines()[0]}" for name, make in recipes.RECIPES.items()]
     return "\n".join(lines)

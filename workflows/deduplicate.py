@@ -13,7 +13,7 @@ from captioner.filters import Hash
 from captioner.hashing import GRID
 from infra.cluster import Cluster, connect
 from infra.data.ahead import ahead
-from infra.data.ledger import commit, pending, tally
+from infra.data.ledger import Ledger, commit, pending, total
 from infra.data.run import run_stages
 from infra.data.shards import ShardReader, joined_names
 from infra.metrics import Report
@@ -87,7 +87,7 @@ def mark_duplicates(
                 commit(out, name, table)
             if report:
                 report(done, len(names), "shards")
-    return tally(out) | {"exact_duplicates": kinds[EXACT], "near_duplicates": kinds[NEAR]}
+    return total(Ledger(out).close().values()) | {"exact_duplicates": kinds[EXACT], "near_duplicates": kinds[NEAR]}
 
 
 class _Found:

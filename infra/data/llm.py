@@ -11,7 +11,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from infra.data.ledger import commit, pending, tally
+from infra.data.ledger import Ledger, commit, pending, total
 from infra.data.shards import VIRTUAL, ShardReader, count_rows, joined_names
 from infra.data.stage import ACCEPTED, FAILED, Columns
 from infra.metrics import Report
@@ -60,14 +60,14 @@ def run_requests(
         asked = shards.map_batches(ask, batch_size=1, batch_format="numpy")
         answers = _processor(engine, actors)(asked).iter_rows()
         counts = count_rows(inputs)
-        total, done = len(names), len(names) - len(left)
+        done = len(names) - len(left)
         for _ in gather(answers, {name: counts[name] for name in left}, requests.writes, inputs, out):
             done += 1
             if report:
-                report(done, total, "shards")
+                report(done, len(names), "shards")
     if left := pending(out, names):
         raise RuntimeError(f"{len(left)} shards of {out} lack answers, such as {left[0]}; run it again for the rest.")
-    return tally(out)
+    return total(Ledger(out).close().values())
 
 
 def gather(

@@ -5,7 +5,7 @@ import pytest
 
 from captioner.filters import Hash, Language, Size
 from captioner.hashing import phash
-from infra.data.stage import Stage, run_batch
+from infra.data.stage import Runner, Stage
 from tests.infra.data.zoo import picture
 
 
@@ -14,7 +14,7 @@ def run(stage, **columns):
     assert isinstance(stage, Stage)
     stage.setup()
     rows = len(next(iter(columns.values())))
-    result = run_batch([stage], {"state": ["accepted"] * rows, "reason": [None] * rows, **columns})
+    result = Runner([stage])({"state": ["accepted"] * rows, "reason": [None] * rows, **columns})
     assert result["state"] == ["accepted"] * rows
     assert result["reason"] == [None] * rows
     return result

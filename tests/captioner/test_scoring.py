@@ -13,7 +13,7 @@ from captioner.matching import MatchingConfig
 from captioner.model import Captioner
 from captioner.scoring import Match
 from captioner.tower import Tower
-from infra.data.stage import ACCEPTED, Stage, run_batch
+from infra.data.stage import ACCEPTED, Runner, Stage
 from tests.captioner.test_matching import BOTH, TEXTS, make
 
 LONG = "a red circle " * 40
@@ -170,7 +170,7 @@ def test_stages_of_one_actor_share_what_the_tower_saw(saved, pictures, monkeypat
     assert tower.model is stages[1].tower.model
     calls = count_encodings(monkeypatch)
     batch = table(pictures) | {"state": [ACCEPTED] * len(pictures), "reason": [None] * len(pictures)}
-    columns = run_batch(stages, batch)
+    columns = Runner(stages)(batch)
     assert calls == [len(pictures)]
     assert [value is None for value in columns["match_alt"]] == [True, *[False] * (len(pictures) - 2), True]
 

@@ -7,7 +7,7 @@ from captioner.detect import FAULTS, DetectConfig
 from captioner.stages import Caption
 from captioner.styles import Search, Style
 from captioner.tower import Tower
-from infra.data.stage import ACCEPTED, Stage, run_batch
+from infra.data.stage import ACCEPTED, Runner, Stage
 
 STYLES = (Style(name="short", max_tokens=15), Style(name="long", decoder="alt", max_tokens=20))
 
@@ -50,7 +50,7 @@ def test_faulty_captions_stay_accepted_with_their_flag(folder, batch):
     rows = len(batch["pixels"])
     stage = Caption(Tower(folder), STYLES)
     stage.setup()
-    results = run_batch([stage], batch | {"state": [ACCEPTED] * rows, "reason": [None] * rows})
+    results = Runner([stage])(batch | {"state": [ACCEPTED] * rows, "reason": [None] * rows})
     assert set(results["state"]) == {ACCEPTED}
     assert any(results["flag_short"])
     assert all(text is not None for text in results["caption_short"])
@@ -60,8 +60,8 @@ def test_images_are_encoded_once(folder, batch, monkeypatch):
     stage = Caption(Tower(folder), STYLES)
     stage.setup()
     calls = []
-    encode = stage._model.encode
-    monkeypatch.setattr(stage._model, "encode", lambda pixels: calls.append(len(pixels)) or encode(pixels))
+    encode = stage.tower.model.encode
+    monkeypatch.setattr(stage.tower.model, "encode", lambda pixels: calls.append(len(pixels)) or encode(pixels))
     assert max(stage(batch)["tries_short"]) > 1
     assert calls == [len(batch["pixels"])]
 

@@ -55,7 +55,9 @@ def inputs(tmp_path_factory):
     write_sources(found, images)
     for name in found.sources:
         commit(images, name, IngestWork(config, found.sources, images)(name))
-        commit(hashes, name, StageWork((Hash(),), (images,), 2)(name))
+        work = StageWork((Hash(),), (images,), 2)
+        work.setup()
+        commit(hashes, name, work(name))
     return images, hashes
 
 

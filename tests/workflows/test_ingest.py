@@ -163,7 +163,7 @@ def test_shapes_are_rendered_into_the_artifact_and_read_from_there(ray_cluster, 
     assert "objects" in json.loads(rows[0]["scene"])
     assert rows[30]["source"] == "corpus/00001.tar"
     assert ShardReader([place], "000001").rows(("pixels",), [3])["pixels"][0].shape == (32, 32, 3)
-    assert storage.list_names(place) == ["corpus", "shards", "shards.json"]
+    assert storage.list_names(place) == ["corpus", "ledger.json", "shards", "shards.json"]
     assert storage.read_json(storage.join(place, "shards.json"))["000002"]["name"] == "00002.tar"
     assert pq.read_schema(storage.open_read(shard_url(place, "000000"))).names == INDEX.names
 

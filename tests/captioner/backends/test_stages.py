@@ -12,7 +12,7 @@ from captioner.backends.stages import CaptionWith
 from captioner.styles import Style
 from captioner.task import ALT_COLUMN
 from infra.config import from_dict, to_dict
-from infra.data.stage import ACCEPTED, FAILED, Stage, run_batch
+from infra.data.stage import ACCEPTED, FAILED, Runner, Stage
 
 STYLES = (Style(name="short", prompt="a"), Style(name="long", prompt="b"))
 
@@ -41,7 +41,7 @@ def run(*said):
     rows = len(said[0])
     pixels = [np.zeros((2, 2, 3), np.uint8)] * rows
     batch = {"pixels": pixels, ALT_COLUMN: ["x"] * rows, "state": [ACCEPTED] * rows, "reason": [None] * rows}
-    return run_batch([stage], batch)
+    return Runner([stage])(batch)
 
 
 def test_rows_end_in_a_state_with_a_reason():
