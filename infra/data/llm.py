@@ -17,7 +17,7 @@ from infra.data.stage import ACCEPTED, FAILED, Columns
 from infra.metrics import Report
 
 ERROR = "__inference_error__"  # Ray Data's column: rows that have it pass by the engine and what follows
-LOST = "image: "  # opens the reason of a row whose picture cannot be had, as in `run_stages`
+LOST = "decode_error: image: "  # opens the reason of a row whose picture cannot be had, as in `run_stages`
 
 
 class Requests(Protocol):

@@ -128,14 +128,14 @@ def test_shards_are_answered_and_committed(played, tmp_path):
         "rejected": 5,
         "failed": 4,
     }
-    assert counts["reasons"] == {"no caption": 5, "image": 2, "error": 2}
+    assert counts["reasons"] == {"no caption": 5, "decode_error": 2, "error": 2}
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert max(ask.sizes) <= 2
 
     reader = ShardReader([images, out], "b")
     pixels = int(picture(3).sum())
     assert reader.states == ["accepted", "rejected", "failed", "failed"]
-    assert reader.reasons[2].startswith("image: ")
+    assert reader.reasons[2].startswith("decode_error: image: ")
     assert reader.reasons[3] == "error: caption_long: the engine choked"
     assert reader.columns(["caption_long"])["caption_long"].tolist() == [f"caption_long: b 0 {int(picture(0).sum())}"]
     stored = storage.read_bytes(f"{out}/shards/b.parquet")
