@@ -136,8 +136,12 @@ def checked(path, script, name):
     return copy
 
 
-def seen_by(dom):
-    return json.loads(unescape(re.search(r'data-seen="([^"]*)"', dom)[1]))
+def seen_by(path, profile):
+    """What the page's own script saw. On a busy machine the browser's virtual time may end before the script does."""
+    for _ in range(4):
+        if found := re.search(r'data-seen="([^"]*)"', open_page(path, profile)):
+            return json.loads(unescape(found[1]))
+    raise AssertionError(f"the script of {path} never ended")
 
 
 def test_the_page_is_data_and_one_known_script(hostile):
@@ -215,7 +219,7 @@ def test_the_page_holds_without_its_policy_and_on_a_phone(hostile, tmp_path):
         """<body><iframe src="checked.html" width="360" height="800" style="border:0"></iframe><script>
         addEventListener("message", (e) => { document.body.dataset.seen = JSON.stringify(e.data); })</script></body>"""
     )
-    seen = seen_by(open_page(frame, tmp_path))
+    seen = seen_by(frame, tmp_path)
     assert seen["title"].startswith("</script>")
     assert seen["width"] == 360
     assert seen["overflow"] <= 0
@@ -271,7 +275,7 @@ def test_an_address_restores_what_was_seen(hostile, tmp_path):
         }}
         document.body.dataset.seen = JSON.stringify(seen);
     }})()"""
-    found = seen_by(open_page(checked(hostile, visit, "visited.html"), tmp_path / "two"))
+    found = seen_by(checked(hostile, visit, "visited.html"), tmp_path / "two")
     for (anchor, expected), ids in zip(ADDRESSES.items(), found, strict=True):
         assert ids == [row.sample_id for row in expected[:48]], anchor
 
@@ -301,7 +305,7 @@ def test_it_is_worked_by_mouse_and_by_keys(hostile, tmp_path):
         const theme = before !== getComputedStyle(document.body).backgroundColor;
         document.body.dataset.seen = JSON.stringify({ seen, focused, first, theme, grown: long > 2 * short });
     })()"""
-    found = seen_by(open_page(checked(hostile, work, "worked.html"), tmp_path))
+    found = seen_by(checked(hostile, work, "worked.html"), tmp_path)
     cats = kept(lambda row: row.verdict == "keep" and row.captions["short"])
     assert found["focused"] == "q"
     assert found["theme"]
