@@ -1,0 +1,86 @@
+"""A corpus is captioned as it lies: by published weights, and by a model that is served and fails on the way."""
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import BlipConfig, BlipForConditionalGeneration
+
+from captioner.vocabulary import train_vocabulary
+from infra.cluster import Cluster
+from infra.config import from_dict
+from infra.data.verify import verify_files, verify_shards
+from infra.store import Store
+from tests.captioner.backends import server
+from workflows.caption_with import CaptionWithConfig, caption_with
+from workflows.corpora.shapes import ShapesConfig, write_shards
+from workflows.direct import DirectOptions, direct
+
+ROWS = 12
+CLUSTER = Cluster(name="test", actors=(1, 1))
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    write_shards(ShapesConfig(samples=ROWS, labelled=2, shard_size=6), str(tmp_path / "corpus"))
+    return str(tmp_path / "corpus" / "{00000..00001}.tar")
+
+
+def rows(artifact):
+    shards = [pq.read_table(artifact.url("shards", f"{name:06d}.parquet")) for name in range(2)]
+    return [row for table in shards for row in table.to_pylist()]
+
+
+def faults(artifact):
+    found = list(verify_files(artifact.path, artifact.manifest["files"]))
+    return found + list(verify_shards(artifact.path, [each.path for each in artifact.inputs], artifact.summary))
+
+
+@pytest.mark.timeout(120)
+def test_published_weights(ray_cluster, corpus, tmp_path):
+    vocabulary, folder = train_vocabulary(["a large red circle on a white background"] * 5, 100), str(tmp_path / "blip")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    ids = {"bos_token_id": vocabulary.bos, "sep_token_id": vocabulary.sep, "pad_token_id": vocabulary.pad}
+    text = {"vocab_size": len(vocabulary), "max_position_embeddings": 16, **ids, **sizes}
+    torch.manual_seed(0)
+    config = BlipConfig(text_config=text, vision_config={"image_size": 32, "patch_size": 8, **sizes})
+    BlipForConditionalGeneration(config).save_pretrained(folder)
+    vocabulary.save(folder)
+    options = DirectOptions(corpus=corpus, captioner=folder, out=str(tmp_path / "out"), cluster=CLUSTER)
+    captions = direct(options)
+    assert captions.step == "recaption"
+    assert captions.summary["rows_in"] == captions.summary["accepted"] == ROWS
+    assert {"caption_short", "flag_short", "tries_short", "logp_alt"} <= rows(captions)[0].keys()
+    assert faults(captions) == []
+    assert direct(options).path == captions.path
+
+
+@pytest.mark.timeout(120)
+def test_a_served_model_whose_failures_are_retried(ray_cluster, corpus, tmp_path):
+    refused = set()
+
+    def answer(body, number):
+        if not refused:
+            refused.add(number)
+        return server.status(400) if number in refused else server.completion(f"caption {number}", finish_reason="stop")
+
+    endpoint = server.Endpoint(answer)
+    try:
+        out = str(tmp_path / "out")
+        options = DirectOptions(
+            corpus=corpus, captioner=endpoint.url, model="m", out=out, styles="short", cluster=CLUSTER
+        )
+        captions = direct(options)
+        assert captions.step == "caption_with"
+        assert (captions.summary["accepted"], captions.summary["failed"]) == (ROWS - 1, 1)
+        assert captions.summary["reasons"] == {"http_400": 1}
+        asked = len(endpoint.bodies)
+        store = Store(out, CLUSTER)
+        config = from_dict(CaptionWithConfig, captions.manifest["config"])
+        renewed = store.retry(captions, caption_with, config, ["http_400"])
+        assert renewed.summary["accepted"] == ROWS
+        assert len(endpoint.bodies) == asked + 1
+        before, after = rows(captions), rows(renewed)
+        assert sum(a != b for a, b in zip(before, after, strict=True)) == 1
+        assert faults(renewed) == faults(captions) == []
+    finally:
+        endpoint.close()
