@@ -35,13 +35,13 @@ def commit(out: str, name: str, table: pa.Table) -> Record:
     except FileExistsError:
         # Another attempt at the same shard, given up for dead, came first; its rows are as good as these.
         return inspect(out, name)
-    return _record(table, data)
+    return record_of(table, data)
 
 
 def inspect(out: str, name: str) -> Record:
     """The record of a committed shard, made anew from its file."""
     data = storage.read_bytes(shard_url(out, name))
-    return _record(pq.read_table(pa.BufferReader(data), columns=["state", "reason"], use_threads=False), data)
+    return record_of(pq.read_table(pa.BufferReader(data), columns=["state", "reason"], use_threads=False), data)
 
 
 def pending(out: str, names: Sequence[str]) -> list[str]:
@@ -120,7 +120,8 @@ class Ledger:
         return records
 
 
-def _record(table: pa.Table, data: bytes) -> Record:
+def record_of(table: pa.Table, data: bytes) -> Record:
+    """The record of a shard that has these rows and these bytes."""
     states = Counter(table["state"].to_pylist())
     reasons = Counter(reason.split(":")[0] for reason in table["reason"].to_pylist() if reason is not None)
     return {

@@ -22,22 +22,20 @@ def revise(old: str, new: str, only: Sequence[str], leave: Sequence[str]) -> lis
     done again; ValueError where there are none.
     """
     if storage.exists(storage.join(new, FILE)):
-        return storage.read_json(storage.join(new, FILE))["shards"]
+        begun = storage.read_json(storage.join(new, FILE))
+        if begun["only"] != list(only):
+            wanted = ", ".join(begun["only"]) or "every kind"
+            raise ValueError(f"{new} was begun for {wanted} and then cut. Finish it so first; then retry for others.")
+        return begun["shards"]
     records = Ledger(old).complete()
-    failed = {name: record for name, record in records.items() if record[FAILED]}
-    if only:
-        failed = {name: record for name, record in failed.items() if set(only) & set(record["reasons"])}
-    shards = [name for name in failed if _matching(_states(old, name), only).any()]
+    failed = [name for name, record in records.items() if record[FAILED]]
+    shards = [name for name in failed if not only or _matching(_states(old, name), only).any()]
     if not shards:
-        kinds = sorted({reason for record in records.values() if record[FAILED] for reason in record["reasons"]})
-        raise ValueError(
-            f"No row of {old} failed"
-            + (
-                f" with {', '.join(only)}; reasons found beside failed rows: {', '.join(kinds) or 'none'}."
-                if only
-                else "."
-            )
+        kinds = sorted({reason for name in failed for reason in records[name]["reasons"]})
+        beside = (
+            f" with {', '.join(only)}; reasons found beside failed rows: {', '.join(kinds) or 'none'}" if only else ""
         )
+        raise ValueError(f"No row of {old} failed{beside}.")
     again = {shard_url(old, name) for name in shards}
     for file in storage.listing(old):
         relative = file.url.removeprefix(storage.absolute(old)).lstrip("/")

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from infra import storage
 from infra.data.ahead import ahead
-from infra.data.ledger import LEDGER, STATES, inspect, total
+from infra.data.ledger import LEDGER, STATES, record_of, total
 from infra.data.shards import shard_names, shard_url
 
 
@@ -34,7 +34,8 @@ def verify_shards(path: str, inputs: Sequence[str], summary: dict[str, Any]) -> 
     yield from (f"shard {name} is not in the ledger" for name in sorted(set(present) - records.keys()))
     sources = [artifact for artifact in inputs if shard_names(artifact)]
     for artifact in sources:
-        yield from (f"shard {name} of {artifact} has no rows here" for name in _lacking(artifact, present))
+        lacking = sorted(set(shard_names(artifact)) - set(present))
+        yield from (f"shard {name} of {artifact} has no rows here" for name in lacking)
     schema: pa.Schema | None = None
     shared = [name for name in present if name in records]
     checked = ahead(lambda name: _check(path, name, records[name], sources), shared, threads=4, depth=8)
@@ -53,10 +54,9 @@ def verify_shards(path: str, inputs: Sequence[str], summary: dict[str, Any]) -> 
 def _check(path: str, name: str, record: dict[str, Any], sources: Sequence[str]) -> tuple[list[str], pa.Schema | None]:
     """The faults of one shard, and its columns."""
     try:
-        found = inspect(path, name)
-        with storage.open_read(shard_url(path, name)) as file, pq.ParquetFile(file) as parquet:
-            schema = parquet.schema_arrow
-            table = parquet.read(use_threads=False)  # all of it: every page has to decode
+        data = storage.read_bytes(shard_url(path, name))
+        table = pq.read_table(pa.BufferReader(data), use_threads=False)  # all of it: every page has to decode
+        found = record_of(table, data)
         ids = table["sample_id"].to_pylist()
         faults = [f"has changed: {_differ(found, record)}"] if found != record else []
         if sum(found[state] for state in STATES) != found["rows_in"]:
@@ -71,11 +71,7 @@ def _check(path: str, name: str, record: dict[str, Any], sources: Sequence[str])
                 faults.append(f"lacks {less} rows of {source} and has {more} that are not there")
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         return [f"cannot be read: {' '.join(str(error).split())[:200]}"], None
-    return faults, schema
-
-
-def _lacking(artifact: str, present: Sequence[str]) -> list[str]:
-    return sorted(set(shard_names(artifact)) - set(present))
+    return faults, table.schema
 
 
 def _same(schema: pa.Schema, other: pa.Schema) -> bool:

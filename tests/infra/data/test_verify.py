@@ -10,7 +10,7 @@ import pytest
 from infra import storage
 from infra.cluster import Cluster
 from infra.data.ledger import Ledger, commit, pending, tally
-from infra.data.revision import Redo
+from infra.data.revision import Redo, revise
 from infra.data.run import StageWork
 from infra.data.shards import joined_names, shard_url
 from infra.data.verify import verify_files, verify_shards
@@ -222,3 +222,13 @@ def test_a_retry_without_need_is_refused(store):
         store.retry(artifact, shout, Config())
     with pytest.raises(ValueError, match=r"No row of .* failed"):
         store.retry(renewed, shout, Config())
+
+
+def test_a_cut_retry_is_not_taken_for_one_of_other_rows(store):
+    BROKEN.update({"oom t0-0", "slow t1-1"})
+    artifact = made(store)
+    revise(artifact.path, f"{artifact.path}.1", ["oom"], leave=("manifest.json",))  # and then its driver died
+    with pytest.raises(ValueError, match="was begun for oom"):
+        store.retry(artifact, shout, Config(), ["timeout"])
+    BROKEN.clear()
+    assert store.retry(artifact, shout, Config(), ["oom"]).summary["failed"] == 1
