@@ -12,6 +12,9 @@ CHAT = (
     "{% if add_generation_prompt %} ASSISTANT:{% endif %}"
 )
 
+SIZE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
 
 def tokenizer(image_token=True):
     """A word-level tokenizer that opens texts with <s>."""
@@ -48,10 +51,7 @@ def llava(folder, chat=CHAT):
     config = transformers.LlavaConfig(
         vision_config={
             "model_type": "clip_vision_model",
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
+            **SIZE,
             "image_size": 16,
             "patch_size": 8,
             "projection_dim": 32,
@@ -59,15 +59,10 @@ def llava(folder, chat=CHAT):
         text_config={
             "model_type": "llama",
             "vocab_size": len(words),
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
+            **SIZE,
             "num_key_value_heads": 2,
             "max_position_embeddings": 256,
-            "pad_token_id": 0,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
+            **IDS,
         },
         image_token_index=4,
         image_seq_length=4,
@@ -89,18 +84,12 @@ def blip2(folder):
     words = tokenizer(image_token=False)  # its processor keeps the token to itself
     config = transformers.Blip2Config(
         vision_config={
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
+            **SIZE,
             "image_size": 16,
             "patch_size": 8,
         },
         qformer_config={
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
+            **SIZE,
             "vocab_size": 40,
             "max_position_embeddings": 32,
         },
@@ -113,9 +102,7 @@ def blip2(folder):
             "num_attention_heads": 2,
             "max_position_embeddings": 256,
             "word_embed_proj_dim": 32,
-            "pad_token_id": 0,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
+            **IDS,
         },
         num_query_tokens=3,
         image_token_index=4,
@@ -152,9 +139,7 @@ def florence2(folder):
             "encoder_ffn_dim": 64,
             "decoder_ffn_dim": 64,
             "max_position_embeddings": 256,
-            "pad_token_id": 0,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
+            **IDS,
             "decoder_start_token_id": 2,
             "forced_eos_token_id": None,
         },
