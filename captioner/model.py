@@ -15,13 +15,12 @@ from torch.nn.functional import cross_entropy
 
 from captioner.matching import Matching, MatchingConfig
 from captioner.styles import Style
+from captioner.vision import build_tower, portion, see
 from captioner.vocabulary import Vocabulary
 
 # The statistics of CLIP's training images, with which BLIP was trained (as transformers' BlipImageProcessor).
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-# Patches enter with a spread near 1: where positions were much fainter, a third of a short training went by unplaced.
-_POSITION_STD = 0.5
 BASE = "alt"  # the decoder trained on the corpus's own captions; styles without a decoder of their own use it
 
 
@@ -125,7 +124,7 @@ class Captioner(nn.Module):
         self.config, self.vocabulary, self.styles = config, vocabulary, styles
         self._vision_config = cast(transformers.BlipVisionConfig, config.vision_config)
         self._text_config = cast(transformers.BlipTextConfig, config.text_config)
-        self.vision = _vision_tower(self._vision_config)
+        self.vision = build_tower(self._vision_config)
         self.decoders = nn.ModuleDict({name: transformers.BlipTextLMHeadModel(self._text_config) for name in decoders})
         self.matching = Matching(config, matching, vocabulary) if matching else None
 
@@ -147,8 +146,11 @@ class Captioner(nn.Module):
         mean, std = torch.tensor(MEAN, device=pixels.device), torch.tensor(STD, device=pixels.device)
         images = ((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2)
         weight = self.vision.embeddings.patch_embedding.weight
-        with torch.set_grad_enabled(torch.is_grad_enabled() and weight.requires_grad):
-            return self.vision(pixel_values=images.to(weight.dtype)).last_hidden_state
+        images = images.to(weight.dtype)
+        if torch.is_grad_enabled() and weight.requires_grad:
+            return see(self.vision, images)
+        with torch.no_grad():
+            return torch.cat([see(self.vision, part) for part in images.split(portion(images))])
 
     def logits(self, decoder: str, features: Tensor, ids: Tensor) -> Tensor:
         """Next-token logits (B, L, vocabulary) in fp32 for `ids` (B, L), padded on the right if at all."""
@@ -264,19 +266,3 @@ def published(name: str) -> "transformers.PreTrainedConfig":
         return transformers.AutoConfig.from_pretrained(name)
     except OSError as error:
         raise FileNotFoundError(f"There is no captioner at {name}: no config.json was found.") from error
-
-
-def _vision_tower(config: "transformers.BlipVisionConfig") -> "transformers.BlipVisionModel":
-    size = config.image_size
-    if isinstance(size, int):
-        return transformers.BlipVisionModel(config)
-    square = copy.deepcopy(config)
-    square.image_size = max(size)  # transformers builds towers for squares alone ...
-    tower = transformers.BlipVisionModel(square)
-    patch = cast(int, config.patch_size)
-    rows, columns = (side // patch for side in size)
-    positions = torch.empty(1, 1 + rows * columns, config.hidden_size)
-    nn.init.trunc_normal_(positions, std=_POSITION_STD)
-    # ... but only its position embedding knows the grid: one vector a patch in raster order, after the class token's.
-    tower.embeddings.position_embedding = nn.Parameter(positions)
-    return tower

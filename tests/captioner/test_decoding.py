@@ -3,8 +3,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from captioner import decoding
-from captioner.decoding import caption, score
+from captioner.decoding import caption, decoder_of, score
+from captioner.slots import greedy
 from captioner.styles import Search, Style
 
 STYLE = Style(name="short", max_tokens=15)
@@ -47,23 +47,13 @@ def test_this_model_would_show_padding_errors(captioner, pixels):
     features, vocabulary = captioner.encode(pixels), captioner.vocabulary
     prompt, pad = [vocabulary.bos, *vocabulary.encode(["a large"])[0]], vocabulary.pad
     clean, left, right = (
-        decoding._greedy(captioner, features, torch.tensor([start] * len(pixels)), STYLE, Search())[0]
+        greedy(
+            captioner.decoders["short"], features, [start] * len(pixels), sep=vocabulary.sep, fewest=1, most=[15] * 14
+        )[0]
         for start in (prompt, [pad, *prompt], [*prompt, pad])
     )
     assert clean != left
     assert clean != right
-
-
-def test_finished_rows_leave(captioner, pixels, monkeypatch):
-    sizes = []
-    decoder = captioner.decoders["short"]
-    forward = decoder.forward
-    monkeypatch.setattr(decoder, "forward", lambda ids, **more: sizes.append(len(ids)) or forward(ids, **more))
-    together = caption(captioner, captioner.encode(pixels), STYLE)
-    assert sizes[0] == 14
-    assert sizes[-1] < 11
-    monkeypatch.setattr(decoding, "_DROP_SHARE", 2.0)
-    assert caption(captioner, captioner.encode(pixels), STYLE).texts == together.texts
 
 
 @pytest.mark.parametrize("beams", [1, 3])
@@ -194,12 +184,12 @@ def test_captions_that_ran_into_the_bound_did_not_end(captioner, pixels, beams, 
 
 def test_styles_find_their_decoder(captioner, pixels):
     features = captioner.encode(pixels)
-    assert decoding.decoder_of(captioner, STYLE) == "short"
-    assert decoding.decoder_of(captioner, Style(name="third")) == "alt"
+    assert decoder_of(captioner, STYLE) == "short"
+    assert decoder_of(captioner, Style(name="third")) == "alt"
     third = Style(name="third", decoder="short", max_tokens=15)
     assert caption(captioner, features, third) == caption(captioner, features, STYLE)
     with pytest.raises(ValueError, match="this captioner has: alt, short"):
-        decoding.decoder_of(captioner, Style(name="third", decoder="long"))
+        decoder_of(captioner, Style(name="third", decoder="long"))
 
 
 def test_a_prompt_without_room_is_refused(captioner, pixels):
