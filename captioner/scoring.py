@@ -1,6 +1,6 @@
 """Scoring as a stage: how well each caption of a picture, its alt text among them, speaks of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -28,6 +28,7 @@ class Match:
     cpus: float = 1
     gpus: float = 0
     reads: tuple[str, ...] = field(init=False)
+    views: dict[str, Callable] = field(init=False)
     writes: tuple[str, ...] = field(init=False)
     _eyes: Tower | None = field(default=None, init=False, repr=False)  # whose features the judge reads
     _judge: Matching | None = field(default=None, init=False, repr=False)
@@ -36,7 +37,10 @@ class Match:
     def __post_init__(self) -> None:
         scored = (BASE, *self.styles)
         kinds = ("match", "clip", "clip_cut") if self.clip else ("match",)
-        self.reads = ("pixels", *(f"caption_{style}" for style in scored))
+        towers = [tower for tower in (self.tower, self.matcher) if tower is not None]
+        self.views = {tower.view: tower.fit for tower in towers}
+        seen = (*self.views, "pixels") if self.clip else tuple(self.views)
+        self.reads = (*seen, *(f"caption_{style}" for style in scored))
         self.writes = tuple(f"{kind}_{style}" for style in scored for kind in kinds)
 
     def setup(self) -> None:
@@ -59,7 +63,7 @@ class Match:
         """Scores of all texts of each row."""
         assert self._eyes is not None, "setup comes first"
         assert self._judge is not None
-        features = self._eyes.features(batch["pixels"])
+        features = self._eyes.features(batch[self._eyes.view])
         images = self._clip.encode(batch["pixels"]) if self._clip is not None else None
         columns: dict[str, list] = {}
         for style in (BASE, *self.styles):

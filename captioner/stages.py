@@ -1,6 +1,6 @@
 """Captioning as a stage: pictures in, a caption with its log-probability and its faults in each style out."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -12,6 +12,7 @@ from captioner.retry import WORDS, caption_checked
 from captioner.styles import RETRIES, Search, Style
 from captioner.task import ALT_COLUMN
 from captioner.tower import Tower
+from infra.data.clock import clocked
 
 # The columns of a style, `<kind>_<style>`, and their types.
 KINDS = {"caption": "string", "logp": "double", "flag": "string", "tries": "int64"}
@@ -35,7 +36,8 @@ class Caption:
     detect: DetectConfig = field(default_factory=DetectConfig)
     words: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     retries: tuple[Search, ...] = RETRIES
-    reads: tuple[str, ...] = field(default=("pixels", ALT_COLUMN), init=False)
+    reads: tuple[str, ...] = field(init=False)
+    views: dict[str, Callable] = field(init=False)
     writes: tuple[str, ...] = field(init=False)
     types: dict[str, str] = field(init=False)
 
@@ -46,6 +48,7 @@ class Caption:
         for name, (fewest, most) in self.words.items():
             if not 0 <= fewest <= most:
                 raise ValueError(f"Captions of {fewest} to {most} words cannot be; order the bounds of '{name}'.")
+        self.reads, self.views = (self.tower.view, ALT_COLUMN), {self.tower.view: self.tower.fit}
         self.types = {f"{kind}_{name}": type for name in names for kind, type in KINDS.items()}
         self.types |= {f"logp_{BASE}": KINDS["logp"]}
         self.writes = tuple(self.types)
@@ -61,11 +64,15 @@ class Caption:
     @torch.no_grad()
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         """Captions of all styles from one encoding."""
-        model, features = self.tower.model, self.tower.features(batch["pixels"])
-        columns: dict[str, list] = {f"logp_{BASE}": score(model, features, batch[ALT_COLUMN], Style(name=BASE))}
+        model = self.tower.model
+        with clocked("encode"):
+            features = self.tower.features(batch[self.tower.view])
+        with clocked("score"):
+            columns: dict[str, list] = {f"logp_{BASE}": score(model, features, batch[ALT_COLUMN], Style(name=BASE))}
         for style in self.styles:
             words = self.words.get(style.name, WORDS)
-            said = caption_checked(model, features, style, self.detect, words, self.retries)
+            with clocked("generate"):
+                said = caption_checked(model, features, style, self.detect, words, self.retries)
             values = (said.texts, said.logp, said.flags, said.tries)
             columns |= {f"{kind}_{style.name}": column for kind, column in zip(KINDS, values, strict=True)}
         return columns

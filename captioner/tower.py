@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captioner.images import fit_images
+from captioner.images import fit_image, fit_images
 from captioner.model import Captioner
 from captioner.task import load_tower
 
@@ -34,6 +34,15 @@ class Tower:
             self._model = load_tower(self.source).to("cuda" if self.gpus else "cpu", kind).eval()
 
     @property
+    def view(self) -> str:
+        """The column of pictures as this tower sees them, made ready while they are decoded."""
+        return f"as seen by {self.source}"
+
+    def fit(self, pixels: np.ndarray) -> np.ndarray:
+        """A picture (H, W, 3) uint8 in the size that the model takes."""
+        return fit_image(pixels, self.model.image_size)
+
+    @property
     def model(self) -> Captioner:
         """The captioner, once `setup` was called."""
         assert self._model is not None, "setup comes first"
@@ -41,7 +50,7 @@ class Tower:
 
     @torch.no_grad()
     def features(self, pictures: Sequence[np.ndarray]) -> Tensor:
-        """Features (B, N, D) of (H, W, 3) uint8 pictures of any size.
+        """Features (B, N, D) of (H, W, 3) uint8 pictures, those of any other size than the model's stretched to it.
 
         Pictures are known again as the objects that they are: stages of one actor are given the same arrays, of rows
         that were not rejected on the way.

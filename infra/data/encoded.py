@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from infra import storage
 from infra.data.ahead import ahead
+from infra.data.clock import clocked
 
 SPAN_BYTES = 8 * 2**20  # neighbours are read together up to here: one request to S3 rather than hundreds
 GAP_BYTES = 64 * 2**10
@@ -70,7 +71,8 @@ def _spans(places: Iterable[Place]) -> Iterator[list[Place]]:
 def _read(span: list[Place]) -> Sequence[bytes | Exception]:
     source, start = span[0].source, span[0].offset
     try:
-        data = storage.read_bytes(source, start, span[-1].offset + span[-1].length - start)
+        with clocked("read"):
+            data = storage.read_bytes(source, start, span[-1].offset + span[-1].length - start)
     except Exception as error:  # whatever a file system raises becomes the state of these rows
         return [error] * len(span)
     return [data[place.offset - start : place.offset - start + place.length] for place in span]

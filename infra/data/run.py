@@ -2,11 +2,10 @@
 
 import json
 import logging
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,10 +15,12 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
 from infra import storage
+from infra.data.clock import clocked, taken
 from infra.data.ledger import Ledger, commit, inspect, pending, total
 from infra.data.revision import Redo
-from infra.data.shards import VIRTUAL, ShardReader, joined_names, shard_url
-from infra.data.stage import ACCEPTED, FAILED, Columns, Runner, Stage, describe_error
+from infra.data.shards import joined_names, shard_url
+from infra.data.stage import Stage
+from infra.data.work import StageWork
 
 Report = Callable[..., None]
 
@@ -52,6 +53,9 @@ def run_shards(
 ) -> dict[str, Any]:
     """Commit `work(name)` to `<out>/shards/<name>.parquet` for each name that has no such file; return the counts.
 
+    With them come `actor_seconds`, what the actors spent on the shards of this call, summed over them: `all`, and of
+    these the parts that were clocked; what `read` and `decode` took in threads ran beside the rest.
+
     Shards whose work raises, or kills its worker again and again, do not stop the others; RuntimeError names them at
     the end. Whatever was committed stays, so that the next call does only the rest.
     """
@@ -61,10 +65,13 @@ def run_shards(
     storage.remove(storage.join(out, ATTEMPTS))
     done, rows = len(names) - len(left), 0
     errors: dict[str, str] = {}
+    seconds: dict[str, float] = {}
     if report:
         report(done, len(names), "shards", rows=rows)
     try:
         for result in _results(work, left, out, cpus, gpus, actors):
+            for part, spent in json.loads(result["seconds"]).items():
+                seconds[part] = seconds.get(part, 0.0) + spent
             if result["error"]:
                 errors[result["name"]] = result["error"]
             else:
@@ -80,7 +87,9 @@ def run_shards(
     storage.remove(storage.join(out, ATTEMPTS))
     if left := pending(out, names):
         raise RuntimeError(_lost(left, errors, out))
-    return total(ledger.close().values())
+    return total(ledger.close().values()) | {
+        "actor_seconds": {part: round(spent, 2) for part, spent in sorted(seconds.items())}
+    }
 
 
 def run_stages(
@@ -105,71 +114,6 @@ def run_stages(
         actors=actors,
         report=report,
     )
-
-
-@dataclass(frozen=True)
-class StageWork:
-    """Takes the accepted rows of a shard through stages in batches, their images decoded ahead.
-
-    With `redo` it takes those rows alone that failed in an earlier revision, and keeps the others as they are there.
-    """
-
-    stages: tuple[Stage, ...]
-    inputs: tuple[str, ...]
-    batch_size: int
-    redo: Redo | None = None
-
-    def setup(self) -> None:
-        """Set the stages up."""
-        for stage in self.stages:
-            stage.setup()
-        object.__setattr__(self, "_runner", Runner(self.stages))  # it learns which batches fit into memory
-
-    def __call__(self, name: str) -> pa.Table:
-        """All rows of the shard: those that were not accepted keep their state and reason."""
-        reader = ShardReader(self.inputs, name)
-        written = [name for stage in self.stages for name in stage.writes]
-        reads = dict.fromkeys(name for stage in self.stages for name in stage.reads if name not in written)
-        states, reasons = list(reader.states), list(reader.reasons)
-        columns: Columns = {name: [None] * len(states) for name in written}
-        indices = np.arange(len(reader))
-        before = self.redo.table(name, reader.sample_ids) if self.redo else None
-        if self.redo and before:
-            states, reasons = before["state"].to_pylist(), before["reason"].to_pylist()
-            columns = {column: before[column].to_pylist() for column in written}
-            indices = np.flatnonzero(self.redo.again(before)[reader.accepted])
-        pixels = iter(reader.pixels(indices, 2 * self.batch_size)) if "pixels" in reads else None
-        images = iter(reader.images(indices)) if "image" in reads else None
-        for start in range(0, len(indices), self.batch_size):
-            part = indices[start : start + self.batch_size]
-            batch = reader.stored([name for name in reads if name not in VIRTUAL], part)
-            batch |= {"state": [ACCEPTED] * len(part), "reason": [None] * len(part)}
-            for kind, values in (("pixels", pixels), ("image", images)):
-                if values is not None:
-                    batch[kind] = list(islice(values, len(part)))
-                    _fail_lost(batch, batch[kind])
-            results = self._runner(batch)  # type: ignore[attr-defined]
-            for place, row in enumerate(reader.accepted[part]):
-                states[row], reasons[row] = results["state"][place], results["reason"][place]
-                for column in written:
-                    columns[column][row] = results[column][place]
-        table = {"sample_id": reader.sample_ids, "state": states, "reason": _texts(reasons)}
-        types = (
-            {field.name: field.type for field in before.schema if not pa.types.is_null(field.type)} if before else {}
-        )
-        for stage in self.stages:
-            types |= {name: pa.type_for_alias(kind) for name, kind in getattr(stage, "types", {}).items()}
-        return pa.table(table | {name: pa.array(values, types.get(name)) for name, values in columns.items()})
-
-
-def _fail_lost(batch: Columns, values: list[Any]) -> None:
-    for row, value in enumerate(values):
-        if isinstance(value, Exception):
-            batch["state"][row], batch["reason"][row] = FAILED, describe_error("image", value)
-
-
-def _texts(values: list[str | None]) -> pa.Array:
-    return pa.array(values, pa.string())
 
 
 def _results(
@@ -203,27 +147,34 @@ class _Actor:
 
     def __init__(self, work: ShardWork, out: str) -> None:
         self._work, self._out, self._ready = work, out, False
+        self._ended = time.perf_counter()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         results = [self._run(str(name)) for name in batch["name"]]
-        return {key: [result[key] for result in results] for key in ("name", "record", "error")}
+        return {key: [result[key] for result in results] for key in ("name", "record", "error", "seconds")}
 
     def _run(self, name: str) -> dict[str, Any]:
-        record, error = "", ""
+        record, error, began = "", "", time.perf_counter()
+        idle, _ = began - self._ended, taken()
         try:
             if not self._ready:
-                self._work.setup()
+                with clocked("load"):
+                    self._work.setup()
                 self._ready = True
             if storage.exists(shard_url(self._out, name)):  # a first attempt died just after its commit
                 record = json.dumps(inspect(self._out, name))
             else:
                 with self._attempt(name):
-                    record = json.dumps(commit(self._out, name, self._work(name)))
+                    table = self._work(name)
+                    with clocked("write"):
+                        record = json.dumps(commit(self._out, name, table))
         except Exception as problem:  # told to the driver, which goes on with the other shards
             place = traceback.extract_tb(problem.__traceback__)[-1]
             where = f"{storage.name(place.filename)}, line {place.lineno}"
             error = f"{type(problem).__name__}: {problem} ({where})"
-        return {"name": name, "record": record, "error": error}
+        self._ended = time.perf_counter()
+        seconds = taken() | {"idle": idle, "all": self._ended - began + idle}
+        return {"name": name, "record": record, "error": error, "seconds": json.dumps(seconds)}
 
     @contextmanager
     def _attempt(self, name: str) -> Iterator[None]:

@@ -1,7 +1,7 @@
 """Read one shard's columns out of several artifacts, joined by sample id."""
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from infra import storage
 from infra.data.ahead import ahead
+from infra.data.clock import clocked
 from infra.data.encoded import Place, fetch_images, read_rows
 from infra.data.images import decode
 from infra.data.stage import ACCEPTED
@@ -18,6 +19,7 @@ FOLDER = "shards"
 VIRTUAL = ("image", "pixels")
 
 Where = Callable[[dict[str, np.ndarray]], np.ndarray]
+View = Callable[[np.ndarray], np.ndarray]  # of (H, W, 3) uint8 pixels, what a model sees of them
 
 
 def shard_url(artifact: str, name: str) -> str:
@@ -112,7 +114,21 @@ class ShardReader:
 
     def pixels(self, indices: np.ndarray, depth: int = 64) -> Iterator[np.ndarray | Exception]:
         """Decoded images of shown rows, in ascending order, `depth` ahead of their use; or what went wrong."""
-        return ahead(_decoded, self.images(indices), threads=4, depth=depth)
+        for view in self.views(indices, {"pixels": np.asarray}, depth=depth):
+            yield view if isinstance(view, Exception) else view["pixels"]
+
+    def views(
+        self, indices: np.ndarray, views: Mapping[str, View], *, depth: int, threads: int = 4
+    ) -> Iterator[dict[str, np.ndarray] | Exception]:
+        """What each view makes of the decoded images of shown rows, in threads and ahead, as `pixels` comes."""
+        return ahead(partial(_viewed, views), self.images(indices), threads=threads, depth=depth)
+
+    def largest(self, indices: np.ndarray) -> int | None:
+        """Bytes of the largest decoded image of some shown rows; None where the index has copies, or does not say."""
+        if not len(indices) or "image" in self.names or not {"width", "height"} <= self.names:
+            return None
+        sizes = self.stored(["width", "height"], indices)
+        return max(3 * (w or 0) * (h or 0) for w, h in zip(sizes["width"], sizes["height"], strict=True))
 
     def _copies(self, index: "_Sidecar", rows: list[int]) -> Iterator[bytes | Exception]:
         for row, image in zip(rows, read_rows(index.url, "image", rows), strict=True):
@@ -192,13 +208,15 @@ def count_rows(inputs: Sequence[str], where: Where | None = None, where_reads: S
     return dict(zip(names, ahead(count, names, threads=8, depth=32), strict=True))
 
 
-def _decoded(image: bytes | Exception) -> np.ndarray | Exception:
+def _viewed(views: Mapping[str, View], image: bytes | Exception) -> dict[str, np.ndarray] | Exception:
     if isinstance(image, Exception):
         return image
-    try:
-        return decode(image)
-    except ValueError as error:
-        return error
+    with clocked("decode"):
+        try:
+            pixels = decode(image)
+        except ValueError as error:
+            return error
+        return {name: view(pixels) for name, view in views.items()}
 
 
 def _is_numbers(kind: pa.DataType) -> bool:

@@ -4,6 +4,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from infra.data.clock import clocked
+
 ACCEPTED = "accepted"
 REJECTED = "rejected"  # the row itself is unfit, and the reason says why
 FAILED = "failed"  # something went wrong on the way; to try again may help
@@ -18,6 +20,8 @@ class Stage(Protocol):
     `reads` may name columns of the inputs, what earlier stages wrote, and the virtual columns `image` (encoded bytes)
     and `pixels` ((H, W, 3) uint8). `cpus` and `gpus` are what one actor needs, counted as Ray counts. A stage may have
     `types`, the names of Arrow types by column it writes; others are inferred, which a shard of None defeats.
+    It may have `views`, functions of decoded `pixels` by virtual columns of its own naming, which it reads in place of
+    them: they are called in threads, ahead of the stage, and whole pictures are let go.
     """
 
     reads: tuple[str, ...]
@@ -105,7 +109,9 @@ def _run_stage(stage: Stage, columns: Columns, size: _Size) -> None:
     for name in stage.writes:
         columns[name] = [None] * len(states)
     batch = {name: [columns[name][row] for row in rows] for name in stage.reads}
-    for row, result in zip(rows, _call(stage, batch, len(rows), size), strict=True):
+    with clocked(type(stage).__name__):
+        results = list(_call(stage, batch, len(rows), size))
+    for row, result in zip(rows, results, strict=True):
         if isinstance(result, Exception):
             states[row], reasons[row] = FAILED, describe_error(type(stage).__name__, result)
             continue

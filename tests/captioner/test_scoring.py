@@ -63,6 +63,11 @@ def table(pictures):
     return {"pixels": pictures, "caption_alt": TEXTS, "caption_short": [*TEXTS[1:], None]}
 
 
+def seen(stage, pictures):
+    """The pictures as the stage's towers see them; the stage is set up."""
+    return {name: [view(picture) for picture in pictures] for name, view in stage.views.items()}
+
+
 def test_clip_scores_as_in_transformers(clip, pictures):
     model, folder = clip
     ours = Clip(folder)
@@ -127,7 +132,7 @@ def test_the_stage_scores_every_style(saved, clip, pictures, monkeypatch):
     stage = pickle.loads(pickle.dumps(stage))
     stage.setup()
     calls = count_encodings(monkeypatch)
-    columns = stage({name: table(pictures)[name] for name in stage.reads})
+    columns = stage({name: (table(pictures) | seen(stage, pictures))[name] for name in stage.reads})
     assert calls == [len(pictures)]
     assert set(columns) == set(stage.writes)
     assert set(stage.writes) == {
@@ -147,16 +152,16 @@ def test_stages_of_one_actor_share_what_the_tower_saw(saved, pictures, monkeypat
     tower = Tower(saved)
 
     class Speak:
-        reads, writes, cpus, gpus = ("pixels",), ("caption_short",), 1, 0
+        writes, cpus, gpus = ("caption_short",), 1, 0
 
         def __init__(self, tower):
-            self.tower = tower
+            self.tower, self.reads = tower, (tower.view,)
 
         def setup(self):
             self.tower.setup()
 
         def __call__(self, batch):
-            rows = len(self.tower.features(batch["pixels"]))
+            rows = len(self.tower.features(batch[self.tower.view]))
             said = [f"a red circle {row}" for row in range(rows)]
             return {
                 "caption_short": said,
@@ -169,7 +174,11 @@ def test_stages_of_one_actor_share_what_the_tower_saw(saved, pictures, monkeypat
         stage.setup()
     assert tower.model is stages[1].tower.model
     calls = count_encodings(monkeypatch)
-    batch = table(pictures) | {"state": [ACCEPTED] * len(pictures), "reason": [None] * len(pictures)}
+    batch = (
+        table(pictures)
+        | seen(stages[1], pictures)
+        | {"state": [ACCEPTED] * len(pictures), "reason": [None] * len(pictures)}
+    )
     columns = Runner(stages)(batch)
     assert calls == [len(pictures)]
     assert [value is None for value in columns["match_alt"]] == [True, *[False] * (len(pictures) - 2), True]
@@ -191,8 +200,9 @@ def test_one_tower_under_two_names_runs_once(saved, vocabulary, pictures, tmp_pa
     stage = Match(Tower(str(tmp_path / "tuned")), (), matcher=Tower(saved))
     stage.setup()
     calls = count_encodings(monkeypatch)
-    stage.tower.features(pictures)
-    columns = stage({"pixels": pictures, "caption_alt": TEXTS})
+    batch = seen(stage, pictures) | {"caption_alt": TEXTS}
+    stage.tower.features(batch[stage.tower.view])
+    columns = stage(batch)
     assert calls == [len(pictures)]
     other = make(vocabulary, BOTH)
     other.vision.embeddings.class_embedding.data += 0.1
@@ -200,8 +210,9 @@ def test_one_tower_under_two_names_runs_once(saved, vocabulary, pictures, tmp_pa
     calls.clear()
     stage = Match(Tower(str(tmp_path / "tuned")), (), matcher=Tower(str(tmp_path / "other")))
     stage.setup()
-    stage.tower.features(pictures)
-    assert stage({"pixels": pictures, "caption_alt": TEXTS}) != columns
+    batch = seen(stage, pictures) | {"caption_alt": TEXTS}
+    stage.tower.features(batch[stage.tower.view])
+    assert stage(batch) != columns
     assert calls == [len(pictures)] * 2
 
 
@@ -219,5 +230,5 @@ def test_the_stage_in_bf16(saved, pictures):
     found = []
     for stage in (exact, rounded):
         stage.setup()
-        found.append(stage({"pixels": pictures, "caption_alt": TEXTS})["match_alt"])
+        found.append(stage(seen(stage, pictures) | {"caption_alt": TEXTS})["match_alt"])
     assert found[1] == pytest.approx(found[0], abs=0.2)

@@ -22,8 +22,8 @@ def folder(make_captioner, tmp_path):
 
 
 @pytest.fixture
-def batch(pixels):
-    return {"pixels": list(pixels.numpy()), "caption_alt": ["a red circle"] * (len(pixels) - 1) + [None]}
+def batch(pixels, folder):
+    return {Tower(folder).view: list(pixels.numpy()), "caption_alt": ["a red circle"] * (len(pixels) - 1) + [None]}
 
 
 def run(stage, batch):
@@ -41,13 +41,13 @@ def test_columns_are_of_a_kind_and_a_style(folder, batch):
     }
     columns = run(stage, batch)
     assert set(columns) == set(stage.writes)
-    assert {len(column) for column in columns.values()} == {len(batch["pixels"])}
+    assert {len(column) for column in columns.values()} == {len(batch["caption_alt"])}
     assert set(columns["flag_short"]) <= {None, *FAULTS}
     assert all(isinstance(tries, int) and 1 <= tries <= 3 for tries in columns["tries_short"])
 
 
 def test_faulty_captions_stay_accepted_with_their_flag(folder, batch):
-    rows = len(batch["pixels"])
+    rows = len(batch["caption_alt"])
     stage = Caption(Tower(folder), STYLES)
     stage.setup()
     results = Runner([stage])(batch | {"state": [ACCEPTED] * rows, "reason": [None] * rows})
@@ -63,7 +63,7 @@ def test_images_are_encoded_once(folder, batch, monkeypatch):
     encode = stage.tower.model.encode
     monkeypatch.setattr(stage.tower.model, "encode", lambda pixels: calls.append(len(pixels)) or encode(pixels))
     assert max(stage(batch)["tries_short"]) > 1
-    assert calls == [len(batch["pixels"])]
+    assert calls == [len(batch["caption_alt"])]
 
 
 def test_retries_leave_clean_rows_as_they_were(folder, batch):

@@ -10,8 +10,8 @@ from captioner.filters import Hash
 from infra import storage
 from infra.data.ledger import commit
 from infra.data.readers import find_corpus, write_sources
-from infra.data.run import StageWork
 from infra.data.shards import shard_names, shard_url
+from infra.data.work import StageWork
 from tests.captioner.test_hashing import photo
 from tests.infra.data.zoo import encode, tar
 from workflows.deduplicate import DeduplicateConfig, HashConfig, mark_duplicates

@@ -3,8 +3,8 @@ import pytest
 from captioner.filters import Language, Size
 from infra.data.ledger import commit
 from infra.data.readers import find_corpus, write_sources
-from infra.data.run import StageWork
 from infra.data.shards import ShardReader
+from infra.data.work import StageWork
 from infra.storage import join, write_bytes
 from tests.infra.data.zoo import encode, picture, tar
 from workflows.examine import ExamineConfig, summary

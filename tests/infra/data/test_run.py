@@ -68,15 +68,22 @@ def test_a_rerun_does_what_is_missing_and_no_more(ray_cluster, place):
     def report(done, total, unit, **figures):
         seen.append((done, total, unit, figures["rows"]))
 
-    counts = run_shards(Numbers(), NAMES, place, report=report)
+    def counted(work):
+        counts = run_shards(work, NAMES, place, report=report)
+        spent = counts.pop("actor_seconds")
+        assert sum(spent.get(part, 0) for part in ("idle", "load", "write")) <= spent.get("all", 0) + 0.05
+        return counts
+
+    counts = counted(Numbers())
     assert counts == {"shards": 6, "rows_in": 30, "accepted": 30, "rejected": 0, "failed": 0, "reasons": {}}
     assert seen == [(n, 6, "shards", 5 * n) for n in range(7)]
+    seen.clear()
     before = stamps(place)
-    assert run_shards(Numbers(raises=tuple(NAMES)), NAMES, place) == counts
+    assert counted(Numbers(raises=tuple(NAMES))) == counts
     assert stamps(place) == before
     gone = shard_url(place, "000003")
     storage.remove(gone)
-    assert run_shards(Numbers(marks="/nonexistent", raises=tuple({*NAMES} - {"000003"})), NAMES, place) == counts
+    assert counted(Numbers(marks="/nonexistent", raises=tuple({*NAMES} - {"000003"}))) == counts
     after = stamps(place)
     assert after.keys() == before.keys()
     assert [url for url in after if after[url] != before[url]] == [gone][: after[gone] != before[gone]]

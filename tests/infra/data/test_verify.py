@@ -11,9 +11,9 @@ from infra import storage
 from infra.cluster import Cluster
 from infra.data.ledger import Ledger, commit, pending, tally
 from infra.data.revision import Redo, revise
-from infra.data.run import StageWork
 from infra.data.shards import joined_names, shard_url
 from infra.data.verify import verify_files, verify_shards
+from infra.data.work import StageWork
 from infra.store import Artifact, Store, step
 
 SHARDS, ROWS = 3, 8
