@@ -89,8 +89,9 @@ def write_gallery(
     """Write the page, a row at a time, and return how many `rows`, `pictures`, `cut` texts and `bytes` it holds.
 
     `totals` says of each verdict how many rows there were to draw from, `collapse` what `Collapse.report` says of each
-    style's captions and `faults` what `Faults.report` does. ValueError if there are more rows than the limits allow. Captions are anybody's text: they
-    lie in a block of data, the script puts them on the page as text, and the page's policy forbids other scripts.
+    style's captions, `faults` what `Faults.report` does. ValueError if there are more rows than the limits allow.
+    Captions are anybody's text: they lie in a block of data, the script puts them on the page as text, and the page's
+    policy forbids other scripts.
     """
     limits = limits or Limits()
     page = {"title": title, "summary": summary, "facts": dict(facts or {})}
