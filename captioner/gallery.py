@@ -231,8 +231,13 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters |= {"digest": _digest, "percent": lambda share: f"{100 * share:.1f}\u00a0%", "count": "{:,.0f}".format}
+    env.filters |= {"digest": _digest, "percent": _share, "count": "{:,.0f}".format}
     return env.get_template("gallery.html.jinja")
+
+
+def _share(share: float) -> str:
+    """In per cent; what is not 0 is not shown as 0."""
+    return f"{100 * share:{'.1f' if share == 0 or share >= 0.001 else '.1g'}}\u00a0%"
 
 
 def _digest(text: str) -> Markup:

@@ -253,12 +253,17 @@ def _template() -> jinja2.Template:
     env.globals |= {"picture": picture, "compared": compared, "chart": _chart, "pretty": _pretty}
     env.globals |= {"is_wide": is_wide, "percent": _percent}
     env.filters |= {"duration": duration, "rate": lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.1f}"}
-    env.filters |= {"percent": lambda share: f"{100 * share:.1f}\u00a0%", "count": "{:,.0f}".format}
+    env.filters |= {"percent": _share, "count": "{:,.0f}".format}
     return env.get_template("report.html.jinja")
 
 
 def _chart(curve: Curve) -> Markup:
     return Markup(line_chart(curve.series, x_label="step", y_label=curve.title))  # line_chart escapes its labels
+
+
+def _share(share: float) -> str:
+    """In per cent; what is not 0 is not shown as 0."""
+    return f"{100 * share:{'.1f' if share == 0 or share >= 0.001 else '.1g'}}\u00a0%"
 
 
 def _percent(value: float, scale: float) -> str:

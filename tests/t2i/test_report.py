@@ -67,7 +67,7 @@ def page(text="a red circle"):
             report.Style(style=text, lengths=[("1-5", 0, 0.0), ("6-10", 0, 0.0)], trigrams=[(text, 2)], undercount=7),
         ],
         habits=[
-            report.Habit(label=text, values=[0.25, 1.0], kind="share", warns=text),
+            report.Habit(label=text, values=[0.00042, 1.0], kind="share", warns=text),
             report.Habit(label="Captions", values=[12345, 0], kind="count"),
             report.Habit(label="Words", values=[7.25, 0.0]),
             report.Habit(label="Distinct", values=[0.000123, 1.0], kind="ratio"),
@@ -143,7 +143,7 @@ def test_captions_as_a_whole_are_told_in_words_and_figures(hostile):
     text = " ".join(
         re.sub(r"<[^>]*>", " ", hostile[hostile.index('id="collapse"') : hostile.index('id="samples"')]).split()
     )
-    for words in ("25.0 % 100.0 %", "12,345 0", "7.2 0.0", "0.000123 1", "too low by 7", "6-10 words: 1, 25.0 %"):
+    for words in ("0.04 % 100.0 %", "12,345 0", "7.2 0.0", "0.000123 1", "too low by 7", "6-10 words: 1, 25.0 %"):
         assert words in text, words
     for words in (
         "50.0 % of 900",
@@ -236,6 +236,7 @@ def test_the_page_opens_in_a_browser(hostile, tmp_path):
             fetched: performance.getEntriesByType("resource").filter(e => !e.name.startsWith("data:")).length,
             sections: [...document.querySelectorAll("section")].filter(s => s.offsetHeight > 40).length,
             charts: [...document.querySelectorAll("svg polyline")].filter(p => p.getBBox().width > 100).length,
+            bars: [...document.querySelectorAll("svg.bars .fill")].filter(bar => bar.getBBox().height > 30).length,
             overflow: document.documentElement.scrollWidth - innerWidth })})</script>"""
     # Without its own ban on scripts: escaping alone has to hold, and the check itself has to run.
     open_page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', check, hostile)
@@ -252,4 +253,5 @@ def test_the_page_opens_in_a_browser(hostile, tmp_path):
     assert seen["blank"] == seen["fetched"] == 0
     assert seen["sections"] == len(SECTIONS)
     assert seen["charts"] >= 2
+    assert seen["bars"] == 2  # the tallest of the lengths, and of the shards
     assert seen["overflow"] <= 0
