@@ -143,7 +143,7 @@ def test_captions_as_a_whole_are_told_in_words_and_figures(hostile):
     text = " ".join(
         re.sub(r"<[^>]*>", " ", hostile[hostile.index('id="collapse"') : hostile.index('id="samples"')]).split()
     )
-    for words in ("0.04 % 100.0 %", "12,345 0", "7.2 0.0", "0.000123 1", "too low by 7", "6-10 words: 1, 25.0 %"):
+    for words in ("0.04 % 100.0 %", "12,345 0", "7.2 0.0", "0.00012 1.00000", "too low by 7", "6-10 words: 1, 25.0 %"):
         assert words in text, words
     for words in (
         "50.0 % of 900",
