@@ -16,6 +16,8 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
+from captioner.habits import Report, faulty, styles, table
+
 VERDICTS: tuple[str, ...] = ("keep", "rejected", "failed")
 PIXELATED = 96  # a picture whose sides are below that is shown pixel by pixel, and kept without loss
 ROW_BYTES = 2048  # no row can do with less
@@ -23,13 +25,6 @@ ROW_BYTES = 2048  # no row can do with less
 _FOLDER = Path(__file__).parent
 _MARK = "<!--rows-->"  # where the template's text ends and the rows begin
 _TEXT = (4000, 1000, 200, 40)  # characters of a text, tried in turn until the row fits its share of the page
-_SHARES = {
-    "share_article": "Begin with “a” or “an”",
-    "share_capital": "Begin with a capital",
-    "share_lower": "All in lower case",
-    "share_stop": "End with a full stop",
-    "share_duplicate": "Said of more than one image",
-}
 # A data block ends at "</script", and a browser also looks for "<!--" in it; U+2028 ends a line of JavaScript.
 _HTML = str.maketrans({character: f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"})
 
@@ -87,19 +82,21 @@ def write_gallery(
     summary: str = "",
     facts: Mapping[str, str] | None = None,
     totals: Mapping[str, int] | None = None,
-    collapse: Mapping[str, Mapping[str, Any]] | None = None,
+    collapse: Mapping[str, Report] | None = None,
+    faults: Mapping[str, Report] | None = None,
     limits: Limits | None = None,
 ) -> dict[str, int]:
     """Write the page, a row at a time, and return how many `rows`, `pictures`, `cut` texts and `bytes` it holds.
 
-    `totals` says of each verdict how many rows there were to draw from, `collapse` what `collapse.describe` found of
-    each style's captions. ValueError if there are more rows than the limits allow. Captions are anybody's text: they
-    lie in a block of data, the script puts them on the page as text, and the page's policy forbids other scripts.
+    `totals` says of each verdict how many rows there were to draw from, `collapse` what `Collapse.report` says of each
+    style's captions, `faults` what `Faults.report` does. ValueError if there are more rows than the limits allow.
+    Captions are anybody's text: they lie in a block of data, the script puts them on the page as text, and the page's
+    policy forbids other scripts.
     """
     limits = limits or Limits()
     page = {"title": title, "summary": summary, "facts": dict(facts or {})}
-    described = [_described(style, found) for style, found in (collapse or {}).items()]
-    head, tail = _template().render(page=page, collapse=described, shares=_SHARES).split(_MARK)
+    whole = {"table": table(collapse or {}), "styles": styles(collapse or {}), "faults": faulty(faults or {})}
+    head, tail = _template().render(page=page, **whole).split(_MARK)
     counts = {"rows": 0, "pictures": 0, "cut": 0, "bytes": 0}
 
     def write(text: str) -> None:
@@ -219,26 +216,6 @@ def _flags(column: str, value: Any) -> Iterator[str]:
         yield name
 
 
-def _described(style: str, found: Mapping[str, Any]) -> dict[str, Any]:
-    """The findings on one style's captions, for the template: what is missing or no number is None or empty."""
-    words = found.get("words") or {}
-    distinct = [_number(value) for value in found.get("distinct") or ()]
-    bins = [(low, high, count) for low, high, count in words.get("bins") or () if _number(count) is not None]
-    peak = max((count for *_, count in bins), default=0) or 1
-    return {
-        "style": style,
-        "count": _number(found.get("count")),
-        "shares": {name: _number(found.get(name)) for name in _SHARES},
-        "words": {name: _number(words.get(name)) for name in ("mean", "median", "p95")},
-        "bars": [{"low": low, "high": high, "count": count, "height": 64 * count / peak} for low, high, count in bins],
-        "distinct": (distinct + [None] * 3)[:3],
-        "lists": {
-            name: [(str(text)[:200], int(count)) for text, count in found.get(name) or ()][:12]
-            for name in ("openings", "trigrams")
-        },
-    }
-
-
 def _json(value: Any) -> str:
     """JSON that may stand in a data block of an HTML page."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
@@ -254,8 +231,13 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters |= {"digest": _digest, "percent": lambda share: f"{100 * share:.1f} %"}
+    env.filters |= {"digest": _digest, "percent": _share, "count": "{:,.0f}".format}
     return env.get_template("gallery.html.jinja")
+
+
+def _share(share: float) -> str:
+    """In per cent; what is not 0 is not shown as 0."""
+    return f"{100 * share:{'.1f' if share == 0 or share >= 0.001 else '.1g'}}\u00a0%"
 
 
 def _digest(text: str) -> Markup:

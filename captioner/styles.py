@@ -1,6 +1,16 @@
 """A style of caption is data: its prompt, its length, its decoding; a recipe adds a third by naming it."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from captioner.vocabulary import Vocabulary
+
+ALT = "{alt}"  # in a prompt: the place of the text that came with the picture
+ALT_TOKENS = (8, 64)  # of an alt text in a prompt: what there must be room for, and what is read at most
+_PLACE = re.compile(r"\[[^\[\]]*\{alt\}[^\[\]]*\]|\{alt\}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -8,7 +18,8 @@ class Style:
     """How captions of one kind are asked for; `caption_<name>` is the column that they go to."""
 
     name: str
-    prompt: str = ""  # words put before the caption, in training and in decoding alike; not a part of the caption
+    # Words put before the caption, in training and in decoding alike; not a part of it. `{alt}` is the row's alt text.
+    prompt: str = ""
     decoder: str = ""  # which of the captioner's decoders speaks; its own, or the base's where it has none
     min_tokens: int = 1
     max_tokens: int = 60
@@ -26,6 +37,46 @@ class Style:
             )
         if self.beams < 1:
             raise ValueError(f"Style '{self.name}' asks for {self.beams} beams; 1 is greedy decoding.")
+
+    @property
+    def reads_alt(self) -> bool:
+        """Whether a row's alt text is a part of its prompt."""
+        return ALT in self.prompt
+
+
+def fill(prompt: str, alt: str | None) -> str:
+    """A prompt for one row: `{alt}` becomes its alt text, as it is.
+
+    Square brackets around `{alt}` hold what is said of it, and go, with all that is in them, where a row has none:
+    "Describe this picture.[ Its file says: {alt}]". Other brackets and braces mean nothing.
+    """
+    text = (alt or "").strip()
+
+    def put(place: re.Match[str]) -> str:
+        if place[0] == ALT:
+            return text
+        return place[0][1:-1].replace(ALT, text) if text else ""
+
+    return _PLACE.sub(put, prompt)
+
+
+def prompts_of(style: Style, alts: Sequence[str | None], vocabulary: "Vocabulary", max_length: int) -> list[str]:
+    """The prompt of each row for a captioner of ours, whose sequences are `max_length` tokens long.
+
+    An alt text is cut to the tokens that the style's longest caption leaves, and to 64; ValueError if fewer than 8 are
+    left. Training and decoding both ask here, so that a decoder meets the prompts that it was trained on.
+    """
+    if not style.reads_alt:
+        return [style.prompt] * len(alts)
+    fewest, most = ALT_TOKENS
+    own = len(vocabulary.encode([style.prompt.replace(ALT, "")])[0])
+    room = (max_length - 1 - own - style.max_tokens) // style.prompt.count(ALT)
+    if room < fewest:
+        raise ValueError(
+            f"Style '{style.name}' leaves {max(room, 0)} of {max_length} tokens for the alt text in its prompt, and "
+            f"at least {fewest} are needed: lower its max_tokens ({style.max_tokens}), or train longer sequences."
+        )
+    return [fill(style.prompt, vocabulary.cut(alt or "", min(room, most))) for alt in alts]
 
 
 @dataclass(frozen=True, kw_only=True)

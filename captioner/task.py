@@ -9,7 +9,7 @@ import torch
 from captioner.images import fit_images
 from captioner.matching import Matching, MatchingConfig
 from captioner.model import BASE, Captioner, CaptionerConfig
-from captioner.styles import Style
+from captioner.styles import Style, prompts_of
 from captioner.vocabulary import Vocabulary
 from infra import storage
 from infra.train import world
@@ -63,7 +63,8 @@ class BaseTask:
 
     def collate(self, rows: dict[str, list], draw: Draw) -> dict[str, np.ndarray]:
         """Pixels, the alt text's tokens, and where texts are matched what draws a row's wrong partners."""
-        batch = _collate(rows, {BASE: (ALT_COLUMN, "")}, self.vocabulary, self.image_size, self.max_length)
+        captions = {BASE: (rows[ALT_COLUMN], "")}
+        batch = _collate(rows, captions, self.vocabulary, self.image_size, self.max_length)
         return batch | ({name: draw(name) for name in ("draw_text", "draw_image")} if self.matching else {})
 
     def export(self, modules: dict[str, torch.nn.Module], folder: str) -> None:
@@ -93,8 +94,9 @@ class FinetuneTask:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Pixels and the styles' reference captions."""
-        return ("pixels", *self._columns)
+        """Pixels, the styles' reference captions, and the alt text where a style's prompt holds it."""
+        alt = (ALT_COLUMN,) if any(style.reads_alt for style in self.styles) else ()
+        return ("pixels", *alt, *self._columns)
 
     @property
     def _columns(self) -> tuple[str, ...]:
@@ -113,9 +115,13 @@ class FinetuneTask:
         return [Update("finetune", captioner, self.optim)]
 
     def collate(self, rows: dict[str, list], draw: Draw) -> dict[str, np.ndarray]:
-        """Pixels and the tokens of each style's reference caption after the style's prompt."""
-        columns = {style.name: (reference_column(style), style.prompt) for style in self.styles}
-        return _collate(rows, columns, self.vocabulary, self.image_size, self.max_length)
+        """Pixels and the tokens of each style's reference caption after the row's prompt."""
+        alts = rows.get(ALT_COLUMN, [None] * len(rows["pixels"]))
+        captions = {
+            style.name: (rows[reference_column(style)], prompts_of(style, alts, self.vocabulary, self.max_length))
+            for style in self.styles
+        }
+        return _collate(rows, captions, self.vocabulary, self.image_size, self.max_length)
 
     def export(self, modules: dict[str, torch.nn.Module], folder: str) -> None:
         """One tower, the base's decoder and one for each style."""
@@ -142,14 +148,14 @@ def load_tower(source: str) -> Captioner:
 
 def _collate(
     rows: Mapping[str, Sequence],
-    columns: Mapping[str, tuple[str, str]],
+    captions: Mapping[str, tuple[Sequence[str | None], str | Sequence[str]]],
     vocabulary: Vocabulary,
     image_size: tuple[int, int],
     max_length: int,
 ) -> dict[str, np.ndarray]:
     batch = {"pixels": fit_images(rows["pixels"], image_size)}
-    for style, (column, prompt) in columns.items():
-        ids, mask = vocabulary.sequences(rows[column], prompt, max_length)
+    for style, (texts, prompts) in captions.items():
+        ids, mask = vocabulary.sequences(texts, prompts, max_length)
         # Nobody should learn to say [UNK]: it stands in the input, but not among the targets.
         batch |= {f"ids_{style}": ids, f"mask_{style}": mask * (ids != vocabulary.unk)}
     return batch

@@ -41,22 +41,31 @@ class Vocabulary:
         """The token ids of each text, without special tokens."""
         return [line.ids for line in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
+    def cut(self, text: str, most: int) -> str:
+        """The beginning of a text that has at most `most` tokens: all of it, or up to the first token too many."""
+        places = self.tokenizer.encode(text, add_special_tokens=False).offsets
+        return text if len(places) <= most else text[: places[most][0]].rstrip()
+
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """The text of each row of ids; special tokens are left out."""
         return self.tokenizer.decode_batch([list(row) for row in rows], skip_special_tokens=True)
 
-    def sequences(self, texts: Sequence[str | None], prompt: str, max_length: int) -> tuple[np.ndarray, np.ndarray]:
+    def sequences(
+        self, texts: Sequence[str | None], prompt: str | Sequence[str], max_length: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """`ids` (B, L) int64 and `mask` (B, L) float32, 1 at the tokens of the caption and its [SEP].
 
-        A caption too long for `max_length` tokens is cut and has no [SEP]; None is a caption without tokens.
+        `prompt` is of all rows, or one for each. A caption too long for `max_length` tokens is cut and has no [SEP];
+        None is a caption without tokens.
         """
-        start = [self.bos, *self.encode([prompt])[0]]
+        prompts = self.encode([prompt] if isinstance(prompt, str) else prompt)
+        starts = [[self.bos, *tokens] for tokens in (prompts * len(texts) if isinstance(prompt, str) else prompts)]
         captions = [[*tokens, self.sep] for tokens in self.encode([text or "" for text in texts])]
-        rows = [(start + tokens)[:max_length] for tokens in captions]
+        rows = [(start + tokens)[:max_length] for start, tokens in zip(starts, captions, strict=True)]
         length = max(len(row) for row in rows)
         ids = np.full((len(rows), length), self.pad, np.int64)
         mask = np.zeros((len(rows), length), np.float32)
-        for index, (row, text) in enumerate(zip(rows, texts, strict=True)):
+        for index, (row, start, text) in enumerate(zip(rows, starts, texts, strict=True)):
             ids[index, : len(row)] = row
             mask[index, len(start) : len(row)] = text is not None
         return ids, mask

@@ -3,13 +3,14 @@
 import heapq
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from captioner.habits import faulty, styles, table
 from infra import storage
 from infra.cluster import Cluster
 from infra.data.images import decode, encode_png
@@ -19,6 +20,7 @@ from infra.store import Artifact, step
 from t2i.evaluate import report as pages
 from t2i.evaluate.reconstruction import mean_squared_error, psnr, reconstruction_scores
 from workflows.corpora.scoring import Corpus, Pictures, Row, Scores, caption_scores, picture_scores
+from workflows.habits import habits
 from workflows.train_tokenizer import MODEL
 
 STYLES = ("short", "descriptive")
@@ -61,7 +63,7 @@ class ReportConfig:
                 raise ValueError(f"{name} must not be negative, but it is {getattr(self, name)}.")
 
 
-@step(version=1)
+@step(version=2)
 def evaluate(
     config: ReportConfig,
     images: Artifact,
@@ -75,10 +77,10 @@ def evaluate(
     cluster: Cluster,
     report: Report,
 ) -> Scores:
-    """Write `report.html` and `scores.json` into `out`; returns the scores and the address of the page.
+    """Write `report.html`, `scores.json` and `habits.json` into `out`; returns the scores and the address of the page.
 
     At most `config.rows` rows of the `test` split are scored, the first by sample id: ids are hashes, so the draw is
-    fair and always the same.
+    fair and always the same. How alike captions are, and what is wrong with them, is counted over all rows.
     """
     rows = heapq.nsmallest(config.rows, held_out(images, captions), key=lambda row: row["sample_id"])
     scores = caption_scores(config.corpus, rows)
@@ -95,6 +97,7 @@ def evaluate(
     scores |= pictures.scores
     report(3, 4, "parts")
 
+    whole = habits(images, captions)
     path = ancestors([images, captions, captioner, tokenizer, prior, samples])
     page = pages.Page(
         title=config.title,
@@ -102,6 +105,9 @@ def evaluate(
         facts=_facts(path, images),
         figures=figures(scores, config.targets),
         captioned=[_captioned(image, row) for image, row in zip(encoded[: config.captions_shown], rows, strict=False)],
+        styles=[pages.Style(**style) for style in styles(whole.collapse)],
+        habits=[pages.Habit(**row) for row in table(whole.collapse)],
+        faults=[pages.Faulty(**style) for style in faulty(whole.faults)],
         sampled=_sampled(drawn, pictures)[: config.samples_shown],
         rebuilt=[_pair(*both) for both in zip(originals, rebuilt, strict=True)][: config.rebuilt_shown],
         curves=[curve for artifact in path for curve in _curves(artifact)],
@@ -111,6 +117,7 @@ def evaluate(
     )
     storage.write_bytes(storage.join(out, "report.html"), pages.render(page).encode())
     storage.write_json(storage.join(out, "scores.json"), scores)
+    storage.write_json(storage.join(out, "habits.json"), asdict(whole))
     report(4, 4, "parts")
     return {**scores, "report": storage.join(out, "report.html")}
 

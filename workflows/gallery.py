@@ -17,6 +17,7 @@ from infra.data.shards import ShardReader, joined_names
 from infra.data.stage import ACCEPTED, FAILED
 from infra.store import Artifact
 from infra.train.draw import numeric_ids, uniforms
+from workflows.habits import habits
 
 CAPTION = "caption_"
 SCORES = ("logp_", "match_", "clip_", "flag_")
@@ -42,17 +43,18 @@ def gallery(
     title: str = "Captions",
     edge: int = 256,
     megabytes: int = 64,
-    collapse: Mapping[str, Mapping[str, Any]] | None = None,
+    whole: bool = True,
 ) -> dict[str, Any]:
     """Write the page to `out`, a path or s3:// address, and return what it holds.
 
     At most `count` rows are shown, drawn by (seed, sample id): as many of each verdict, as far as there are, so that
-    rare failures are seen; the page says of how many they were drawn. States are read of all rows, captions and
-    images of the drawn ones only. `mixture` tells which rows are kept; without one every accepted row is.
+    rare failures are seen; the page says of how many they were drawn, and, with `whole`, of all accepted captions how
+    alike they are and what is wrong with them, for which all are read. Images are read of the drawn rows only.
+    `mixture` tells which rows are kept; without one every accepted row is.
     """
     limits = Limits(rows=count, edge=edge, megabytes=megabytes)
     inputs = [artifact.path for artifact in (images, captions, mixture) if artifact is not None]
-    drawn = draw(inputs, count, seed)
+    drawn, found = draw(inputs, count, seed), habits(images, captions) if whole else None
     facts = {artifact.step: artifact.id for artifact in (images, captions, mixture) if artifact is not None}
     with tempfile.NamedTemporaryFile(prefix="rescribe-", suffix=".html") as file:
         counts = write_gallery(
@@ -62,7 +64,8 @@ def gallery(
             summary="A draw of rows with the text that each image came with and the captions written anew.",
             facts=facts | {"Seed": str(seed)},
             totals=drawn.totals,
-            collapse=collapse,
+            collapse=found and found.collapse,
+            faults=found and found.faults,
             limits=limits,
         )
         file.flush()

@@ -1,29 +1,15 @@
 """Prompts for models that follow instructions, with a place for the text that came with the picture."""
 
-import re
 from collections.abc import Sequence
 
-from captioner.styles import Style
+from captioner.styles import Style, fill
 
-ALT = "{alt}"
 MAX_ALT = 1000  # characters; some alt texts are whole pages
-_PLACE = re.compile(r"\[[^\[\]]*\{alt\}[^\[\]]*\]|\{alt\}")
 
 
 def prompt_of(style: Style, alt: str | None) -> str:
-    """The prompt of a style for one row: `{alt}` becomes its alt text, as it is, cut to `MAX_ALT` characters.
-
-    Square brackets around `{alt}` hold what is said of it, and go, with all that is in them, where a row has none:
-    "Describe this picture.[ Its file says: {alt}]". Other brackets and braces mean nothing.
-    """
-    text = (alt or "").strip()[:MAX_ALT]
-
-    def fill(place: re.Match[str]) -> str:
-        if place[0] == ALT:
-            return text
-        return place[0][1:-1].replace(ALT, text) if text else ""
-
-    return _PLACE.sub(fill, style.prompt)
+    """The prompt of a style for one row, as `fill` fills it, with its alt text cut to `MAX_ALT` characters."""
+    return fill(style.prompt, (alt or "").strip()[:MAX_ALT])
 
 
 def check_styles(styles: Sequence[Style], who: str, *, cannot: Sequence[str] = (), needs_prompt: bool = False) -> None:

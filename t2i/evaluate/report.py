@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 from markupsafe import Markup, escape
@@ -17,8 +17,7 @@ from PIL import Image
 
 from t2i.evaluate.chart import Points, line_chart
 
-TEMPLATE = Path(__file__).with_name("report.html.jinja")
-
+_FOLDER = Path(__file__).parent
 _SMALL = {"a", "an", "the", "and", "of", "with", "on", "at", "in"}  # words that say nothing by themselves
 
 
@@ -53,6 +52,47 @@ class Captioned:
     image: bytes
     lines: Sequence[Line]
     truth: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Habit:
+    """A figure of each style's captions, in the order of the page's styles, and a sentence on what it warns of."""
+
+    label: str
+    values: Sequence[float]
+    kind: Literal["count", "share", "number", "ratio"] = "number"
+    warns: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Style:
+    """All captions of one style: [bin, captions, share] of each bin of lengths, and [words, count] of phrases."""
+
+    style: str
+    lengths: Sequence[tuple[str, int, float]] = ()
+    openings: Sequence[tuple[str, int]] = ()
+    trigrams: Sequence[tuple[str, int]] = ()
+    undercount: int = 0  # by how much the counts of phrases may be too low
+
+
+@dataclass(frozen=True, kw_only=True)
+class Faulty:
+    """What is wrong with the captions of one style: shares of them all, and rates by shard.
+
+    `strip` has the rates of stretches of shards in their order, `histogram` [rate, shards] of each bin, and `worst` the
+    `shard`, `rows`, `share` and most frequent `fault` of the shards to look at.
+    """
+
+    style: str
+    count: int
+    faulty: float
+    faults: Mapping[str, float] = field(default_factory=dict)
+    decoded_again: float | None = None
+    mended: float | None = None  # those decoded again that came out without a fault
+    shards: int = 0
+    worst: Sequence[Mapping[str, Any]] = ()
+    strip: Sequence[float] = ()
+    histogram: Sequence[tuple[str, int]] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +144,9 @@ class Page:
     facts: Mapping[str, str] = field(default_factory=dict)  # a few words each, shown under the title
     figures: Sequence[Figure] = ()
     captioned: Sequence[Captioned] = ()
+    styles: Sequence[Style] = ()
+    habits: Sequence[Habit] = ()  # of these styles
+    faults: Sequence[Faulty] = ()
     sampled: Sequence[Sampled] = ()
     rebuilt: Sequence[Rebuilt] = ()
     curves: Sequence[Curve] = ()
@@ -200,15 +243,27 @@ def duration(seconds: float | None) -> str:
 
 @cache
 def _template() -> jinja2.Template:
-    env = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    env = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     env.globals |= {"picture": picture, "compared": compared, "chart": _chart, "pretty": _pretty}
     env.globals |= {"is_wide": is_wide, "percent": _percent}
     env.filters |= {"duration": duration, "rate": lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.1f}"}
-    return env.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    env.filters |= {"percent": _share, "count": "{:,.0f}".format}
+    return env.get_template("report.html.jinja")
 
 
 def _chart(curve: Curve) -> Markup:
     return Markup(line_chart(curve.series, x_label="step", y_label=curve.title))  # line_chart escapes its labels
+
+
+def _share(share: float) -> str:
+    """In per cent; what is not 0 is not shown as 0."""
+    return f"{100 * share:{'.1f' if share == 0 or share >= 0.001 else '.1g'}}\u00a0%"
 
 
 def _percent(value: float, scale: float) -> str:

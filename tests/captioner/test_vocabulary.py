@@ -2,6 +2,8 @@ import pickle
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoTokenizer, BertTokenizerFast
 
 from captioner.vocabulary import Vocabulary, train_vocabulary
@@ -68,3 +70,32 @@ def test_a_cut_caption_has_no_end(vocabulary):
     assert ids.shape == (1, 5)
     assert vocabulary.sep not in ids
     assert mask.sum() == 4
+
+
+@given(
+    st.text(max_size=40)
+    | st.lists(st.sampled_from(["a", "red", "circle", "zebra", "한국", "é", "[SEP]"])).map(" ".join),
+    st.integers(1, 8),
+)
+def test_a_cut_text_has_the_first_tokens(vocabulary, text, most):
+    cut = vocabulary.cut(text, most)
+    whole, kept = vocabulary.encode([text, cut])
+    assert text.startswith(cut)
+    assert len(kept) <= most
+    assert kept == whole[: len(kept)]
+    if len(whole) <= most:
+        assert cut == text
+    elif text.isascii():  # a letter may be several tokens elsewhere, and stays whole
+        assert len(kept) == most
+
+
+def test_sequences_of_prompts_of_their_own(vocabulary):
+    texts, prompts = ["a red circle", None, "two"], ["", "a large red", "a"]
+    ids, mask = vocabulary.sequences(texts, prompts, 24)
+    for row, (text, prompt) in enumerate(zip(texts, prompts, strict=True)):
+        alone, masked = vocabulary.sequences([text], prompt, 24)
+        assert ids[row, : alone.shape[1]].tolist() == alone[0].tolist()
+        assert mask[row, : alone.shape[1]].tolist() == masked[0].tolist()
+        assert not mask[row, alone.shape[1] :].any()
+    with pytest.raises(ValueError, match="zip"):
+        vocabulary.sequences(texts, prompts[:2], 24)

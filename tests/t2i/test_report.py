@@ -20,7 +20,18 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 HOSTILE = (
     """<script>document.title="owned"</script><img src=x onerror='document.title="owned"'>"{{ 7*7 }}"'</title>&amp;"""
 )
-SECTIONS = ("scores", "captions", "samples", "reconstructions", "curves", "timings", "recipe", "provenance")
+SECTIONS = (
+    "scores",
+    "captions",
+    "collapse",
+    "faults",
+    "samples",
+    "reconstructions",
+    "curves",
+    "timings",
+    "recipe",
+    "provenance",
+)
 
 
 def encoded(size=(32, 32), kind="PNG", value=90):
@@ -51,6 +62,31 @@ def page(text="a red circle"):
             report.Figure(name="Reconstruction", value=28.4, unit="dB", scale=None),
         ],
         captioned=[report.Captioned(image=encoded(), lines=lines, truth="a red circle")],
+        styles=[
+            report.Style(style="alt", lengths=[("1-5", 3, 0.75), ("6-10", 1, 0.25)], openings=[(text, 2)]),
+            report.Style(style=text, lengths=[("1-5", 0, 0.0), ("6-10", 0, 0.0)], trigrams=[(text, 2)], undercount=7),
+        ],
+        habits=[
+            report.Habit(label=text, values=[0.00042, 1.0], kind="share", warns=text),
+            report.Habit(label="Captions", values=[12345, 0], kind="count"),
+            report.Habit(label="Words", values=[7.25, 0.0]),
+            report.Habit(label="Distinct", values=[0.000123, 1.0], kind="ratio"),
+        ],
+        faults=[
+            report.Faulty(
+                style=text,
+                count=900,
+                faulty=0.5,
+                faults={text: 0.5},
+                decoded_again=0.5,
+                mended=0.125,
+                shards=2,
+                worst=[{"shard": text, "rows": 9, "share": 1.0, "fault": text}],
+                strip=[0.0, 1.0],
+                histogram=[("none", 1), (text, 1)],
+            ),
+            report.Faulty(style="clean", count=0, faulty=0.0),
+        ],
         sampled=[
             report.Sampled(prompt=text, image=encoded(kind="WEBP"), right=False, note=text),
             report.Sampled(prompt="p", image=encoded(kind="JPEG"), right=True),
@@ -101,6 +137,22 @@ def test_strangers_words_stay_text(hostile):
     assert HOSTILE in unescape(hostile)
     policy = next(attrs["content"] for _, attrs in tags if "http-equiv" in attrs)
     assert "default-src 'none'" in policy
+
+
+def test_captions_as_a_whole_are_told_in_words_and_figures(hostile):
+    text = " ".join(
+        re.sub(r"<[^>]*>", " ", hostile[hostile.index('id="collapse"') : hostile.index('id="samples"')]).split()
+    )
+    for words in ("0.04 % 100.0 %", "12,345 0", "7.2 0.0", "0.00012 1.00000", "too low by 7", "6-10 words: 1, 25.0 %"):
+        assert words in text, words
+    for words in (
+        "50.0 % of 900",
+        "50.0 % 12.5 % mended",
+        "along the 2 shards",
+        "100.0 % faulty",
+        "clean Faulty 0.0 % of 0",
+    ):
+        assert words in text, words
 
 
 def test_nothing_is_fetched(hostile):
@@ -184,6 +236,7 @@ def test_the_page_opens_in_a_browser(hostile, tmp_path):
             fetched: performance.getEntriesByType("resource").filter(e => !e.name.startsWith("data:")).length,
             sections: [...document.querySelectorAll("section")].filter(s => s.offsetHeight > 40).length,
             charts: [...document.querySelectorAll("svg polyline")].filter(p => p.getBBox().width > 100).length,
+            bars: [...document.querySelectorAll("svg.bars .fill")].filter(bar => bar.getBBox().height > 30).length,
             overflow: document.documentElement.scrollWidth - innerWidth })})</script>"""
     # Without its own ban on scripts: escaping alone has to hold, and the check itself has to run.
     open_page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', check, hostile)
@@ -200,4 +253,5 @@ def test_the_page_opens_in_a_browser(hostile, tmp_path):
     assert seen["blank"] == seen["fetched"] == 0
     assert seen["sections"] == len(SECTIONS)
     assert seen["charts"] >= 2
+    assert seen["bars"] == 2  # the tallest of the lengths, and of the shards
     assert seen["overflow"] <= 0

@@ -49,7 +49,8 @@ def shapes(tmp_path, monkeypatch):
     told = [
         {"sample_id": row["sample_id"], "state": "accepted", "reason": None, "caption_short": row["reference_short"]}
         | {"caption_descriptive": "nothing" if row["sample_id"] == "0001" else row["reference_descriptive"]}
-        for row in rows
+        | {"flag_short": "cut off" if number % 4 == 0 else None, "tries_short": 1 + 2 * (number % 4 == 0)}
+        for number, row in enumerate(rows)
     ]
     images = make(tmp_path, "ingest", shards=[rows[:20], rows[20:]])
     captioner = make(tmp_path, "train_captioner", [images])
@@ -92,6 +93,21 @@ def test_scores_and_page(shapes, tmp_path):
     for words in ("train_captioner · caption", "reaches the target 0.95", "IMG_1.jpg", "as asked", "from the prompt"):
         assert words in page
     assert json.loads((tmp_path / "out" / "scores.json").read_text())["caption_f1"] == scores["caption_f1"]
+
+
+def test_all_captions_are_looked_at_as_a_whole(shapes, tmp_path):
+    run(shapes, tmp_path / "out", rows=5)
+    found = json.loads((tmp_path / "out" / "habits.json").read_text())
+    assert list(found["collapse"]) == ["alt", "descriptive", "short"]
+    assert [report["count"] for report in found["collapse"].values()] == [40, 40, 40]  # not the held-out rows alone
+    assert found["collapse"]["alt"]["begins_with_capital"] == 1
+    assert found["faults"]["short"]["faults"] == {"cut off": 0.25}
+    assert found["faults"]["short"]["decoded_again"] == 0.25
+    page = (tmp_path / "out" / "report.html").read_text()
+    for words in ("Do the captions collapse?", "Begin with “a” or “an”", "What is wrong with them", "<dt>cut off</dt>"):
+        assert words in page
+    run(shapes, tmp_path / "again", rows=5)
+    assert (tmp_path / "again" / "report.html").read_text() == page
 
 
 def test_fewer_rows_are_a_fixed_draw(shapes, tmp_path):

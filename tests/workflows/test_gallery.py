@@ -149,6 +149,21 @@ def test_without_a_mixture_all_accepted_rows_are_kept(tmp_path):
     assert rows[sample_id(5)]["verdict"] == "keep"
 
 
+def test_all_accepted_captions_are_looked_at_not_the_drawn_ones_alone(tmp_path):
+    images, captions, mixture = make(str(tmp_path))
+    out = str(tmp_path / "page.html")
+    gallery(images, captions, mixture, out=out, count=3)
+    text = " ".join(re.sub(r"<[^>]*>", " ", storage.read_bytes(out).decode()).split())
+    assert "figures below are of these. 48 48 Begin with" in text  # of 60 rows, whatever `mix` decided
+    assert "short Faulty 62.5 % of 48 flagged 62.5 %" in text
+    assert "along the 3 shards" in text
+    first = storage.read_bytes(out)
+    gallery(images, captions, mixture, out=out, count=3)
+    assert storage.read_bytes(out) == first
+    gallery(images, captions, mixture, out=out, count=3, whole=False)
+    assert b'id="collapse"' not in storage.read_bytes(out)
+
+
 def test_lost_and_changed_images_are_said_on_the_page(tmp_path):
     images, captions, mixture = make(str(tmp_path))
     storage.write_bytes(images.url("corpus", "000000"), bytes(100_000))
