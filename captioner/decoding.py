@@ -9,7 +9,7 @@ from torch import Tensor
 
 from captioner.model import BASE, Captioner
 from captioner.slots import greedy
-from captioner.styles import Search, Style
+from captioner.styles import Search, Style, fill
 from captioner.vision import portion
 
 
@@ -42,7 +42,7 @@ def caption(
     transformers has it cannot leave padding out of a prefix, and captions wrongly where it is there.
     """
     vocabulary, search = captioner.vocabulary, search or Search(beams=style.beams)
-    encoded = vocabulary.encode(prompts if prompts is not None else [style.prompt] * len(features))
+    encoded = vocabulary.encode(prompts if prompts is not None else [fill(style.prompt, None)] * len(features))
     starts = [[vocabulary.bos, *prompt] for prompt in encoded]
     rooms = [_room(captioner, len(start), style) for start in starts]
     if search == Search():
@@ -59,7 +59,7 @@ def score(captioner: Captioner, features: Tensor, texts: Sequence[str | None], s
     """The mean log-probability a token, [SEP] included, of given captions in a style; None for a row without text."""
     ids, mask = (
         torch.from_numpy(array).to(features.device)
-        for array in captioner.vocabulary.sequences(texts, style.prompt, captioner.max_length)
+        for array in captioner.vocabulary.sequences(texts, fill(style.prompt, None), captioner.max_length)
     )
     decoder, size = decoder_of(captioner, style), portion(features)
     losses = torch.cat(

@@ -9,7 +9,7 @@ from torch import Tensor
 from captioner.decoding import Captions, caption
 from captioner.detect import FAULTS, DetectConfig, detect
 from captioner.model import Captioner
-from captioner.styles import RETRIES, Search, Style
+from captioner.styles import RETRIES, Search, Style, fill
 
 WORDS = (1, 200)  # the fewest and the most words of a caption in a style without bounds of its own
 
@@ -35,6 +35,7 @@ def caption_checked(
     config: DetectConfig,
     words: tuple[int, int] = WORDS,
     retries: Sequence[Search] = RETRIES,
+    prompts: Sequence[str] | None = None,
 ) -> Checked:
     """Captions in one style for `features` (B, N, D), of `words` (fewest, most) words each.
 
@@ -42,7 +43,7 @@ def caption_checked(
     lasts. The attempt with the least fault stands, the earliest of equals: what a captioner says unasked is likelier
     true. Retries are told the fewest words as fewest tokens, which is what a caption that is too short lacks.
     """
-    first = caption(captioner, features, style)
+    first = caption(captioner, features, style, prompts)
     flags = _judge(first, style, config, words)
     texts, logp, tries = list(first.texts), list(first.logp), [1] * len(flags)
     longer = replace(style, min_tokens=min(max(style.min_tokens, words[0]), style.max_tokens))
@@ -50,7 +51,8 @@ def caption_checked(
         faulty = [row for row, flag in enumerate(flags) if flag]
         size = max(1, len(features) // search.beams)  # beams at a time: no more than there were rows at first
         for rows in (faulty[start : start + size] for start in range(0, len(faulty), size)):
-            again = caption(captioner, features[rows], longer, search=search)
+            asked = [prompts[row] for row in rows] if prompts else None
+            again = caption(captioner, features[rows], longer, asked, search)
             for place, (row, flag) in enumerate(zip(rows, _judge(again, style, config, words), strict=True)):
                 tries[row] += 1
                 if _rank(flag) > _rank(flags[row]):
@@ -60,7 +62,7 @@ def caption_checked(
 
 def _judge(captions: Captions, style: Style, config: DetectConfig, words: tuple[int, int]) -> list[str | None]:
     return [
-        detect(text, style.prompt, config, *words, ended=ended)
+        detect(text, fill(style.prompt, None), config, *words, ended=ended)
         for text, ended in zip(captions.texts, captions.ended, strict=True)
     ]
 

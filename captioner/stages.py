@@ -9,7 +9,7 @@ from captioner.decoding import decoder_of, score
 from captioner.detect import DetectConfig
 from captioner.model import BASE
 from captioner.retry import WORDS, caption_checked
-from captioner.styles import RETRIES, Search, Style
+from captioner.styles import RETRIES, Search, Style, prompts_of
 from captioner.task import ALT_COLUMN
 from captioner.tower import Tower
 from infra.data.clock import clocked
@@ -60,6 +60,7 @@ class Caption:
             raise ValueError(f"{self.tower.source} holds retrieval weights, which cannot caption; give a captioner.")
         for style in self.styles:
             decoder_of(self.tower.model, style)
+            prompts_of(style, [], self.tower.model.vocabulary, self.tower.model.max_length)  # is there room for it?
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
@@ -71,8 +72,9 @@ class Caption:
             columns: dict[str, list] = {f"logp_{BASE}": score(model, features, batch[ALT_COLUMN], Style(name=BASE))}
         for style in self.styles:
             words = self.words.get(style.name, WORDS)
+            prompts = prompts_of(style, batch[ALT_COLUMN], model.vocabulary, model.max_length)
             with clocked("generate"):
-                said = caption_checked(model, features, style, self.detect, words, self.retries)
+                said = caption_checked(model, features, style, self.detect, words, self.retries, prompts)
             values = (said.texts, said.logp, said.flags, said.tries)
             columns |= {f"{kind}_{style.name}": column for kind, column in zip(KINDS, values, strict=True)}
         return columns

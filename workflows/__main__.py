@@ -164,7 +164,9 @@ def gallery(arguments: list[str]) -> dict[str, Any]:
     else:
         raise ValueError(f"{artifact.path} was made by {artifact.step}; give the folder of a recaption or of a mix.")
     out = storage.absolute(options.out)
-    results = draw_gallery(images, captions, mixture, out=out, count=options.count, seed=options.seed)
+    results = draw_gallery(
+        images, captions, mixture, out=out, count=options.count, seed=options.seed, whole=options.whole
+    )
     _say(f"{results['rows']} rows: {results['page']}")
     return results
 
@@ -259,6 +261,7 @@ class _GalleryOptions:
     out: str = "gallery.html"
     count: int = 500  # rows at most, evenly of those kept, rejected and failed
     seed: int = 0  # of the draw
+    whole: bool = True  # also read every caption, for the habits that they have in common
     json: bool = False
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from captioner.matching import MatchingConfig
 from captioner.model import CaptionerConfig
-from captioner.styles import DESCRIPTIVE, SHORT, Style
+from captioner.styles import DESCRIPTIVE, SHORT, Style, prompts_of
 from captioner.task import ALT_COLUMN, TRAIN, BaseTask, FinetuneTask, load_captioner, reference_column
 from captioner.vocabulary import Vocabulary, train_vocabulary
 from infra import storage
@@ -58,6 +58,8 @@ def train_captioner(
 ) -> dict[str, Any]:
     """Train a captioner on a corpus and its labelled rows as DALL-E 3 did: a base, then a decoder a style from it."""
     vocabulary, image_size, max_length = _prepare(config, images, out)
+    for style in config.styles:
+        prompts_of(style, [], vocabulary, max_length)  # a style without room is said before the base is trained
     source: CaptionerConfig | str = _source(config.model)
     trainings = []
     if config.base is not None:

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 
 from captioner.decoding import caption
 from captioner.model import Captioner, CaptionerConfig, TextConfig, VisionConfig
+from captioner.stages import Caption
 from captioner.styles import ALT_TOKENS, Style, fill, prompts_of
 from captioner.task import BaseTask, FinetuneTask
+from captioner.tower import Tower
 from captioner.vocabulary import train_vocabulary
 from infra.train.engine import PlainEngine
 from infra.train.optim import OptimConfig
@@ -166,3 +168,17 @@ def test_a_captioner_keeps_its_prompts(task, tmp_path):
     (update,) = task.updates()
     update.module.save(str(tmp_path))
     assert Captioner.load(str(tmp_path)).styles == (PLAIN, ALT)
+
+
+@pytest.mark.timeout(120)
+def test_the_stage_fills_prompts(captioner, tmp_path):
+    captioner.save(str(tmp_path))
+    stage = Caption(Tower(str(tmp_path)), (PLAIN, ALT))
+    stage.setup()
+    rows = [row for row in ROWS if row not in SEEN]
+    unseen = table(rows)
+    columns = stage({stage.tower.view: unseen["pixels"], "caption_alt": unseen["caption_alt"]})
+    assert columns["caption_told"] == unseen["reference_told"]
+    assert columns["caption_plain"] != unseen["reference_told"]
+    with pytest.raises(ValueError, match="lower its max_tokens"):
+        Caption(Tower(str(tmp_path)), (Style(name="told", prompt="{alt}", max_tokens=30),)).setup()

@@ -142,7 +142,7 @@ def test_the_stage_says_what_it_was_taught(trained):
     stage = pickle.loads(pickle.dumps(stage))
     stage.setup()
     swapped = [TABLE["caption_alt"][-1], *TABLE["caption_alt"][1:]]  # the first row's alt text is another's
-    columns = stage({"pixels": TABLE["pixels"], "caption_alt": swapped})
+    columns = stage({stage.tower.view: TABLE["pixels"], "caption_alt": swapped})
     assert set(columns) == set(stage.writes)
     assert columns["caption_short"] == TABLE["reference_short"]
     assert columns["caption_descriptive"] == TABLE["reference_descriptive"]
@@ -153,5 +153,5 @@ def test_the_stage_says_what_it_was_taught(trained):
 def test_the_stage_in_bf16(trained):
     stage = Caption(Tower(trained[1], "bf16"), (DESCRIPTIVE,))
     stage.setup()
-    columns = stage({"pixels": TABLE["pixels"], "caption_alt": TABLE["caption_alt"]})
+    columns = stage({stage.tower.view: TABLE["pixels"], "caption_alt": TABLE["caption_alt"]})
     assert columns["caption_descriptive"] == TABLE["reference_descriptive"]
