@@ -21,6 +21,7 @@ from captioner.vocabulary import Vocabulary
 # The statistics of CLIP's training images, with which BLIP was trained (as transformers' BlipImageProcessor).
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
+CONFIG = "config.json"
 BASE = "alt"  # the decoder trained on the corpus's own captions; styles without a decoder of their own use it
 
 
@@ -101,6 +102,20 @@ class CaptionerConfig:
                 "pad_token_id": vocabulary.pad,
             },
         )
+
+
+@dataclass(frozen=True)
+class About:
+    """What a saved captioner says of itself, without its weights."""
+
+    styles: tuple[Style, ...]  # those that it was tuned for
+    matching: MatchingConfig | None
+
+    @staticmethod
+    def of(config: Mapping[str, Any]) -> "About":
+        """From the content of its `config.json`."""
+        styles = tuple(Style(**style) for style in config["styles"])
+        return About(styles, MatchingConfig(**config["matching"]) if config.get("matching") else None)
 
 
 class Captioner(nn.Module):
@@ -214,20 +229,19 @@ class Captioner(nn.Module):
             "styles": [asdict(style) for style in self.styles],
             "matching": asdict(self.matching.config) if self.matching is not None else None,
         }
-        Path(folder, "config.json").write_text(json.dumps(config, indent=2))
+        Path(folder, CONFIG).write_text(json.dumps(config, indent=2))
 
     @staticmethod
     def load(folder: str) -> "Captioner":
         """A captioner from a folder that `save` wrote, or from published BLIP weights in the Hugging Face layout."""
-        path = Path(folder, "config.json")
+        path = Path(folder, CONFIG)
         if not path.is_file() or "blip" not in json.loads(path.read_text()):
             return from_pretrained(folder)
         config = json.loads(path.read_text())
-        styles = tuple(Style(**style) for style in config["styles"])
+        about = About.of(config)
         blip = transformers.BlipConfig.from_dict(config["blip"])
         vocabulary = Vocabulary.load(folder, config["blip"]["text_config"]["bos_token_id"])
-        matching = MatchingConfig(**config["matching"]) if config.get("matching") else None
-        captioner = Captioner(blip, vocabulary, config["decoders"], styles, matching)
+        captioner = Captioner(blip, vocabulary, config["decoders"], about.styles, about.matching)
         load_model(captioner, str(Path(folder, "model.safetensors")))
         return captioner.eval()
 

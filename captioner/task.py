@@ -8,7 +8,7 @@ import torch
 
 from captioner.images import fit_images
 from captioner.matching import Matching, MatchingConfig
-from captioner.model import BASE, Captioner, CaptionerConfig
+from captioner.model import BASE, CONFIG, About, Captioner, CaptionerConfig
 from captioner.styles import Style, prompts_of
 from captioner.vocabulary import Vocabulary
 from infra import storage
@@ -131,6 +131,11 @@ class FinetuneTask:
 def reference_column(style: Style) -> str:
     """Where an ingest keeps the labelled captions of a style."""
     return f"reference_{style.name}"
+
+
+def about(artifact: str) -> About:
+    """What a captioner that was saved in a folder (local or s3://) says of itself."""
+    return About.of(storage.read_json(storage.join(artifact, CONFIG)))
 
 
 def load_captioner(source: str) -> Captioner:

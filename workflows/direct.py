@@ -8,7 +8,7 @@ from captioner.backends.pretrained import TransformersConfig
 from captioner.backends.vllm import VLLMConfig
 from captioner.model import published
 from captioner.styles import DESCRIPTIVE, SHORT, Style
-from captioner.task import load_captioner
+from captioner.task import about
 from infra import storage
 from infra.cluster import Cluster, laptop
 from infra.store import MANIFEST, Artifact, Store
@@ -54,7 +54,7 @@ def direct(options: DirectOptions) -> Artifact:
     else:
         published = TrainCaptionerConfig(model=options.captioner, base=None, styles=())
         captioner = store.step(train_captioner, published, images)
-    tuned = load_captioner(captioner.url(MODEL)).styles
+    tuned = about(captioner.url(MODEL)).styles
     styles = _named(names, (SHORT, DESCRIPTIVE, *tuned)) or tuned or (SHORT,)
     return store.step(recaption, replace(RecaptionConfig(**exact), styles=styles), images, captioner)
 

@@ -9,7 +9,7 @@ from captioner.detect import FAULTS, DetectConfig
 from captioner.scoring import Match
 from captioner.stages import Caption
 from captioner.styles import RETRIES, Search, Style
-from captioner.task import load_captioner
+from captioner.task import about
 from captioner.tower import Tower
 from infra import storage
 from infra.cluster import Cluster, connect
@@ -52,15 +52,15 @@ def recaption(
     `match_<style>` comes where the captioner has a matching head or `matcher` names one, `clip_<style>` with a `clip`.
     """
     model = captioner.url(MODEL)
-    loaded = load_captioner(model)
-    styles = config.styles or loaded.styles
+    known = about(model)
+    styles = config.styles or known.styles
     if not styles:
         raise ValueError(f"The captioner {captioner.path} was tuned for no style; give `styles`.")
     connect(cluster)
     cpus, gpus = cluster.cpus_per_actor, cluster.gpus_per_actor
     tower = Tower(model, config.precision, gpus)
     stages: list[Stage] = [Caption(tower, styles, cpus, gpus, config.detect, config.words, config.retries)]
-    if config.matcher or config.clip or (loaded.matching is not None and loaded.matching.config.match):
+    if config.matcher or config.clip or (known.matching is not None and known.matching.match):
         matcher = Tower(config.matcher, config.precision, gpus) if config.matcher else None
         stages.append(Match(tower, tuple(style.name for style in styles), matcher, config.clip or None, cpus, gpus))
     counts = run_stages(stages, [images.path], out, batch_size=config.batch, actors=cluster.actors, report=report)
