@@ -1,6 +1,7 @@
 """How fast a corpus is recaptioned: against the bare model, against others, two styles at once, rows in slots.
 
-    python -m benchmarks.recaption efficiency --images 384
+    python -m benchmarks.recaption efficiency --images 512 --repeats 1
+    python -m benchmarks.recaption efficiency --size demo --images 16000 --batch 128
     python -m benchmarks.recaption styles --precision fp32 --images 48
     python -m benchmarks.recaption peers --images 64
     python -m benchmarks.recaption lengths --images 96
@@ -26,7 +27,7 @@ import numpy as np
 import torch
 import tyro
 
-from benchmarks.blip import draw_photo, make_model, write_corpus
+from benchmarks.blip import Size, draw_photo, make_model, write_corpus
 from captioner.images import fit_images
 from captioner.slots import greedy
 from captioner.stages import Caption
@@ -55,6 +56,7 @@ class Efficiency:
     batch: int = 48
     repeats: int = 2
     precision: Precision = "bf16"
+    size: Size = "base"  # "demo": the demo's captioner, on pictures of 32 by 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,12 +100,13 @@ class Bare:
     batch: int = 48
     threads: int = 2
     precision: Precision = "bf16"
+    size: Size = "base"
 
 
 def efficiency(config: Efficiency) -> dict[str, Any]:
     with _workplace() as folder:
-        model = make_model(f"{folder}/model")
-        pattern = write_corpus(f"{folder}/corpus", config.images, config.shards)
+        model = make_model(f"{folder}/model", config.size)
+        pattern = write_corpus(f"{folder}/corpus", config.images, config.shards, _picture(config.size))
         found: dict[str, list] = {"bare": [], "job": [], "steady": []}
         parts: dict[str, float] = {}
         for repeat in range(config.repeats):
@@ -119,6 +122,7 @@ def efficiency(config: Efficiency) -> dict[str, Any]:
         "images_per_second": {"bare_model": bare, "whole_job": job, "after_loading": steady},
         "efficiency": job / bare,
         "efficiency_after_loading": steady / bare,
+        "overhead_after_loading_ms_an_image": 1000 / steady - 1000 / bare,
         "actor_seconds_of_the_last_run": parts,
         "runs": found,
     }
@@ -227,7 +231,9 @@ def bare(config: Bare) -> dict[str, Any]:
     stage = Caption(Tower(config.model, config.precision), (SHORT, DESCRIPTIVE), retries=())
     stage.setup()
     numbers = range(config.first, config.first + config.images)
-    pixels = fit_images([decode(draw_photo(number)) for number in numbers], stage.tower.model.image_size)
+    pixels = fit_images(
+        [decode(draw_photo(number, size=_picture(config.size))) for number in numbers], stage.tower.model.image_size
+    )
     batches = [
         {stage.tower.view: list(part), ALT_COLUMN: [f"word{200 + number} word7" for number in numbers[: len(part)]]}
         for part in np.split(pixels, range(config.batch, len(pixels), config.batch))
@@ -245,7 +251,8 @@ def _bare(config: Efficiency, model: str, ways: int) -> float:
     """Images a second of the bare model, in so many processes that share the cores."""
     share, threads = config.images // ways, max(1, (os.cpu_count() or 1) // ways)
     options = ["--model", model, "--images", str(share), "--batch", str(config.batch), "--threads", str(threads)]
-    command = [sys.executable, "-m", "benchmarks.recaption", "bare", *options, "--precision", config.precision]
+    options += ["--precision", config.precision, "--size", config.size]
+    command = [sys.executable, "-m", "benchmarks.recaption", "bare", *options]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     started = [
         subprocess.Popen([*command, "--first", str(share * way)], stdin=-1, stdout=-1, text=True, env=environment)
@@ -269,6 +276,10 @@ def _job(root: str, pattern: str, model: str, styles: tuple[Style, ...], precisi
     captioner = store.step(train_captioner, TrainCaptionerConfig(model=model, base=None, styles=()), images)
     config = RecaptionConfig(styles=styles, batch=batch, precision=precision, retries=())
     return store.step(recaption, config, images, captioner)
+
+
+def _picture(size: Size) -> tuple[int, int]:
+    return (32, 32) if size == "demo" else (480, 640)
 
 
 def _cluster() -> Cluster:
