@@ -157,7 +157,7 @@ def gallery(arguments: list[str]) -> dict[str, Any]:
     options = tyro.cli(_GalleryOptions, args=arguments, prog="rescribe gallery")
     artifact = Artifact.open(storage.absolute(options.path))
     if artifact.step == "mix":
-        images, captions = artifact.inputs
+        images, captions = artifact.inputs[:2]
         mixture: Artifact | None = artifact
     elif artifact.step in ("recaption", "caption_with"):
         images, captions, mixture = artifact.inputs[0], artifact, None
@@ -184,10 +184,14 @@ def run_step(work: Step, arguments: list[str]) -> dict[str, Any]:
     config = next(iter(hints.values()))
     fields: list[Any] = [("config", Annotated[config, _FLAT])]
     fields += [(name, str) for name in work.input_names]
+    further = [p.name for p in inspect.signature(work.work).parameters.values() if p.kind is p.VAR_POSITIONAL]
+    fields += [(name, tuple[str, ...], ()) for name in further]
     fields += [("store", str, STORE), ("cluster", Cluster, cluster), ("json", bool, False)]
     options = dataclasses.make_dataclass("Options", fields, kw_only=True, namespace={"__doc__": work.work.__doc__})
     parsed: Any = tyro.cli(options, args=arguments, prog=f"rescribe {work.name}", config=_ONE_KIND)
-    inputs = [Artifact.open(storage.absolute(getattr(parsed, name))) for name in work.input_names]
+    given = [getattr(parsed, name) for name in work.input_names]
+    given += [path for name in further for path in getattr(parsed, name)]
+    inputs = [Artifact.open(storage.absolute(path)) for path in given]
     artifact = Store(parsed.store, parsed.cluster).step(work, parsed.config, *inputs)
     return {**artifact.summary, "artifact": artifact.path}
 
