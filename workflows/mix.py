@@ -29,8 +29,8 @@ class MixConfig:
     without a caption is not kept. The default share of 10 % alt texts lies where Recap-DataComp-1B (arXiv 2406.08478,
     table 6) found text-to-image models best.
 
-    What is a duplicate, too small or of another language was decided where it was looked at: rows that `deduplicate` and
-    `examine` marked are not kept if their artifacts are given, whatever the captions.
+    What is a duplicate, too small or of another language is decided where it is looked at: rows that `deduplicate` and
+    `examine` mark are not kept if their artifacts are given, whatever the captions.
     """
 
     weights: dict[str, float] = field(default_factory=lambda: {"alt": 0.1, "short": 0.2, "descriptive": 0.7})
@@ -137,7 +137,7 @@ class MixWork:
 
 
 def _marks(reader: ShardReader) -> list[str]:
-    """Why each row is unfit, whatever is said of it: `near duplicate: <sample id>`, `too small: 16x16`; "" if it is fit."""
+    """Why a row is unfit, whatever is said of it: `near duplicate: <sample id>`, `too small: 9x9`; "" if it is fit."""
     unfit = _verdict_columns(reader.names) - {DUPLICATE}
     columns = [reader.columns([name])[name].tolist() for name in sorted(unfit)]
     if DUPLICATE in reader.names:
