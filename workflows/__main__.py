@@ -17,7 +17,7 @@ from infra import storage
 from infra.cluster import CLUSTERS, Cluster, laptop
 from infra.config import from_dict, to_dict
 from infra.data.ledger import LEDGER
-from infra.data.verify import verify_files, verify_shards
+from infra.data.verify import unlisted, verify_files, verify_shards
 from infra.store import MANIFEST, Artifact, Plan, Step, Store
 from workflows import recipes, text_to_image
 from workflows.caption_with import caption_with
@@ -25,6 +25,8 @@ from workflows.corpora.shapes import ShapesConfig, write_shards
 from workflows.deduplicate import deduplicate, hash_images
 from workflows.direct import DirectOptions, direct
 from workflows.examine import examine
+from workflows.export import ExportOptions, export
+from workflows.exported import DATA
 from workflows.gallery import gallery as draw_gallery
 from workflows.recaption import recaption
 from workflows.text_to_image import STEPS, Recipe
@@ -107,6 +109,8 @@ def verify(arguments: list[str]) -> dict[str, Any]:
     faults = list(verify_files(artifact.path, artifact.manifest["files"]))
     if LEDGER in artifact.manifest["files"]:
         faults += verify_shards(artifact.path, [source.path for source in artifact.inputs], artifact.summary)
+    if artifact.step == "export":
+        faults += unlisted(artifact.path, DATA, artifact.manifest["files"])
     for fault in faults:
         _say(f"{artifact.path}: {fault}")
     results = {"artifact": artifact.path, "whole": not faults, "faults": faults}
@@ -169,6 +173,17 @@ def gallery(arguments: list[str]) -> dict[str, Any]:
     return results
 
 
+def export_corpus(arguments: list[str]) -> dict[str, Any]:
+    """Write a captioned corpus for others to read: `rescribe export --images PATH --captions PATH --out PATH`."""
+    cluster, arguments = _named_cluster(arguments)
+    default = ExportOptions(images=tyro.MISSING, captions=tyro.MISSING, out=tyro.MISSING, cluster=cluster)
+    options = tyro.cli(ExportOptions, default=default, args=arguments, prog="rescribe export", config=_ONE_KIND)
+    manifest = export(options)
+    summary = manifest["summary"]
+    _say(f"{summary['exported']} of {summary['rows_in']} rows: {storage.absolute(options.out)}")
+    return {"export": storage.absolute(options.out), **summary}
+
+
 def shapes(arguments: list[str]) -> dict[str, Any]:
     """Render the built-in corpus as WebDataset tars: `rescribe shapes --out shapes --samples 1000`."""
     options = tyro.cli(_ShapesOptions, args=arguments, prog="rescribe shapes", config=_ONE_KIND)
@@ -206,6 +221,7 @@ VERBS: dict[str, Callable[[list[str]], dict[str, Any]]] = {
     "retry": retry,
     "recaption": recaption_corpus,
     "gallery": gallery,
+    "export": export_corpus,
 }
 
 
