@@ -29,6 +29,7 @@ DATA, FILE = "data", "export"  # the folder of what is written, and where a shar
 CAPTION, ALT = "caption_", "alt"
 INDEX = ("key", "width", "height", "sha256", "split", "meta")
 MIXED = ("keep", "keep_reason")
+TEXTS = ("caption", "flag", "keep_reason")
 ROWS = 64  # of a row group with images in it
 # The types of columns that a shard without an accepted row may not know.
 TYPES = {"tries": pa.int64(), "attempt": pa.int64(), "weight": pa.float32(), "logp": pa.float64()}
@@ -194,20 +195,29 @@ def _table(reader: ShardReader, rows: np.ndarray) -> pa.Table:
 
 
 def _told(reader: ShardReader) -> list[dict[str, Any]]:
-    """For each row what `captions.json` says: its id, its state, and of each caption all that is known."""
+    """For each row what `captions.json` says: its id, its state, and of each caption all that is known.
+
+    A text that is not there is "", for readers that take the type of a field from the first rows that they meet.
+    """
     styles = [ALT, *styles_of(reader.names)]
     names = [name for name in _columns(reader) if name in MIXED or _kind_of(name, styles)]
     stored = reader.stored(names, np.arange(len(reader)))
     told = []
     for row, sample_id in enumerate(reader.sample_ids):
-        said: dict[str, Any] = {"sample_id": sample_id, "state": reader.states[row], "reason": reader.reasons[row]}
+        said: dict[str, Any] = {
+            "sample_id": sample_id,
+            "state": reader.states[row],
+            "reason": reader.reasons[row] or "",
+        }
         captions: dict[str, dict[str, Any]] = {style: {} for style in styles}
         for name in names:
-            value, of = _plain(stored[name][row]), _kind_of(name, styles)
-            if of is None:
-                said[name] = value
-            else:
-                captions[of[1]][of[0]] = json.loads(value) if of[0] == PROVENANCE and value else value
+            kind, style = _kind_of(name, styles) or (name, "")
+            value = _plain(stored[name][row])
+            if kind == PROVENANCE:
+                value = json.loads(value) if value else None
+            elif kind in TEXTS:
+                value = value or ""
+            (captions[style] if style else said)[kind] = value
         told.append(said | {"captions": captions})
     return told
 

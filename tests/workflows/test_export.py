@@ -5,6 +5,7 @@ import io
 import json
 import tarfile
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,7 +19,7 @@ from infra.data.ledger import Ledger, commit, pending, tally, total
 from infra.data.readers import find_corpus, write_sources
 from infra.data.shards import ShardReader, shard_names
 from infra.store import Artifact, Store, step
-from tests.infra.data.zoo import encode, picture, tar, write_folder, write_parquet
+from tests.infra.data.zoo import encode, picture, tar, write_folder, write_parquet, write_tars
 from workflows import export as module
 from workflows.__main__ import main
 from workflows.export import ExportOptions, export
@@ -28,12 +29,15 @@ from workflows.mix import MixConfig, MixWork
 CLUSTER = Cluster(name="test", actors=(1, 1))
 RECORD = record(Author(model="org/name", backend="test", dtype="fp32", revision="c0ffee"), Style(name="short"), {})
 PNG, JPEG = encode(picture(0)), encode(picture(1), "JPEG")
+_buffer = io.BytesIO()
+np.save(_buffer, np.arange(5))
+NPY = _buffer.getvalue()
 SHARDS = {
     "a.tar": [
         ("dir.x/one.JPG", JPEG),
         ("dir.x/one.txt", b"  an alt text \r\n"),
         ("dir.x/one.json", b'{ "b": 1,   "a" : [2]}'),
-        ("dir.x/one.depth.npy", bytes(range(256))),
+        ("dir.x/one.depth.npy", NPY),
         ("two.png", PNG),
         ("three.txt", b"there is no image"),
         ("two.txt", "größer".encode()),  # not beside its picture
@@ -71,6 +75,7 @@ def recaption(config: dict, images: Artifact, *, out, cluster, report):
         said = [f"this is {k}" if s == "accepted" else None for k, s in zip(keys, states, strict=True)]
         columns = {"sample_id": reader.sample_ids, "state": states, "reason": pa.array(reasons, pa.string())}
         columns |= {"caption_short": pa.array(said, pa.string()), **sign({"caption_short": said})}
+        columns["flag_short"] = pa.array(["cut off" if key in config["flagged"] else None for key in keys], pa.string())
         columns["logp_short"] = [None if text is None else -0.5 for text in said]  # of no type in a shard without any
         commit(out, name, pa.table(columns))
     Ledger(out).close()
@@ -106,10 +111,10 @@ def write_corpus(place):
     return storage.join(place, "corpus")
 
 
-def artifacts(place, corpus, fails=(), image_size=None):
+def artifacts(place, corpus, fails=(), flagged=(), image_size=None):
     store = Store(storage.join(place, "store"), CLUSTER)
     images = store.step(ingest, IngestConfig(corpus=corpus, image_size=image_size))
-    captions = store.step(recaption, {"fails": list(fails)}, images)
+    captions = store.step(recaption, {"fails": list(fails), "flagged": list(flagged)}, images)
     mixture = store.step(mix, MixConfig(weights={"alt": 0.5, "short": 0.5}, max_words=20), images, captions)
     return images, captions, mixture
 
@@ -169,7 +174,7 @@ def test_an_export_is_a_corpus_again(here, tmp_path):
         return [row for table in tables for row in zip(*(table[name] for name in names), strict=True)]
 
     assert sorted(rows(again)) == sorted(rows(made[0]))
-    captions = Store(f"{place}/again", CLUSTER).step(recaption, {"fails": []}, again)
+    captions = Store(f"{place}/again", CLUSTER).step(recaption, {"fails": [], "flagged": []}, again)
     mixture = Store(f"{place}/again", CLUSTER).step(mix, MixConfig(weights={"short": 1.0}), again, captions)
     with pytest.raises(ValueError, match=r"files \.captions.json of its own; give --prefix"):
         export(options(place, (again, captions, mixture), name="twice"))
@@ -193,24 +198,31 @@ def test_webdataset_reads_it(here, tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("form", ["webdataset", "parquet"])
+@pytest.mark.parametrize("form", ["webdataset", "parquet", "parquet with images"])
 def test_datasets_reads_it(here, tmp_path, monkeypatch, form):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     datasets = pytest.importorskip("datasets")
-    place = str(tmp_path)
-    images = {"with_images": True} if form == "parquet" else {}
-    export(options(place, artifacts(place, write_corpus(place)), format=form, only="all", **images))
-    # By the card, as from the Hub, and by hand.
-    for source, more in ((f"{place}/out", {}), (form, {"data_files": [file.url for file in found(place)]})):
-        if form == "webdataset" and more:
-            continue
-        rows = datasets.load_dataset(source, split="train", cache_dir=f"{place}/cache", **more)
-        key, image = ("__key__", "png") if form == "webdataset" else ("key", "image")
-        row = next(row for row in rows if row[key] == "two")
-        assert row[image].size == (40, 24)
-        said = row["short.txt"] if form == "webdataset" else row["caption_short"]
-        assert said == "this is two"
-    if form == "parquet":
+    place, kind = str(tmp_path), form.split()[0]
+    corpus = write_corpus(place)
+    if (
+        kind == "webdataset"
+    ):  # this reader wants samples of the same sorts of files, and takes types from the first five
+        corpus = f"{place}/plain"
+        write_tars(corpus, shards=2, rows=7)
+    asked = {"format": kind, "with_images": True} if form.endswith("images") else {"format": kind, "only": "all"}
+    export(options(place, artifacts(place, corpus, flagged=["two", "00006"]), **asked))
+    by_hand = {"path": kind, "data_files": [file.url for file in found(place)]}
+    for source in (by_hand, {"path": f"{place}/out"}):  # the other by its card, as from the Hub
+        rows = datasets.load_dataset(**source, split="train", cache_dir=f"{place}/cache")
+        names = ("__key__", "short.txt") if kind == "webdataset" else ("key", "caption_short")
+        key = "00006" if kind == "webdataset" else "two"
+        row = next(row for row in rows if row[names[0]] == key)
+        assert row[names[1]] == f"this is {key}"
+        told = row["captions.json"]["captions"]["short"] if kind == "webdataset" else {"flag": row["flag_short"]}
+        assert told["flag"] == "cut off"
+        if form != "parquet":
+            assert row["png" if kind == "webdataset" else "image"].size == (40, 24)
+    if kind == "parquet":
         joined = datasets.concatenate_datasets([rows, rows]).filter(lambda row: row["state"] == "accepted")
         assert {json.loads(line)["model"] for line in joined["provenance_short"]} == {"org/name"}
 
