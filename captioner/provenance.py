@@ -101,7 +101,7 @@ def libraries() -> dict[str, str]:
     return found
 
 
-def identify(model: str, revision: str = "") -> dict[str, str | None]:
+def identify(model: str, revision: str = "") -> dict[str, Any]:
     """`revision` and `weights_sha256` of a published model: the commit of a hub's, the hash of a folder's weights.
 
     A folder whose weights are several files has the hash of what `sha256sum *.safetensors` says of them. Both are None

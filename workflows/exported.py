@@ -175,9 +175,8 @@ def _columns(reader: ShardReader) -> list[str]:
     """What is told of a row, in the order of a reader's interest."""
     styles = [ALT, *styles_of(reader.names)]
     kinds = ["caption", "weight", "flag", "logp", "match", "clip", "clip_cut", "tries", "attempt", PROVENANCE]
-    found = [name for name in sorted(reader.names) if (of := _kind_of(name, styles)) and of[0] in kinds]
-    found.sort(key=lambda name: (kinds.index(_kind_of(name, styles)[0]), styles.index(_kind_of(name, styles)[1])))
-    return [name for name in (*INDEX, *MIXED, *found) if name in reader.names]
+    wanted = [f"{kind}_{style}" for kind in kinds for style in styles]
+    return [name for name in (*INDEX, *MIXED, *wanted) if name in reader.names]
 
 
 def _table(reader: ShardReader, rows: np.ndarray) -> pa.Table:

@@ -28,7 +28,7 @@ class Sign(Protocol):
 
     def setup(self) -> None: ...
 
-    def __call__(self, columns: Columns) -> Columns:
+    def __call__(self, batch: Columns) -> Columns:
         """The `writes` columns of all rows of a shard; an answer that is not there is None."""
         ...
 

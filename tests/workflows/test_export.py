@@ -22,8 +22,9 @@ from infra.store import Artifact, Store, step
 from tests.infra.data.zoo import encode, picture, tar, write_folder, write_parquet, write_tars
 from workflows import export as module
 from workflows.__main__ import main
+from workflows.corpora.shapes import ShapesConfig
 from workflows.export import ExportOptions, export
-from workflows.ingest import IngestConfig, IngestWork
+from workflows.ingest import IngestConfig, IngestWork, _rendered_sources
 from workflows.mix import MixConfig, MixWork
 
 CLUSTER = Cluster(name="test", actors=(1, 1))
@@ -52,10 +53,14 @@ SHARDS = {
 @step(version=1)
 def ingest(config: IngestConfig, *, out, cluster, report):
     """As the step of that name, without Ray."""
-    found = find_corpus(config.corpus)
-    write_sources(found, out)
-    for name in found.sources:
-        commit(out, name, IngestWork(config, found.sources, out)(name))
+    rendered = isinstance(config.corpus, ShapesConfig)
+    sources = _rendered_sources(config.corpus) if rendered else find_corpus(config.corpus).sources
+    if not rendered:
+        write_sources(find_corpus(config.corpus), out)
+    for name in sources:
+        commit(out, name, IngestWork(config, sources, out)(name))
+    if rendered:
+        write_sources(find_corpus(storage.join(out, "corpus")), out)
     Ledger(out).close()
     return tally(out)
 
@@ -158,6 +163,32 @@ def test_files_keys_and_endings_are_as_they_came(here, place):
     assert manifest["summary"]["exported"] == manifest["summary"]["accepted"] == 3
     assert [file.url.rsplit("/", 1)[1] for file in found(place)] == ["000000.tar", "000001.tar"]  # none without a row
     assert storage.list_names(storage.join(place, "out")) == ["README.md", "data", "manifest.json"]
+
+
+def test_a_rendered_corpus_goes_out_though_its_store_was_moved(here, tmp_path):
+    images, captions, _ = artifacts(str(tmp_path), ShapesConfig(samples=6, labelled=2, shard_size=3))
+    (tmp_path / "store").rename(tmp_path / "moved")
+    made = [Artifact.open(each.path.replace("/store/", "/moved/")) for each in (images, captions)]
+    manifest = export(options(str(tmp_path), (*made, None)))
+    assert (manifest["summary"]["exported"], manifest["summary"].get("lost")) == (6, None)
+    with tarfile.open(tmp_path / "moved" / "ingest" / images.id / "corpus" / "00000.tar") as archive:
+        for member in archive:
+            assert members(str(tmp_path))[member.name] == archive.extractfile(member).read()
+
+
+@pytest.mark.parametrize("cut", [700, 2000, 4096, 5000, 6500, 7700, 9999])
+def test_of_a_torn_archive_what_is_accepted_goes_out(here, tmp_path, cut):
+    place = str(tmp_path)
+    whole = SHARDS["a.tar"] + [("last.png", PNG), ("last.txt", b"x")]
+    storage.write_bytes(f"{place}/corpus/a.tar", tar(whole)[:cut])
+    storage.write_bytes(f"{place}/corpus/b.tar", tar(SHARDS["b.tar"]))
+    made = artifacts(place, f"{place}/corpus")
+    summary = export(options(place, made))["summary"]
+    assert summary["exported"] == summary["accepted"] == made[0].summary["accepted"]
+    assert "lost" not in summary
+    if storage.exists(f"{place}/out/data/000000.tar"):
+        new = ("short.txt", "captions.json")
+        assert {n: data for n, data in members(place).items() if not n.endswith(new)}.items() <= dict(whole).items()
 
 
 def test_an_export_is_a_corpus_again(here, tmp_path):
