@@ -101,14 +101,19 @@ def libraries() -> dict[str, str]:
     return found
 
 
-def identify(model: str, revision: str = "") -> dict[str, Any]:
-    """`revision` and `weights_sha256` of a published model: the commit of a hub's, the hash of a folder's weights.
+def public_name(model: str) -> str:
+    """A model as it may be told to others: a folder by its last part, for where it lies is no matter; a hub's name."""
+    return Path(model).name if Path(model).is_dir() else model
 
-    A folder whose weights are several files has the hash of what `sha256sum *.safetensors` says of them. Both are None
-    where neither can be found out.
+
+def identify(model: str, revision: str = "") -> dict[str, Any]:
+    """`model`, `revision` and `weights_sha256` of published weights: a hub's name and commit, a folder's name and hash.
+
+    A folder whose weights are several files has the hash of what `sha256sum *.safetensors` says of them. What cannot be
+    found out is None.
     """
     if Path(model).is_dir():
-        return {"revision": None, "weights_sha256": _hash_folder(Path(model))}
+        return {"model": public_name(model), "revision": None, "weights_sha256": _hash_folder(Path(model))}
     from transformers.utils.hub import cached_file  # slow, and wanted here alone
 
     try:
@@ -117,7 +122,7 @@ def identify(model: str, revision: str = "") -> dict[str, Any]:
         path = None
     parts = Path(path).parts if path else ()
     commit = parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
-    return {"revision": commit or revision or None, "weights_sha256": None}
+    return {"model": model, "revision": commit or revision or None, "weights_sha256": None}
 
 
 def _hash_folder(folder: Path) -> str | None:

@@ -77,17 +77,14 @@ def _author(
     """Who captions, how it decodes whatever the style, and which fields of a style it goes by."""
     if isinstance(backend, TransformersConfig):
         known = identify(backend.model, backend.revision)
-        author = Author(model=backend.model, backend="transformers", dtype=precision, **known)
-        return author, {}, ("beams", "min_tokens", "max_tokens")
-    seen: dict[str, Any] = {"max_side": backend.max_side, "encoding": backend.encoding}
+        return Author(backend="transformers", dtype=precision, **known), {}, ("beams", "min_tokens", "max_tokens")
+    seen: dict[str, Any] = {"images": {"max_side": backend.max_side, "encoding": backend.encoding}}
     if isinstance(backend, VLLMConfig):
         known = identify(backend.model)
         # "auto" is vLLM's word for the precision that the weights were saved in.
-        author = Author(
-            model=backend.model, backend="vllm", dtype="auto", seed=backend.seed, settings={"images": seen}, **known
-        )
+        author = Author(backend="vllm", dtype="auto", seed=backend.seed, settings=seen, **known)
         return author, {"temperature": 0.0}, ("min_tokens", "max_tokens")
     # Which weights answer, in what precision and by which libraries, a server does not say.
-    settings = {"endpoint": backend.base_url, "images": seen}
+    settings = {"endpoint": backend.base_url, **seen}
     author = Author(model=backend.model, backend="endpoint", dtype=None, seed=backend.seed, settings=settings)
     return author, {"temperature": 0.0}, ("max_tokens",)

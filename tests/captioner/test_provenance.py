@@ -79,7 +79,7 @@ def test_it_costs_a_few_bytes_a_row_and_is_text_to_readers(tmp_path):
 
 
 def test_weights_of_a_folder_are_known_by_their_hash(tmp_path):
-    assert identify(str(tmp_path)) == {"revision": None, "weights_sha256": None}
+    assert identify(str(tmp_path)) == {"model": tmp_path.name, "revision": None, "weights_sha256": None}
     (tmp_path / "pytorch_model.bin").write_bytes(b"old")
     assert identify(str(tmp_path))["weights_sha256"] == hashlib.sha256(b"old").hexdigest()
     (tmp_path / "model-1.safetensors").write_bytes(b"one")
