@@ -3,7 +3,12 @@
 import hashlib
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
 import tarfile
+import time
 
 import numpy as np
 import pandas as pd
@@ -451,3 +456,26 @@ def test_the_command(ray_cluster, tmp_path, capsys):
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (told["exported"], told["rows_in"]) == (7, 7)
     assert len(pd.read_parquet(f"{place}/out/data")) == 7
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(300)
+def test_a_killed_export_continues_and_comes_out_the_same(here, tmp_path):
+    place = str(tmp_path)
+    write_tars(f"{place}/corpus", shards=24, rows=3)
+    images, captions, _ = made = artifacts(place, f"{place}/corpus")
+    export(options(place, made, name="whole"))
+    line = [sys.executable, "-m", "workflows", "export", "--images", images.path, "--captions", captions.path]
+    line += ["--out", f"{place}/out"]
+    driver = subprocess.Popen(line, stderr=subprocess.DEVNULL, start_new_session=True)
+    while len(storage.list_names(f"{place}/out/data")) < 4:
+        assert driver.poll() is None
+        time.sleep(0.01)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    assert not storage.exists(f"{place}/out/manifest.json")
+    done = {url.url: url.tag for url in found(place)}
+    subprocess.run(line, check=True, capture_output=True)
+    assert files(place) == files(place, "whole")
+    kept = [url for url, tag in done.items() if {file.url: file.tag for file in found(place)}[url] == tag]
+    assert len(kept) >= len(done) - 2, "at most what was under way is written again"
