@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from captioner.collapse import describe
 from captioner.provenance import Author, Sign, record
 from captioner.styles import Style
 from infra import storage
@@ -90,7 +91,8 @@ def recaption(config: dict, images: Artifact, *, out, cluster, report):
         commit(out, name, pa.table(columns))
     Ledger(out).close()
     faults = {"short": {"faults": {"cut off": 0.25}, "decoded_again": 0.5, "worst": 1.0, "worst_shard": "000000"}}
-    return tally(out) | {"provenance": {"short": [RECORD]}, "faults": faults}
+    collapse = {"short": describe(["a red dog", "a red dog", "Two cats."])}
+    return tally(out) | {"provenance": {"short": [RECORD]}, "faults": faults, "collapse": collapse}
 
 
 @step(version=1)
@@ -418,7 +420,7 @@ def test_the_card_is_one_that_the_hub_takes(here, tmp_path):
     assert (head["license"], head["pretty_name"]) == ("cc-by-4.0", 'Say "cheese": a | b')
     assert (head["size_categories"], head["task_categories"]) == (["n<1K"], ["text-to-image", "image-to-text"])
     assert head["configs"][0]["data_files"] == [{"split": "train", "path": "data/*.parquet"}]
-    for said in ("org/name", "c0ffee", "cut off 0.25", "alt too long", "fp32", "Known limits"):
+    for said in ("org/name", "c0ffee", "cut off 0.25", "alt too long", "fp32", "Known limits", "| short | 3 | 0.625 |"):
         assert said in card.text, said
     assert place not in card.text
     assert place not in (tmp_path / "out" / "manifest.json").read_text()
