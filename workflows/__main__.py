@@ -17,7 +17,7 @@ from infra import storage
 from infra.cluster import CLUSTERS, Cluster, laptop
 from infra.config import from_dict, to_dict
 from infra.data.ledger import LEDGER
-from infra.data.verify import verify_files, verify_shards
+from infra.data.verify import unlisted, verify_files, verify_shards
 from infra.store import MANIFEST, Artifact, Plan, Step, Store
 from workflows import recipes, text_to_image
 from workflows.caption_with import caption_with
@@ -25,6 +25,8 @@ from workflows.corpora.shapes import ShapesConfig, write_shards
 from workflows.deduplicate import deduplicate, hash_images
 from workflows.direct import DirectOptions, direct
 from workflows.examine import examine
+from workflows.export import ExportOptions, export
+from workflows.exported import DATA
 from workflows.gallery import gallery as draw_gallery
 from workflows.recaption import recaption
 from workflows.text_to_image import STEPS, Recipe
@@ -107,6 +109,8 @@ def verify(arguments: list[str]) -> dict[str, Any]:
     faults = list(verify_files(artifact.path, artifact.manifest["files"]))
     if LEDGER in artifact.manifest["files"]:
         faults += verify_shards(artifact.path, [source.path for source in artifact.inputs], artifact.summary)
+    if artifact.step == "export":
+        faults += unlisted(artifact.path, DATA, artifact.manifest["files"])
     for fault in faults:
         _say(f"{artifact.path}: {fault}")
     results = {"artifact": artifact.path, "whole": not faults, "faults": faults}
@@ -157,7 +161,7 @@ def gallery(arguments: list[str]) -> dict[str, Any]:
     options = tyro.cli(_GalleryOptions, args=arguments, prog="rescribe gallery")
     artifact = Artifact.open(storage.absolute(options.path))
     if artifact.step == "mix":
-        images, captions = artifact.inputs
+        images, captions = artifact.inputs[:2]
         mixture: Artifact | None = artifact
     elif artifact.step in ("recaption", "caption_with"):
         images, captions, mixture = artifact.inputs[0], artifact, None
@@ -169,6 +173,17 @@ def gallery(arguments: list[str]) -> dict[str, Any]:
     )
     _say(f"{results['rows']} rows: {results['page']}")
     return results
+
+
+def export_corpus(arguments: list[str]) -> dict[str, Any]:
+    """Write a captioned corpus for others to read: `rescribe export --images PATH --captions PATH --out PATH`."""
+    cluster, arguments = _named_cluster(arguments)
+    default = ExportOptions(images=tyro.MISSING, captions=tyro.MISSING, out=tyro.MISSING, cluster=cluster)
+    options = tyro.cli(ExportOptions, default=default, args=arguments, prog="rescribe export", config=_ONE_KIND)
+    manifest = export(options)
+    summary = manifest["summary"]
+    _say(f"{summary['exported']} of {summary['rows_in']} rows: {storage.absolute(options.out)}")
+    return {"export": storage.absolute(options.out), **summary}
 
 
 def shapes(arguments: list[str]) -> dict[str, Any]:
@@ -186,10 +201,14 @@ def run_step(work: Step, arguments: list[str]) -> dict[str, Any]:
     config = next(iter(hints.values()))
     fields: list[Any] = [("config", Annotated[config, _FLAT])]
     fields += [(name, str) for name in work.input_names]
+    further = [p.name for p in inspect.signature(work.work).parameters.values() if p.kind is p.VAR_POSITIONAL]
+    fields += [(name, tuple[str, ...], ()) for name in further]
     fields += [("store", str, STORE), ("cluster", Cluster, cluster), ("json", bool, False)]
     options = dataclasses.make_dataclass("Options", fields, kw_only=True, namespace={"__doc__": work.work.__doc__})
     parsed: Any = tyro.cli(options, args=arguments, prog=f"rescribe {work.name}", config=_ONE_KIND)
-    inputs = [Artifact.open(storage.absolute(getattr(parsed, name))) for name in work.input_names]
+    given = [getattr(parsed, name) for name in work.input_names]
+    given += [path for name in further for path in getattr(parsed, name)]
+    inputs = [Artifact.open(storage.absolute(path)) for path in given]
     artifact = Store(parsed.store, parsed.cluster).step(work, parsed.config, *inputs)
     return {**artifact.summary, "artifact": artifact.path}
 
@@ -204,6 +223,7 @@ VERBS: dict[str, Callable[[list[str]], dict[str, Any]]] = {
     "retry": retry,
     "recaption": recaption_corpus,
     "gallery": gallery,
+    "export": export_corpus,
 }
 
 

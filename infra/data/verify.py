@@ -18,8 +18,14 @@ def verify_files(path: str, files: dict[str, dict[str, Any]]) -> Iterator[str]:
         url = storage.join(path, name)
         if not storage.exists(url):
             yield f"{name} is missing"
-        elif (found := storage.digest(url)) != wanted:
-            yield f"{name} has changed: {_differ(found, wanted)}"
+        elif changes := _differ(storage.digest(url), wanted):
+            yield f"{name} has changed: {changes}"
+
+
+def unlisted(path: str, folder: str, files: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """The files of a folder of an artifact that its manifest does not know, which readers would take for its own."""
+    names = storage.list_names(storage.join(path, folder))
+    yield from (f"{folder}/{name} is not in the manifest" for name in names if f"{folder}/{name}" not in files)
 
 
 def verify_shards(path: str, inputs: Sequence[str], summary: dict[str, Any]) -> Iterator[str]:

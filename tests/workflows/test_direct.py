@@ -1,5 +1,7 @@
 """A corpus is captioned as it lies: by published weights, and by a model that is served and fails on the way."""
 
+import json
+
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -82,5 +84,14 @@ def test_a_served_model_whose_failures_are_retried(ray_cluster, corpus, tmp_path
         before, after = rows(captions), rows(renewed)
         assert sum(a != b for a, b in zip(before, after, strict=True)) == 1
         assert faults(renewed) == faults(captions) == []
+        for row in rows(renewed):
+            signed = json.loads(row["provenance_short"])
+            assert (signed["model"], signed["backend"], signed["endpoint"]) == ("m", "endpoint", endpoint.url)
+            assert (
+                signed["prompt"] == config.styles[0].prompt == endpoint.bodies[0]["messages"][0]["content"][1]["text"]
+            )
+            assert signed["decoding"] == {"temperature": 0.0, "max_tokens": endpoint.bodies[0]["max_tokens"]}
+            assert (signed["seed"], signed["dtype"]) == (endpoint.bodies[0]["seed"], None)
+        assert renewed.summary["provenance"]["short"].items() <= signed.items()
     finally:
         endpoint.close()
