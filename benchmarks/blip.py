@@ -18,7 +18,6 @@ SIZES: dict[Size, tuple[int, ...]] = {  # vision tower: pixels, patch, width, la
     "base": (384, 16, 768, 12, 12, 3072),
     "large": (384, 16, 1024, 24, 16, 4096),
 }
-VOCABULARY = 30524
 SPECIAL = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", 30522: "[DEC]", 30523: "[ENC]"}
 
 
@@ -29,10 +28,10 @@ def make_model(folder: str, size: Size = "base", seed: int = 0) -> str:
     """
     torch.manual_seed(seed)
     pixels, patch, width, layers, heads, mlp = SIZES[size]
-    text: dict[str, int] = {"encoder_hidden_size": width, "vocab_size": VOCABULARY}
+    text: dict[str, int] = {"encoder_hidden_size": width}
     if size == "demo":
         small = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
-        text |= small | {"intermediate_size": mlp}
+        text |= small | {"intermediate_size": mlp, "vocab_size": 600, "bos_token_id": 104}
     config = transformers.BlipConfig(
         vision_config={
             "image_size": pixels,
@@ -46,7 +45,7 @@ def make_model(folder: str, size: Size = "base", seed: int = 0) -> str:
     )
     model = transformers.BlipForConditionalGeneration(config)
     model.save_pretrained(folder)
-    words = [SPECIAL.get(number, f"word{number}") for number in range(VOCABULARY)]
+    words = [SPECIAL.get(number, f"word{number}") for number in range(text.get("vocab_size", 30524))]
     Path(folder, "vocab.txt").write_text("\n".join(words))
     tokenizer = BertTokenizerFast(str(Path(folder, "vocab.txt")), model_max_length=512)
     images = transformers.BlipImageProcessor(size={"height": pixels, "width": pixels})
@@ -66,6 +65,11 @@ def draw_photo(number: int, seed: int = 0, size: tuple[int, int] = (480, 640)) -
     return sink.getvalue()
 
 
+def alt_text(number: int) -> str:
+    """Two words."""
+    return f"word{200 + number % 300} word7"
+
+
 def write_corpus(folder: str, images: int, shards: int, size: tuple[int, int] = (480, 640), seed: int = 0) -> str:
     """WebDataset tars of photographs with alt texts; returns their pattern."""
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -75,7 +79,7 @@ def write_corpus(folder: str, images: int, shards: int, size: tuple[int, int] = 
                 about = json.dumps({"split": "train"}).encode()
                 members = {
                     "jpg": draw_photo(number, seed, size),
-                    "txt": f"word{200 + number} word7".encode(),
+                    "txt": alt_text(number).encode(),
                     "json": about,
                 }
                 for suffix, data in members.items():

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 import tyro
 
-from benchmarks.blip import Size, draw_photo, make_model, write_corpus
+from benchmarks.blip import Size, alt_text, draw_photo, make_model, write_corpus
 from captioner.images import fit_images
 from captioner.slots import greedy
 from captioner.stages import Caption
@@ -235,7 +235,7 @@ def bare(config: Bare) -> dict[str, Any]:
         [decode(draw_photo(number, size=_picture(config.size))) for number in numbers], stage.tower.model.image_size
     )
     batches = [
-        {stage.tower.view: list(part), ALT_COLUMN: [f"word{200 + number} word7" for number in numbers[: len(part)]]}
+        {stage.tower.view: list(part), ALT_COLUMN: [alt_text(number) for number in numbers[: len(part)]]}
         for part in np.split(pixels, range(config.batch, len(pixels), config.batch))
     ]
     stage({name: values[:2] for name, values in batches[0].items()})

@@ -30,8 +30,9 @@ def greedy(
     `decoder` is a BlipTextLMHeadModel, `features` (B, N, D) are of `Captioner.encode`, `prompts` of any lengths open
     with [DEC], `fewest` tokens are said before a `sep`, and `most[row]` at the utmost.
 
-    As many rows are under way at a time as `slots`, or as memory is set aside for. No row sees another, nor padding: prompts are padded on the right, where causal attention does not reach, and the
-    keys of the padding are written over before the row comes to where they stand.
+    As many rows are under way at a time as `slots`, or as memory is set aside for. No row sees another, nor padding:
+    prompts are padded on the right, where causal attention does not reach, and the keys of the padding are written over
+    before the row comes to where they stand.
     """
     room = max(len(prompt) + bound for prompt, bound in zip(prompts, most, strict=True))
     if slots is None:

@@ -1,11 +1,13 @@
 """Rewrite every caption of a corpus: one encoding an image, one caption a style, and a score for each."""
 
-import hashlib
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from captioner.decoding import decoder_of
 from captioner.detect import FAULTS, DetectConfig
+from captioner.provenance import Author, Sign, public_name, record
+from captioner.retry import WORDS, decodings
 from captioner.scoring import Match
 from captioner.stages import Caption
 from captioner.styles import RETRIES, Search, Style
@@ -43,11 +45,11 @@ class RecaptionConfig:
         check_names(self.styles)
 
 
-@step(version=2)
+@step(version=3)
 def recaption(
     config: RecaptionConfig, images: Artifact, captioner: Artifact, *, out: str, cluster: Cluster, report: Report
 ) -> dict[str, Any]:
-    """Write `caption_<style>` with its `logp`, `flag` (what is wrong with it) and `tries` for every row, and scores.
+    """Write `caption_<style>` with its `logp`, `flag` (what is wrong with it), `tries` and `provenance`, and scores.
 
     `match_<style>` comes where the captioner has a matching head or `matcher` names one, `clip_<style>` with a `clip`.
     """
@@ -59,20 +61,43 @@ def recaption(
     connect(cluster)
     cpus, gpus = cluster.cpus_per_actor, cluster.gpus_per_actor
     tower = Tower(model, config.precision, gpus)
-    stages: list[Stage] = [Caption(tower, styles, cpus, gpus, config.detect, config.words, config.retries)]
+    author = _author(config, captioner)
+    records = {
+        style.name: [
+            record(author, replace(style, decoder=decoder_of(known, style)), decoding)
+            for decoding in decodings(style, config.words.get(style.name, WORDS), config.retries)
+        ]
+        for style in styles
+    }
+    # Signed before anything else can fail a row: its captions stay, and so must what is known of them.
+    stages: list[Stage] = [
+        Caption(tower, styles, cpus, gpus, config.detect, config.words, config.retries),
+        Sign(records, cpus, gpus),
+    ]
     if config.matcher or config.clip or (known.matching is not None and known.matching.match):
         matcher = Tower(config.matcher, config.precision, gpus) if config.matcher else None
         stages.append(Match(tower, tuple(style.name for style in styles), matcher, config.clip or None, cpus, gpus))
     counts = run_stages(stages, [images.path], out, batch_size=config.batch, actors=cluster.actors, report=report)
-    weights = storage.read_bytes(storage.join(model, "model.safetensors"))
     return counts | {
         "captioner": captioner.id,
-        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "weights_sha256": author.weights_sha256,
+        "provenance": records,
         "styles": [asdict(style) for style in styles],
         "precision": config.precision,
         "faults": {style.name: _faults(out, style.name) for style in styles},
         "seed": None,  # greedy and beam search draw nothing
     }
+
+
+def _author(config: RecaptionConfig, captioner: Artifact) -> Author:
+    base = captioner.manifest["config"]["model"]  # a name of published weights, or the size of what began with none
+    return Author(
+        model=f"{captioner.step}/{captioner.id}",
+        backend="rescribe",
+        dtype=config.precision,
+        weights_sha256=storage.digest(captioner.url(MODEL, "model.safetensors"))["sha256"],
+        settings={"base": public_name(base)} if isinstance(base, str) else {},
+    )
 
 
 def _faults(out: str, style: str) -> dict[str, Any]:

@@ -52,6 +52,13 @@ def test_published_weights(ray_cluster, corpus, tmp_path):
     assert captions.step == "recaption"
     assert captions.summary["rows_in"] == captions.summary["accepted"] == ROWS
     assert {"caption_short", "flag_short", "tries_short", "logp_alt"} <= rows(captions)[0].keys()
+    records = captions.summary["provenance"]["short"]
+    for row in rows(captions):
+        signed = json.loads(row["provenance_short"])
+        assert signed.items() >= records[row["attempt_short"] - 1].items()
+        assert (signed["base"], signed["decoder"]) == ("blip", "alt")
+        assert signed["weights_sha256"] == captions.summary["weights_sha256"]
+        assert 1 <= row["attempt_short"] <= row["tries_short"]
     assert faults(captions) == []
     assert direct(options).path == captions.path
 
