@@ -54,12 +54,13 @@ class Endpoint:
                     endpoint.most_busy = max(endpoint.most_busy, endpoint.busy)
                 try:
                     answer = endpoint.answer(body, number)
+                finally:  # before the client hears, for then it may come again at once
+                    with endpoint._lock:
+                        endpoint.busy -= 1
+                try:
                     answer(self) if callable(answer) else say(self, 200, answer)
                 except (BrokenPipeError, ConnectionResetError):
                     pass
-                finally:
-                    with endpoint._lock:
-                        endpoint.busy -= 1
 
             def log_message(self, *args):
                 pass
