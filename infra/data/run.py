@@ -26,6 +26,7 @@ Report = Callable[..., None]
 ATTEMPTS = "attempts"  # a folder that counts the workers that died over a shard
 MAX_ATTEMPTS = 3  # workers may die for many reasons, but when three have died over one shard, the shard is to blame
 MAX_BAD_SHARDS = 16  # more than that is not a few bad shards but a broken set-up
+SHARES = 1000  # a part of the shards that are left is this share of them, so that its end finds all actors at work
 
 
 class ShardWork(Protocol):
@@ -181,12 +182,13 @@ def _results(
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
+    context.target_max_block_size = 1  # byte: a result is told as it comes, not with the others of its part
     most = min(actors[1], len(names))
     least = min(actors[0], most)
+    parts = [{"names": part} for part in split(names, max(SHARES, 4 * most))]
     with DataContext.current(context):
-        # One block a shard: a block is what Ray Data retries, for ever, when a worker dies.
-        shards = ray.data.from_items([{"name": name} for name in names], override_num_blocks=len(names))
-        results = shards.map_batches(
+        # One block a part: a block is what Ray Data retries, for ever, when a worker dies.
+        results = ray.data.from_items(parts, override_num_blocks=len(parts)).map_batches(
             _Actor,
             fn_constructor_args=(work, out),
             batch_size=1,
@@ -198,15 +200,31 @@ def _results(
         yield from results.iter_rows()
 
 
+def split(names: Sequence[str], shares: int) -> list[list[str]]:
+    """Names in parts, each a `shares`-th of what is left, rounded up: at most shares * (1 + log(names / shares)) of them.
+
+    Planning a block takes time and memory of the driver, so a million shards are not as many blocks. The last parts
+    are of one shard, so that no actor has much left when the others have none (guided self-scheduling, Polychronopoulos
+    and Kuck 1987).
+    """
+    parts: list[list[str]] = []
+    start = 0
+    while start < len(names):
+        size = -(-(len(names) - start) // shares)
+        parts.append(list(names[start : start + size]))
+        start += size
+    return parts
+
+
 class _Actor:
     """Holds the work in one process of the cluster; sets it up when the first shard comes."""
 
     def __init__(self, work: ShardWork, out: str) -> None:
         self._work, self._out, self._ready = work, out, False
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        results = [self._run(str(name)) for name in batch["name"]]
-        return {key: [result[key] for result in results] for key in ("name", "record", "error")}
+    def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, list[Any]]]:
+        for name in batch["names"][0]:
+            yield {key: [value] for key, value in self._run(str(name)).items()}
 
     def _run(self, name: str) -> dict[str, Any]:
         record, error = "", ""
