@@ -1,4 +1,4 @@
-"""Several Ray nodes on this machine, each a process group of its own: a head without CPUs, and nodes that do the work."""
+"""Several Ray nodes on this machine, each a process group: a head without CPUs, and nodes that do the work."""
 
 import os
 import secrets

@@ -4,8 +4,8 @@
 
 Starts a head without CPUs and one node, then the same with two (`benchmarks/nodes.py`), and on each a driver that
 indexes the built-in corpus and captions it with a captioner of random weights, one caption an image of at most 12
-tokens. Head, driver and the first node share core 0, so the second node adds a core. Prints one JSON object: `whole` is
-rows by the time of the whole step, with the actors' start; `steady` is rows by the time in which all nodes were at work.
+tokens. Head, driver and the first node share core 0, so the second node adds a core. Prints one JSON object: `whole`
+is rows by the time of the whole step, with the actors' start; `steady` rows by the time when all nodes were at work.
 """
 
 import json
@@ -32,7 +32,7 @@ class Config:
     nodes: tuple[int, ...] = (1, 2)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Where:
     """A stage that says which node did a row, and when."""
 
@@ -133,6 +133,7 @@ def main(config: Config) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["drive"]:
-        print(json.dumps(drive(*sys.argv[2:4], *map(int, sys.argv[4:]))))
+        address, place, *numbers = sys.argv[2:]
+        print(json.dumps(drive(address, place, *map(int, numbers))))
     else:
         main(tyro.cli(Config))

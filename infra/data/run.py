@@ -17,6 +17,7 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from infra import storage
 from infra.data.ledger import Ledger, commit, inspect, pending, total
+from infra.data.parts import split
 from infra.data.revision import Redo
 from infra.data.shards import VIRTUAL, ShardReader, joined_names, shard_url
 from infra.data.stage import ACCEPTED, FAILED, Columns, Runner, Stage, describe_error
@@ -26,7 +27,7 @@ Report = Callable[..., None]
 ATTEMPTS = "attempts"  # a folder that counts the workers that died over a shard
 MAX_ATTEMPTS = 3  # workers may die for many reasons, but when three have died over one shard, the shard is to blame
 MAX_BAD_SHARDS = 16  # more than that is not a few bad shards but a broken set-up
-SHARES = 1000  # a part of the shards that are left is this share of them, so that its end finds all actors at work
+SHARES = 1000  # of the shards that are left, a part is one of so many shares
 
 
 class ShardWork(Protocol):
@@ -198,22 +199,6 @@ def _results(
             num_gpus=gpus,
         )
         yield from results.iter_rows()
-
-
-def split(names: Sequence[str], shares: int) -> list[list[str]]:
-    """Names in parts, each a `shares`-th of what is left, rounded up: at most shares * (1 + log(names / shares)) of them.
-
-    Planning a block takes time and memory of the driver, so a million shards are not as many blocks. The last parts
-    are of one shard, so that no actor has much left when the others have none (guided self-scheduling, Polychronopoulos
-    and Kuck 1987).
-    """
-    parts: list[list[str]] = []
-    start = 0
-    while start < len(names):
-        size = -(-(len(names) - start) // shares)
-        parts.append(list(names[start : start + size]))
-        start += size
-    return parts
 
 
 class _Actor:
