@@ -116,7 +116,7 @@ def resume(images: str, out: str, mark: str) -> dict[str, Any]:
         figures.setdefault("pending", total - done)
         told = figures["pending"] - (total - done)
         if told == 1:
-            figures |= {"cpu_seconds_first": used(), "peak_first_mb": highest()}
+            figures.update(cpu_seconds_first=used(), peak_first_mb=highest())
         if told == STOP_AFTER and figures["pending"] > STOP_ABOVE:
             raise Stopped
 

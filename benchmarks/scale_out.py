@@ -1,6 +1,6 @@
 """Rows a second on one node and on two: one core a node, each pinned, and every row captioned once.
 
-    python -m benchmarks.scale_out --samples 6000
+    python -m benchmarks.scale_out --samples 4000
 
 Starts a head without CPUs and one node, then the same with two (`benchmarks/nodes.py`), and on each a driver that
 indexes the built-in corpus and captions it with a captioner of random weights, one caption an image of at most 12
@@ -26,7 +26,7 @@ from infra.data.stage import Columns
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    samples: int = 6000
+    samples: int = 4000
     shard: int = 50  # rows
     batch: int = 25
     nodes: tuple[int, ...] = (1, 2)
