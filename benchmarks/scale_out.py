@@ -57,7 +57,7 @@ def write_captioner(folder: str) -> None:
     from captioner.model import Captioner, CaptionerConfig, TextConfig, VisionConfig
     from captioner.vocabulary import train_vocabulary
 
-    os.makedirs(folder)
+    os.makedirs(folder, exist_ok=True)
     torch.manual_seed(0)
     vocabulary = train_vocabulary(["a large red circle at the top left of a white background"] * 3, 200)
     config = CaptionerConfig(
@@ -74,7 +74,7 @@ def drive(address: str, place: str, nodes: int, samples: int, shard: int, batch:
     from captioner.stages import Caption
     from captioner.styles import Style
     from captioner.tower import Tower
-    from infra.cluster import Cluster
+    from infra.cluster import Cluster, connect
     from infra.data.run import run_stages
     from infra.data.shards import shard_names, shard_url
     from infra.data.verify import verify_shards
@@ -83,10 +83,11 @@ def drive(address: str, place: str, nodes: int, samples: int, shard: int, batch:
     from workflows.ingest import IngestConfig, ingest
 
     cluster = Cluster(name="nodes", actors=(nodes, nodes), address=address)
+    connect(cluster)
     store = Store(f"{place}/store", cluster)
     shapes = ShapesConfig(samples=samples, labelled=0, shard_size=shard)
     images = store.step(ingest, IngestConfig(corpus=shapes)).path
-    model, out = f"{place}/captioner", f"{place}/captions"
+    model, out = f"{place}/captioner", f"{place}/captions-{nodes}"
     write_captioner(model)
     # Nothing is decoded again: random weights say nothing but faults.
     caption = Caption(Tower(model), (Style(name="short", max_tokens=12),), retries=())
@@ -113,8 +114,9 @@ def drive(address: str, place: str, nodes: int, samples: int, shard: int, batch:
     }
 
 
-def measure(nodes: int, config: Config) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as place, Nodes() as cluster:
+def measure(nodes: int, config: Config, place: str) -> dict[str, Any]:
+    """The figures of one cluster; `place` keeps the indexed corpus for the next."""
+    with Nodes() as cluster:
         for core in range(nodes):
             cluster.add(core)
         numbers = map(str, (nodes, config.samples, config.shard, config.batch))
@@ -126,7 +128,8 @@ def measure(nodes: int, config: Config) -> dict[str, Any]:
 
 
 def main(config: Config) -> None:
-    runs = [measure(nodes, config) for nodes in config.nodes]
+    with tempfile.TemporaryDirectory() as place:
+        runs = [measure(nodes, config, place) for nodes in config.nodes]
     speedup = {key: round(runs[-1][key] / runs[0][key], 2) for key in ("whole", "steady")}
     print(json.dumps({"runs": runs, "speedup": speedup}, indent=1))
 
