@@ -73,27 +73,19 @@ def total(records: Iterable[Record]) -> dict[str, Any]:
 class Ledger:
     """The records of an artifact's shards, kept beside them so that a resume reads no finished shard.
 
-    Memory and the ledger's size grow with shards, not rows: some 250 bytes a shard.
+    Memory and the ledger's size grow with shards, not rows: some 250 bytes a shard. What earlier drivers noted is read
+    when it is asked for, at the end: a resume begins its work without it.
     """
 
     def __init__(self, out: str) -> None:
         self._out = out
+        self._added: dict[str, Record] = {}
         self._fresh: dict[str, Record] = {}
         self._saved = time.monotonic()
-        journal = [storage.join(JOURNAL, name) for name in storage.list_names(storage.join(out, JOURNAL))]
-        known: dict[str, Record] = {}
-        for url in (storage.join(out, name) for name in (LEDGER, *journal)):
-            if storage.exists(url):
-                known |= storage.read_json(url)
-        present = set(shard_names(out))
-        self.records = {name: record for name, record in known.items() if name in present}
-        self._unknown = sorted(present - known.keys())  # their driver died before it noted them
-        self._settled = not journal and not self._unknown and len(known) == len(self.records)
 
     def add(self, name: str, record: Record) -> None:
         """Note a shard that was committed; what was noted is saved every few seconds."""
-        self.records[name] = self._fresh[name] = record
-        self._settled = False
+        self._added[name] = self._fresh[name] = record
         if time.monotonic() - self._saved > (2.0 if storage.is_local(self._out) else 20.0):
             self.save()
 
@@ -107,17 +99,32 @@ class Ledger:
 
     def complete(self) -> dict[str, Record]:
         """The records of all committed shards by name, those of a dead driver read from their files."""
-        found = ahead(lambda name: inspect(self._out, name), self._unknown, threads=8, depth=16)
-        self.records |= dict(zip(self._unknown, found, strict=True))
-        return dict(sorted(self.records.items()))
+        return self._complete(self._written() or {})
 
     def close(self) -> dict[str, Record]:
-        """`complete`, and write the ledger if anything changed since it was written."""
-        records = self.complete()
-        if not self._settled or not storage.exists(storage.join(self._out, LEDGER)):
+        """`complete`, and write the ledger unless it says just that already."""
+        written = self._written()
+        records = self._complete(written or {})
+        if records != written:
             storage.write_bytes(storage.join(self._out, LEDGER), json.dumps(records).encode())
-            storage.remove(storage.join(self._out, JOURNAL))
+        storage.remove(storage.join(self._out, JOURNAL))
         return records
+
+    def _written(self) -> dict[str, Record] | None:
+        url = storage.join(self._out, LEDGER)
+        return storage.read_json(url) if storage.exists(url) else None
+
+    def _complete(self, written: dict[str, Record]) -> dict[str, Record]:
+        journal = storage.join(self._out, JOURNAL)
+        pieces = [storage.join(journal, name) for name in storage.list_names(journal)]
+        known = dict(written)
+        for piece in ahead(storage.read_json, pieces, threads=8, depth=16):
+            known |= piece
+        known |= self._added
+        present = shard_names(self._out)
+        unknown = [name for name in present if name not in known]  # their driver died before it noted them
+        known |= zip(unknown, ahead(lambda name: inspect(self._out, name), unknown, threads=8, depth=16), strict=True)
+        return {name: known[name] for name in present}
 
 
 def record_of(table: pa.Table, data: bytes) -> Record:

@@ -17,6 +17,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from infra import storage
 from infra.data.clock import clocked, taken
 from infra.data.ledger import Ledger, commit, inspect, pending, total
+from infra.data.parts import split
 from infra.data.revision import Redo
 from infra.data.shards import joined_names, shard_url
 from infra.data.stage import Stage
@@ -27,6 +28,7 @@ Report = Callable[..., None]
 ATTEMPTS = "attempts"  # a folder that counts the workers that died over a shard
 MAX_ATTEMPTS = 3  # workers may die for many reasons, but when three have died over one shard, the shard is to blame
 MAX_BAD_SHARDS = 16  # more than that is not a few bad shards but a broken set-up
+SHARES = 1000  # of the shards that are left, a part is one of so many shares
 
 
 class ShardWork(Protocol):
@@ -125,12 +127,13 @@ def _results(
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
+    context.target_max_block_size = 1  # byte: a result is told as it comes, not with the others of its part
     most = min(actors[1], len(names))
     least = min(actors[0], most)
+    parts = [{"names": part} for part in split(names, max(SHARES, 4 * most))]
     with DataContext.current(context):
-        # One block a shard: a block is what Ray Data retries, for ever, when a worker dies.
-        shards = ray.data.from_items([{"name": name} for name in names], override_num_blocks=len(names))
-        results = shards.map_batches(
+        # One block a part: a block is what Ray Data retries, for ever, when a worker dies.
+        results = ray.data.from_items(parts, override_num_blocks=len(parts)).map_batches(
             _Actor,
             fn_constructor_args=(work, out),
             batch_size=1,
@@ -149,9 +152,9 @@ class _Actor:
         self._work, self._out, self._ready = work, out, False
         self._ended = time.perf_counter()
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        results = [self._run(str(name)) for name in batch["name"]]
-        return {key: [result[key] for result in results] for key in ("name", "record", "error", "seconds")}
+    def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, list[Any]]]:
+        for name in batch["names"][0]:
+            yield {key: [value] for key, value in self._run(str(name)).items()}
 
     def _run(self, name: str) -> dict[str, Any]:
         record, error, began = "", "", time.perf_counter()

@@ -51,6 +51,23 @@ def test_what_was_noted_is_not_read_again(place, monkeypatch):
     assert read == [NAMES[2]]
 
 
+def test_a_ledger_is_opened_without_reading(place, monkeypatch):
+    for name in NAMES:
+        first = Ledger(place)  # one piece of the journal for each shard, as many drivers leave it
+        first.add(name, put(place, name))
+        first.save()
+
+    def refuse(*_):
+        raise AssertionError("nothing is asked of the storage")
+
+    with monkeypatch.context() as patched:
+        for function in ("read_bytes", "read_json", "list_names", "exists"):
+            patched.setattr(storage, function, refuse)
+        second = Ledger(place)
+    monkeypatch.setattr(ledger, "inspect", refuse)
+    assert sorted(second.complete()) == NAMES
+
+
 def test_a_finished_ledger_is_not_written_again(place):
     one = Ledger(place)
     one.add("000000", put(place, "000000"))

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from infra import storage
+from infra.data import run
+from infra.data.parts import split
 from infra.data.readers import find_corpus
 from infra.data.run import run_shards, run_stages
 from infra.data.shards import shard_names, shard_url
@@ -118,6 +121,55 @@ def test_a_broken_set_up_is_given_up_soon(ray_cluster, tmp_path):
     work = Numbers(str(tmp_path), raises=tuple(names))
     with pytest.raises(RuntimeError, match=r"60 shards of .* could not be made: 000000, 000001, 000002"):
         run_shards(work, names, str(tmp_path / "out"))
+
+
+def test_a_worker_that_dies_within_a_part_does_each_shard_once(ray_cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "SHARES", 4)
+    names, seen = [f"{n:06d}" for n in range(40)], []
+    assert len(split(names, 4)[0]) == 10
+    work = Numbers(str(tmp_path), dies=("000004",), raises=("000007",))
+
+    def report(done, total, unit, **figures):
+        seen.append(done)
+
+    with pytest.raises(RuntimeError, match=r"1 shards of .*: 000007"):
+        run_shards(work, names, str(tmp_path / "out"), actors=(1, 1), report=report)
+    assert seen == list(range(40))
+    assert run_shards(work, names, str(tmp_path / "out"))["rows_in"] == 200
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """Work that leaves its process's mark; on the last shard it waits until the other processes have gone."""
+
+    marks: str
+    last: str
+
+    def setup(self):
+        pass
+
+    def __call__(self, name):
+        Path(self.marks, str(os.getpid())).touch()
+        time.sleep(0.3)
+        deadline = time.monotonic() + 30
+        while name == self.last and self.alive() > 1 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return pa.table({"sample_id": [name], "state": ["accepted"], "reason": [None], "alive": [self.alive()]})
+
+    def alive(self):
+        return sum(psutil.pid_exists(int(mark.name)) for mark in Path(self.marks).iterdir())
+
+
+@pytest.mark.timeout(120)
+def test_actors_come_as_there_is_work_and_go_when_it_ends(ray_cluster, tmp_path):
+    names = [f"{n:06d}" for n in range(80)]
+    marks, out = tmp_path / "marks", str(tmp_path / "out")
+    marks.mkdir()
+    run_shards(Crowd(str(marks), names[-1]), names, out, actors=(1, 3))
+    alive = [row["alive"] for row in read_rows(out)]
+    assert alive[0] == 1
+    assert 2 <= max(alive) <= 3
+    assert alive[-1] == 1
 
 
 @dataclass(frozen=True)
