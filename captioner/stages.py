@@ -41,6 +41,7 @@ class Caption:
     views: dict[str, Callable] = field(init=False)
     writes: tuple[str, ...] = field(init=False)
     types: dict[str, str] = field(init=False)
+    counted: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         names = [style.name for style in self.styles]
@@ -53,6 +54,7 @@ class Caption:
         self.types = {f"{kind}_{name}": type for name in names for kind, type in KINDS.items()}
         self.types |= {f"logp_{BASE}": KINDS["logp"]}
         self.writes = tuple(self.types)
+        self.counted = tuple(f"{kind}_{name}" for name in names for kind in ("flag", "tries"))
 
     def setup(self) -> None:
         """Load the captioner; ValueError if a style asks for a decoder that it lacks."""

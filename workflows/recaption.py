@@ -1,6 +1,7 @@
 """Rewrite every caption of a corpus: one encoding an image, one caption a style, and a score for each."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -15,8 +16,8 @@ from captioner.task import about
 from captioner.tower import Tower
 from infra import storage
 from infra.cluster import Cluster, connect
+from infra.data.ledger import Ledger, Record
 from infra.data.run import run_stages
-from infra.data.shards import ShardReader, shard_names
 from infra.data.stage import Stage
 from infra.metrics import Report
 from infra.store import Artifact, step
@@ -78,13 +79,14 @@ def recaption(
         matcher = Tower(config.matcher, config.precision, gpus) if config.matcher else None
         stages.append(Match(tower, tuple(style.name for style in styles), matcher, config.clip or None, cpus, gpus))
     counts = run_stages(stages, [images.path], out, batch_size=config.batch, actors=cluster.actors, report=report)
+    captioned = Ledger(out).complete()
     return counts | {
         "captioner": captioner.id,
         "weights_sha256": author.weights_sha256,
         "provenance": records,
         "styles": [asdict(style) for style in styles],
         "precision": config.precision,
-        "faults": {style.name: _faults(out, style.name) for style in styles},
+        "faults": {style.name: _faults(captioned, style.name) for style in styles},
         "seed": None,  # greedy and beam search draw nothing
     }
 
@@ -100,21 +102,21 @@ def _author(config: RecaptionConfig, captioner: Artifact) -> Author:
     )
 
 
-def _faults(out: str, style: str) -> dict[str, Any]:
+def _faults(records: Mapping[str, Record], style: str) -> dict[str, Any]:
     """Of a style's captions: the share of each fault, of those decoded again, and of faults in the worst shard."""
-    flags: Counter[str | None] = Counter()
-    again, worst, shard = 0, 0.0, None
-    for name in shard_names(out):
-        columns = ShardReader([out], name).columns([f"flag_{style}", f"tries_{style}"])
-        found = Counter(columns[f"flag_{style}"].tolist())
-        share = 1 - found[None] / max(found.total(), 1)
+    flags: Counter[str] = Counter()
+    rows, again, worst, shard = 0, 0, 0.0, None
+    for name, shard_record in records.items():
+        found, tries = (shard_record["counts"][f"{kind}_{style}"] for kind in ("flag", "tries"))
+        said = sum(tries.values())
+        share = sum(found.values()) / max(said, 1)
         if share > worst:
             worst, shard = share, name
-        again += int((columns[f"tries_{style}"] > 1).sum())
-        flags += found
-    total = max(flags.total(), 1)
-    shares = {fault: round(flags[fault] / total, 6) for fault in FAULTS if flags[fault]}
-    return {"faults": shares, "decoded_again": round(again / total, 6), "worst": round(worst, 6), "worst_shard": shard}
+        rows, again = rows + said, again + said - tries.get("1", 0)
+        flags.update(found)
+    shares = {fault: round(flags[fault] / rows, 6) for fault in FAULTS if flags[fault]}
+    again_share = round(again / max(rows, 1), 6)
+    return {"faults": shares, "decoded_again": again_share, "worst": round(worst, 6), "worst_shard": shard}
 
 
 def check_names(styles: tuple[Style, ...]) -> None:

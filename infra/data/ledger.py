@@ -22,7 +22,9 @@ ROW_GROUP = 512  # rows of a shard are also read in part, and images are large
 MAX_REASONS = 20
 STATES = (ACCEPTED, REJECTED, FAILED)
 
-Record = dict[str, Any]  # rows_in, a count for each state, reasons, and of the file: size and sha256
+COUNTED = b"counted"  # in a shard's schema: columns of few values, which its record has the counts of
+
+Record = dict[str, Any]  # rows_in, a count for each state, reasons, and of the file: size and sha256; perhaps counts
 
 
 def commit(out: str, name: str, table: pa.Table) -> Record:
@@ -41,7 +43,20 @@ def commit(out: str, name: str, table: pa.Table) -> Record:
 def inspect(out: str, name: str) -> Record:
     """The record of a committed shard, made anew from its file."""
     data = storage.read_bytes(shard_url(out, name))
-    return record_of(pq.read_table(pa.BufferReader(data), columns=["state", "reason"], use_threads=False), data)
+    columns = ["state", "reason", *counted(pq.read_schema(pa.BufferReader(data)))]
+    return record_of(pq.read_table(pa.BufferReader(data), columns=columns, use_threads=False), data)
+
+
+def counting(table: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """The table, of which a record is to count how often each value of some columns stands in an accepted row."""
+    if not columns:
+        return table
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), COUNTED: json.dumps(list(columns)).encode()})
+
+
+def counted(schema: pa.Schema) -> list[str]:
+    """The columns that a shard's record counts the values of."""
+    return json.loads((schema.metadata or {}).get(COUNTED, b"[]"))
 
 
 def pending(out: str, names: Sequence[str]) -> list[str]:
@@ -129,12 +144,21 @@ class Ledger:
 
 def record_of(table: pa.Table, data: bytes) -> Record:
     """The record of a shard that has these rows and these bytes."""
-    states = Counter(table["state"].to_pylist())
+    found = table["state"].to_pylist()
+    states = Counter(found)
     reasons = Counter(reason.split(":")[0] for reason in table["reason"].to_pylist() if reason is not None)
+    accepted = table.filter(pa.array([state == ACCEPTED for state in found], pa.bool_()))
+    counts = {name: _counts(accepted[name]) for name in counted(table.schema)}
     return {
         "rows_in": table.num_rows,
         **{state: states[state] for state in STATES},
         "reasons": dict(reasons.most_common(MAX_REASONS)),
         "size": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
+        **({"counts": counts} if counts else {}),
     }
+
+
+def _counts(column: pa.ChunkedArray) -> dict[str, int]:
+    """By value, as text; null is not counted."""
+    return {str(value): count for value, count in sorted(Counter(column.drop_null().to_pylist()).items())}

@@ -7,7 +7,7 @@ import pytest
 
 from infra import storage
 from infra.data import ledger
-from infra.data.ledger import JOURNAL, LEDGER, Ledger, commit, inspect, tally
+from infra.data.ledger import JOURNAL, LEDGER, Ledger, commit, counting, inspect, tally
 from infra.data.shards import shard_url
 
 NAMES = [f"{n:06d}" for n in range(4)]
@@ -99,3 +99,19 @@ def test_a_record_takes_some_hundred_bytes_however_many_there_are(tmp_path, shar
     text = storage.read_bytes(f"{tmp_path}/{JOURNAL}/{journal}")
     assert len(json.loads(text)) == shards
     assert len(text) / shards < 300
+
+
+def test_values_of_chosen_columns_are_counted_in_accepted_rows(tmp_path):
+    table = pa.table(
+        {
+            "sample_id": ["a", "b", "c", "d"],
+            "state": ["accepted", "accepted", "failed", "accepted"],
+            "reason": pa.array([None, None, "oops", None], pa.string()),
+            "flag": pa.array(["loop", None, "loop", "loop"], pa.string()),
+            "tries": [1, 1, 2, 3],
+        }
+    )
+    record = commit(str(tmp_path), "000000", counting(table, ["flag", "tries"]))
+    assert record["counts"] == {"flag": {"loop": 2}, "tries": {"1": 2, "3": 1}}
+    assert inspect(str(tmp_path), "000000") == record, "a record that is made anew says the same"
+    assert "counts" not in commit(str(tmp_path), "000001", table)
