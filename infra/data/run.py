@@ -3,7 +3,7 @@
 import json
 import logging
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -20,11 +20,13 @@ from infra.data.ledger import Ledger, commit, inspect, pending, total
 from infra.data.revision import Redo
 from infra.data.shards import VIRTUAL, ShardReader, joined_names, shard_url
 from infra.data.stage import ACCEPTED, FAILED, Columns, Runner, Stage, describe_error
+from infra.raylet import watched
 
 Report = Callable[..., None]
 
 ATTEMPTS = "attempts"  # a folder that counts the workers that died over a shard
 MAX_ATTEMPTS = 3  # workers may die for many reasons, but when three have died over one shard, the shard is to blame
+MAX_AWAY = 4  # shards that met a server that fails or refuses, or a full disk: the others would fare no better
 MAX_BAD_SHARDS = 16  # more than that is not a few bad shards but a broken set-up
 
 
@@ -61,21 +63,25 @@ def run_shards(
     storage.remove(storage.join(out, ATTEMPTS))
     done, rows = len(names) - len(left), 0
     errors: dict[str, str] = {}
+    away = 0
     if report:
         report(done, len(names), "shards", rows=rows)
+    results = _results(work, left, out, cpus, gpus, actors)
     try:
-        for result in _results(work, left, out, cpus, gpus, actors):
+        for result in results:
             if result["error"]:
                 errors[result["name"]] = result["error"]
+                away += int(result["away"])
             else:
                 record = json.loads(result["record"])
                 ledger.add(result["name"], record)
                 done, rows = done + 1, rows + record["rows_in"]
                 if report:
                     report(done, len(names), "shards", rows=rows)
-            if len(errors) > MAX_BAD_SHARDS:
+            if len(errors) > MAX_BAD_SHARDS or away > MAX_AWAY:
                 break
     finally:
+        results.close()
         ledger.save()
     storage.remove(storage.join(out, ATTEMPTS))
     if left := pending(out, names):
@@ -174,13 +180,14 @@ def _texts(values: list[str | None]) -> pa.Array:
 
 def _results(
     work: ShardWork, names: list[str], out: str, cpus: float, gpus: float, actors: tuple[int, int]
-) -> Iterator[Any]:
-    """Yield {name, record, error} of each shard as it ends."""
+) -> Generator[Any]:
+    """Yield {name, record, error, away} of each shard as it ends; away: the place of its files was at fault."""
     if not names:
         return
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
+    context.max_consecutive_actor_init_deaths = MAX_ATTEMPTS
     most = min(actors[1], len(names))
     least = min(actors[0], most)
     with DataContext.current(context):
@@ -195,7 +202,8 @@ def _results(
             num_cpus=cpus,
             num_gpus=gpus,
         )
-        yield from results.iter_rows()
+        with watched():
+            yield from results.iter_rows()
 
 
 class _Actor:
@@ -206,10 +214,10 @@ class _Actor:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         results = [self._run(str(name)) for name in batch["name"]]
-        return {key: [result[key] for result in results] for key in ("name", "record", "error")}
+        return {key: [result[key] for result in results] for key in ("name", "record", "error", "away")}
 
     def _run(self, name: str) -> dict[str, Any]:
-        record, error = "", ""
+        record, error, away = "", "", False
         try:
             if not self._ready:
                 self._work.setup()
@@ -219,17 +227,22 @@ class _Actor:
             else:
                 with self._attempt(name):
                     record = json.dumps(commit(self._out, name, self._work(name)))
+        except storage.UnavailableError as problem:  # its sentence says all
+            error, away = str(problem), True
         except Exception as problem:  # told to the driver, which goes on with the other shards
             place = traceback.extract_tb(problem.__traceback__)[-1]
             where = f"{storage.name(place.filename)}, line {place.lineno}"
             error = f"{type(problem).__name__}: {problem} ({where})"
-        return {"name": name, "record": record, "error": error}
+        return {"name": name, "record": record, "error": error, "away": away}
 
     @contextmanager
     def _attempt(self, name: str) -> Iterator[None]:
         """Leave a count behind if the process dies in here."""
         url = storage.join(self._out, ATTEMPTS, name)
-        died = int(storage.read_bytes(url)) if storage.exists(url) else 0
+        try:
+            died = int(storage.read_bytes(url))
+        except FileNotFoundError:
+            died = 0
         if died >= MAX_ATTEMPTS:
             raise RuntimeError(f"{died} workers died over it, perhaps for want of memory")
         storage.write_bytes(url, str(died + 1).encode())
@@ -239,5 +252,5 @@ class _Actor:
 
 def _lost(left: list[str], errors: dict[str, str], out: str) -> str:
     named = ", ".join(left[:5]) + (", ..." if len(left) > 5 else "")
-    name, error = next(iter(errors.items()))
-    return f"{len(left)} shards of {out} could not be made: {named}. Shard {name} ended with {error}."
+    name, error = next(iter(errors.items()), (left[0], "no word of why"))
+    return f"{len(left)} shards of {out} could not be made: {named}. Shard {name} ended with {error.rstrip('.')}."
