@@ -114,33 +114,63 @@ def shards(out, step="recaption"):
     return sorted(Path(out).glob(f"{step}/*/shards/*.parquet"))
 
 
-def kill(arguments, kind, seconds, out, timeout=120, **environment):
-    """Start the command; when captioning has begun, wait `seconds`, SIGKILL a process of the kind, and see how it ends.
+def strike(process, seen, kind, seconds, out, timeout=180):
+    """Wait till captioning has begun and `seconds` more, then SIGKILL a process of the kind; False if it ended before.
 
-    Returns whether it was killed before the end, the exit code, standard error, and the seconds from the kill to the
-    end of the driver.
+    `seen` learns of the driver's family, which loses its parent.
     """
-    with started(*arguments, **environment) as (process, seen):
-        deadline = time.monotonic() + timeout
-        begun, victim, before = None, None, len(shards(out))
-        while process.poll() is None:
-            assert time.monotonic() < deadline, f"nothing was killed in {timeout} seconds"
-            if begun is None and (find(process, "actor") and list(Path(out).glob("recaption/*/*"))):
-                begun = time.monotonic()
-            if begun is not None and time.monotonic() - begun >= seconds and (victim := find(process, kind)):
-                break
-            time.sleep(0.02)
-        if victim is None:
-            return False, process.returncode, process.communicate()[1], 0.0, len(shards(out)) - before
-        seen |= {each.pid: each for each in family(process)}
-        victim.send_signal(signal.SIGKILL)
-        killed = time.monotonic()
+    deadline, begun = time.monotonic() + timeout, None
+    while process.poll() is None:
+        assert time.monotonic() < deadline, f"no {kind} was killed in {timeout} seconds"
+        if begun is None and any(Path(out).glob("recaption/*/*")) and find(process, "actor"):
+            begun = time.monotonic()
+        if begun is not None and time.monotonic() - begun >= seconds and (victim := find(process, kind)):
+            seen |= {each.pid: each for each in family(process)}
+            victim.send_signal(signal.SIGKILL)
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def kill(arguments, kind, seconds, out, timeout=180):
+    """Start the command, `strike` once, and see how it ends: the exit code and standard error.
+
+    AssertionError if it ended before it could be killed, hangs, or leaves processes behind.
+    """
+    with started(*arguments) as (process, seen):
+        assert strike(process, seen, kind, seconds, out, timeout), process.communicate()
         _, err = process.communicate(timeout=timeout)
-        return True, process.returncode, err, time.monotonic() - killed, len(shards(out)) - before
+        assert not (left := survivors(seen)), left
+        return process.returncode, err
+
+
+def survivors(seen, timeout=60):
+    """Which of the processes still live after a while; a zombie is dead, though nobody has asked how it died."""
+    deadline = time.monotonic() + timeout
+    while (left := [told for each in seen.values() if (told := _living(each))]) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return left
+
+
+def _living(process):
+    try:
+        if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            return f"{process.pid} {process.name()} {' '.join(process.cmdline())[:200]}"
+    except psutil.Error:
+        pass
+    return None
+
+
+def verified(out):
+    """What `rescribe verify` says of a store's captions."""
+    (artifact,) = Path(out).glob("recaption/*")
+    code, said, err = run("verify", str(artifact), "--json")
+    assert code == 0, err
+    return said
 
 
 def rows(out, step="recaption"):
-    """All rows of a step's artifact, by shard and in order."""
+    """All rows of a step's artifact in a local store, by shard and in order."""
     return {path.name: pq.read_table(path).to_pylist() for path in shards(out, step)}
 
 
