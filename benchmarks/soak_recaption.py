@@ -27,8 +27,8 @@ class Config:
     kills: int = 21
     seed: int = 0
     shards: int = 64
-    rows: int = 8
-    within: float = 4.0  # seconds of captioning until a blow, at most
+    rows: int = 6
+    within: float = 8.0  # seconds of captioning until a blow, at most
     early: float = 15.0  # seconds of a driver's life until an early blow, at most
 
 

@@ -145,7 +145,10 @@ def kill(arguments, kind, seconds, out, timeout=180):
 
 
 def survivors(seen, timeout=60):
-    """Which of the processes still live after a while; a zombie is dead, though nobody has asked how it died."""
+    """Which of the processes still live after a while.
+
+    A zombie is dead, though nobody has asked how it died; Ray's two agents look for their dead server for a minute.
+    """
     deadline = time.monotonic() + timeout
     while (left := [told for each in seen.values() if (told := _living(each))]) and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -154,8 +157,9 @@ def survivors(seen, timeout=60):
 
 def _living(process):
     try:
-        if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-            return f"{process.pid} {process.name()} {' '.join(process.cmdline())[:200]}"
+        title = " ".join(process.cmdline())
+        if process.is_running() and process.status() != psutil.STATUS_ZOMBIE and "Agent" not in title:
+            return f"{process.pid} {process.name()} {title[:200]}"
     except psutil.Error:
         pass
     return None
