@@ -28,7 +28,7 @@ class Config:
     seed: int = 0
     shards: int = 64
     rows: int = 6
-    within: float = 8.0  # seconds of captioning until a blow, at most
+    within: float = 5.0  # seconds of captioning until a blow, at most
     early: float = 15.0  # seconds of a driver's life until an early blow, at most
 
 

@@ -224,7 +224,7 @@ def remove(url: str) -> None:
     """Delete a file or a folder with all it holds; nothing happens if it is not there."""
     with _explained(url):
         files, path = _open(url)
-        for _ in range(_REMOVALS):
+        for attempt in range(_REMOVALS):
             if not files.exists(path):
                 return
             try:
@@ -232,7 +232,7 @@ def remove(url: str) -> None:
             except FileNotFoundError:
                 pass  # somebody else was quicker
             except OSError as error:  # somebody wrote into the folder meanwhile: a process that outlived its driver
-                if error.errno != errno.ENOTEMPTY:
+                if error.errno != errno.ENOTEMPTY or attempt == _REMOVALS - 1:
                     raise
 
 

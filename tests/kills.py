@@ -115,14 +115,14 @@ def shards(out, step="recaption"):
 
 
 def strike(process, seen, kind, seconds, out, timeout=180):
-    """Wait till captioning has begun and `seconds` more, then SIGKILL a process of the kind; False if it ended before.
+    """Wait till a shard is under way and `seconds` more, then SIGKILL a process of the kind; False if it ended before.
 
     `seen` learns of the driver's family, which loses its parent.
     """
     deadline, begun = time.monotonic() + timeout, None
     while process.poll() is None:
         assert time.monotonic() < deadline, f"no {kind} was killed in {timeout} seconds"
-        if begun is None and any(Path(out).glob("recaption/*/*")) and find(process, "actor"):
+        if begun is None and any(Path(out).glob("recaption/*/attempts/*")) and find(process, "actor"):
             begun = time.monotonic()
         if begun is not None and time.monotonic() - begun >= seconds and (victim := find(process, kind)):
             seen |= {each.pid: each for each in family(process)}
