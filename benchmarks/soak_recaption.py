@@ -26,9 +26,9 @@ from tests import kills
 class Config:
     kills: int = 21
     seed: int = 0
-    shards: int = 64
-    rows: int = 6
-    within: float = 5.0  # seconds of captioning until a blow, at most
+    shards: int = 100
+    rows: int = 5
+    within: float = 3.0  # seconds of captioning until a blow, at most
     early: float = 15.0  # seconds of a driver's life until an early blow, at most
 
 

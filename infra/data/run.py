@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
+import ray.exceptions
 from ray.data import ActorPoolStrategy, DataContext
 
 from infra import storage
@@ -80,6 +81,9 @@ def run_shards(
                     report(done, len(names), "shards", rows=rows)
             if len(errors) > MAX_BAD_SHARDS or away > MAX_AWAY:
                 break
+    except ray.exceptions.RayError as error:  # work tells its errors itself: this is a node that went, or Ray
+        told = " ".join(str(error).split())[:300]
+        raise RuntimeError(f"Ray broke off: {told} What was committed stays; give the same command again.") from error
     finally:
         results.close()
         ledger.save()
@@ -184,7 +188,7 @@ def _results(
     """Yield {name, record, error, away} of each shard as it ends; away: the place of its files was at fault."""
     if not names:
         return
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it prints the traceback of what it raises, too
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.max_consecutive_actor_init_deaths = MAX_ATTEMPTS

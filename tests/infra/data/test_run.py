@@ -10,8 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from infra import storage
+from infra.data import run
 from infra.data.readers import find_corpus
 from infra.data.run import run_shards, run_stages
 from infra.data.shards import shard_names, shard_url
@@ -271,6 +273,16 @@ def test_actors_that_outlive_their_driver_do_no_harm(ray_cluster, tmp_path):
     ids = [row["sample_id"] for row in read_rows(out)]
     assert len(ids) == len(set(ids)) == 5 * len(MANY)
     assert list(verify_shards(out, [], counts)) == []
+
+
+def test_a_node_that_goes_is_told_in_words(ray_cluster, tmp_path, monkeypatch):
+    def results(*_):
+        yield {"name": "000000", "record": "", "error": "ill", "away": False}
+        raise ray.exceptions.ActorDiedError("The actor is dead because its owner has died.")
+
+    monkeypatch.setattr(run, "_results", results)
+    with pytest.raises(RuntimeError, match=r"Ray broke off: .*owner has died\. .* give the same command again\."):
+        run_shards(Numbers(), NAMES, str(tmp_path / "out"))
 
 
 @dataclass(frozen=True)
