@@ -73,6 +73,8 @@ def _index(file: IO[bytes]) -> tuple[dict[SampleName, Members], str | None, Samp
                 problem = "a header points backwards"
                 break
             offset = archive.offset
+    except storage.UnavailableError:
+        raise
     except Exception as error:  # whatever else a parser raises on arbitrary bytes: they are not a whole tar
         problem = " ".join(str(error).split())[:100]
     return samples, _torn(file, size, offset, problem), last

@@ -75,6 +75,8 @@ def _check(path: str, name: str, record: dict[str, Any], sources: Sequence[str])
             if set(theirs) != set(ids):
                 less, more = len(set(theirs) - set(ids)), len(set(ids) - set(theirs))
                 faults.append(f"lacks {less} rows of {source} and has {more} that are not there")
+    except storage.UnavailableError:
+        raise  # nothing is known of the shard
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         return [f"cannot be read: {' '.join(str(error).split())[:200]}"], None
     return faults, table.schema

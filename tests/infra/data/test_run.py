@@ -11,6 +11,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from infra import storage
 from infra.data import run
@@ -18,6 +19,7 @@ from infra.data.parts import split
 from infra.data.readers import find_corpus
 from infra.data.run import run_shards, run_stages
 from infra.data.shards import shard_names, shard_url
+from infra.data.verify import verify_shards
 from tests.infra.data.zoo import as_members, encode, picture, samples, tar, write_tars
 from workflows.ingest import IngestConfig, IngestWork
 
@@ -275,3 +277,81 @@ def test_a_driver_that_is_killed_is_followed_by_another(ray_cluster, tmp_path):
     assert {url: after[url] for url in before} == before
     ids = [f"{name}{n}" for name in NAMES for n in range(5)]
     assert sorted(row["sample_id"] for row in read_rows(out)) == ids
+
+
+@dataclass(frozen=True)
+class Fragile(Numbers):
+    """Kills the first worker that receives it, before it can say a word."""
+
+    home: int = 0
+
+    def __setstate__(self, state):
+        mark = Path(state["marks"], "born")
+        if os.getpid() != state["home"] and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.__dict__.update(state)
+
+
+def test_a_worker_that_is_killed_at_birth_is_replaced(ray_cluster, tmp_path):
+    out = str(tmp_path / "out")
+    assert run_shards(Fragile(str(tmp_path), home=os.getpid()), NAMES, out)["rows_in"] == 30
+    assert (tmp_path / "born").exists()
+
+
+ORPHAN = """
+import sys
+from infra.data.run import _Actor
+from tests.infra.data.test_run import MANY, Numbers
+actor = _Actor(Numbers(seconds=0.02), sys.argv[1])
+while True:
+    for result in actor({"names": [MANY]}):
+        assert not result["error"][0] or "No such file" in result["error"][0], result
+"""
+MANY = [f"{n:06d}" for n in range(60)]
+
+
+@pytest.mark.timeout(120)
+def test_actors_that_outlive_their_driver_do_no_harm(ray_cluster, tmp_path):
+    """Two processes go on over all shards, as actors of a dead driver would, while another driver does its work."""
+    out = str(tmp_path / "out")
+    orphans = [subprocess.Popen([sys.executable, "-c", ORPHAN, out], cwd=Path(__file__).parents[3]) for _ in range(2)]
+    try:
+        deadline = time.monotonic() + 40
+        while len(shard_names(out)) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        counts = run_shards(Numbers(seconds=0.02), MANY, out)
+        assert all(orphan.poll() is None for orphan in orphans)
+    finally:
+        for orphan in orphans:
+            orphan.kill()
+            orphan.wait()
+    assert counts["rows_in"] == counts["accepted"] == 5 * len(MANY)
+    ids = [row["sample_id"] for row in read_rows(out)]
+    assert len(ids) == len(set(ids)) == 5 * len(MANY)
+    assert list(verify_shards(out, [], counts)) == []
+
+
+def test_a_node_that_goes_is_told_in_words(ray_cluster, tmp_path, monkeypatch):
+    def results(*_):
+        yield {"name": "000000", "record": "", "error": "ill", "away": False, "seconds": "{}"}
+        raise ray.exceptions.ActorDiedError("The actor is dead because its owner has died.")
+
+    monkeypatch.setattr(run, "_results", results)
+    with pytest.raises(RuntimeError, match=r"Ray broke off: .*owner has died\. .* give the same command again\."):
+        run_shards(Numbers(), NAMES, str(tmp_path / "out"))
+
+
+@dataclass(frozen=True)
+class Away(Numbers):
+    """Work whose server is away."""
+
+    def __call__(self, name):
+        Path(self.marks, name).touch()
+        raise storage.UnavailableError("The server of s3://x is away.")
+
+
+def test_a_place_that_is_away_ends_the_run_soon_and_in_its_words(ray_cluster, tmp_path):
+    with pytest.raises(RuntimeError, match=r"60 shards .* ended with The server of s3://x is away\.$"):
+        run_shards(Away(str(tmp_path)), MANY, str(tmp_path / "out"))
+    assert len(list(tmp_path.glob("0*"))) < 30
