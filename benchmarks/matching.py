@@ -87,15 +87,20 @@ def read_corpus(config: Config) -> dict[str, Rows]:
     return corpus
 
 
-def train_base(config: Config, rows: Rows, folder: str) -> tuple[Captioner, "Log"]:
+def sizes(height: int, width: int, length: int) -> CaptionerConfig:
+    """As the recipes have them."""
+    return CaptionerConfig(
+        vision=VisionConfig(image_size=(height, width), patch_size=8, hidden=128, layers=2, heads=4, mlp=384),
+        text=TextConfig(hidden=128, layers=2, heads=4, mlp=384, max_length=length),
+    )
+
+
+def train_base(config: Config, model: CaptionerConfig, rows: Rows, folder: str) -> tuple[Captioner, "Log"]:
     task = BaseTask(
-        source=CaptionerConfig(
-            vision=VisionConfig(image_size=(32, 32), patch_size=8, hidden=128, layers=2, heads=4, mlp=384),
-            text=TextConfig(hidden=128, layers=2, heads=4, mlp=384, max_length=48),
-        ),
+        source=model,
         vocabulary=(vocabulary := train_vocabulary(_captions(rows), 400)),
-        image_size=(32, 32),
-        max_length=48,
+        image_size=model.vision.image_size,
+        max_length=model.text.max_length,
         optim=OptimConfig(lr=config.lr, warmup_steps=50),
         seed=config.seed,
         matching=config.matching,
@@ -230,22 +235,27 @@ def measure(values: dict[str, np.ndarray], rows: Rows) -> dict:
     return found
 
 
-def main(config: Config) -> None:
-    corpus, base = read_corpus(config), config.base
-    found: dict = {}
+def learn(config: Config, model: CaptionerConfig, rows: Rows) -> tuple[Captioner, dict]:
+    """The base and, where it is asked for, the filter; and what they took."""
+    base, took = config.base, {}
     with tempfile.TemporaryDirectory() as folder:
-        began = time.process_time()
         if not base:
-            captioner, log = train_base(config, corpus["train"], f"{folder}/base")
-            captioner.save(base := tempfile.mkdtemp(dir=folder))
-            found["base"] = {"cpu_seconds": round(time.process_time() - began, 1), "losses": log[-1]}
             began = time.process_time()
+            captioner, log = train_base(config, model, rows, f"{folder}/training")
+            captioner.save(base := tempfile.mkdtemp(dir=folder))
+            took["base"] = {"cpu_seconds": round(time.process_time() - began, 1), "last": log[-1]}
         captioner = load_captioner(base)
         if config.filter_steps:
-            captioner, log = train_filter(config, corpus["train"], base, f"{folder}/filter")
-            found["filter"] = {"cpu_seconds": round(time.process_time() - began, 1), "losses": log[-1]}
-    found |= measure(scores(captioner, corpus["test"]), corpus["test"])
-    print(json.dumps(found, indent=1))
+            began = time.process_time()
+            captioner, log = train_filter(config, rows, base, f"{folder}/filter")
+            took["filter"] = {"cpu_seconds": round(time.process_time() - began, 1), "last": log[-1]}
+    return captioner, took
+
+
+def main(config: Config) -> None:
+    corpus = read_corpus(config)
+    captioner, took = learn(config, sizes(32, 32, 48), corpus["train"])
+    print(json.dumps(took | measure(scores(captioner, corpus["test"]), corpus["test"]), indent=1))
 
 
 if __name__ == "__main__":

@@ -38,21 +38,26 @@ def gains(captioner: Captioner, features: Tensor, ids: Tensor) -> Tensor:
 def weigh(captioner: Captioner, features: Tensor, texts: Sequence[str | None]) -> list[float | None]:
     """How well the base's decoder finds each text borne out by its picture, in nats: the higher, the righter.
 
-    It is what the worst token gains by the picture, or all tokens less 2, whichever is less; None for a row without
-    text. It is the decoder's word, not the match score.
+    It is what the worst token gains by the picture, at most 0, or all tokens less 2, whichever is less; None for a row
+    without text. It is the decoder's word, not the match score.
     """
     ids = torch.from_numpy(captioner.vocabulary.sequences(texts, "", captioner.max_length)[0]).to(features.device)
-    gained = gains(captioner, features, ids)
-    weights = torch.minimum(gained.min(1).values, gained.sum(1) - _NOUGHT).tolist()
+    found = _summed(gains(captioner, features, ids))
+    weights = torch.minimum(found["worst"], found["total"] - _NOUGHT).tolist()
     return [weight if text is not None else None for weight, text in zip(weights, texts, strict=True)]
 
 
 def verdicts(gained: Tensor) -> Tensor:
     """(B,) fp32 of `gains` (B, L): 1 for a text that is right, -1 for one that is wrong, 0 where one cannot say."""
-    found = {"worst": gained.min(1).values, "total": gained.sum(1)}
+    found = _summed(gained)
     right = torch.stack([found[name] >= least for name, least in RIGHT.items()]).all(0)
     wrong = torch.stack([found[name] < least for name, least in WRONG.items()]).any(0)
     return right.float() - wrong.float()
+
+
+def _summed(gained: Tensor) -> dict[str, Tensor]:
+    worst = gained.min(1).values.clamp(max=0)  # as if all were padded: a text's weight must not depend on its batch
+    return {"worst": worst, "total": gained.sum(1)}
 
 
 class Filter(nn.Module):
