@@ -14,8 +14,8 @@ class Alternatives:
     """Which tokens stand between the same two neighbours in the captions of a corpus.
 
     It knows no grammar: what is said where another word is said is, as a rule, of its kind, and one of a picture's
-    words for another of its kind makes a text that is wrong (as CREPE's atomic foils, arXiv 2212.07796, section 3, and
-    the foils that NegCLIP is trained with, arXiv 2210.01936, section 4). Words that also stand side by side, such as
+    words for another of its kind makes a text that is wrong, as CREPE's atomic foils are (arXiv 2212.07796) and the
+    swapped texts that NegCLIP is trained against (arXiv 2210.01936). Words that also stand side by side, such as
     "large" and "red", are of different kinds and may be true together, so neither stands in for the other.
     """
 

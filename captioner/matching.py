@@ -92,8 +92,8 @@ class Matching(nn.Module):
         matching.vision_proj, matching.text_proj = blip.vision_proj, blip.text_proj
         return matching
 
-    def begin_as(self, decoder: "transformers.BlipTextLMHeadModel") -> None:
-        """Let the encoder begin with a decoder's weights: most of what it has to know, the decoder was taught already.
+    def begin_as(self, decoder: Any) -> None:
+        """Let the encoder begin with the weights of a `BlipTextLMHeadModel`, which knows most of what it has to know.
 
         BLIP shares them throughout, but for self-attention (arXiv 2201.12086, section 3.2).
         """

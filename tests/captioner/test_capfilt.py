@@ -171,6 +171,7 @@ def test_rows_to_train_on_and_travel(task):
     assert other.where(columns).tolist() == [True, False, False]
 
 
+@pytest.mark.timeout(200)
 def test_wrong_texts_are_told_apart_and_nothing_but_the_head_is_tuned(task, base, tmp_path):
     """Three of sixteen alt texts have a wrong word in training; the head finds these, and others that it never saw."""
     noisy = [*WRONGLY[:3], *TABLE["caption_alt"][3:]]
