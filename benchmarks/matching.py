@@ -1,8 +1,8 @@
 """Does the match score tell right alt texts from wrong ones? Trains on Shapes in one process, and measures.
 
     python -m benchmarks.matching --steps 600 --matching.hard 0
-    python -m benchmarks.matching --matching.contrastive 0 --matching.match 0 --steps 800 --filter_steps 1600
-    python -m benchmarks.matching --base STORE/train_captioner/ID/base/model --filter_steps 1600 --seed 2
+    python -m benchmarks.matching --matching.contrastive 0 --matching.match 0 --steps 800 --filter_steps 1500
+    python -m benchmarks.matching --base STORE/train_captioner/ID/base/model --filter_steps 1500 --seed 2
 
 The first trains a base with matching losses, the second a plain base and then a filter (`captioner.capfilt`), the third
 only the filter: its base must have been trained on Shapes of the same seed, size and test fraction.
