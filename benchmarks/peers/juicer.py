@@ -1,6 +1,6 @@
 """How fast Data-Juicer's `image_captioning_mapper` captions a folder of pictures in Ray mode, without a GPU.
 
-Run it with the interpreter of an environment of its own (Python 3.11, 1.5 GB, no CUDA, no torchvision); it imports
+Run it with the interpreter of an environment of its own (Python 3.11, 1.8 GB, no CUDA, no torchvision); it imports
 nothing of this project:
 
     python -m venv peer
