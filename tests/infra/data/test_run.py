@@ -335,10 +335,10 @@ def test_actors_that_outlive_their_driver_do_no_harm(ray_cluster, tmp_path):
 def test_a_node_that_goes_is_told_in_words(ray_cluster, tmp_path, monkeypatch):
     def results(*_):
         yield {"name": "000000", "record": "", "error": "ill", "away": False, "seconds": "{}"}
-        raise ray.exceptions.ActorDiedError("The actor is dead because its owner has died.")
+        raise ray.exceptions.NodeDiedError("The node has died.")
 
     monkeypatch.setattr(run, "_results", results)
-    with pytest.raises(RuntimeError, match=r"Ray broke off: .*owner has died\. .* give the same command again\."):
+    with pytest.raises(RuntimeError, match=r"Ray broke off: .*node has died\. .* give the same command again\."):
         run_shards(Numbers(), NAMES, str(tmp_path / "out"))
 
 
