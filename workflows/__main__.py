@@ -27,6 +27,7 @@ from workflows.direct import DirectOptions, direct
 from workflows.examine import examine
 from workflows.gallery import gallery as draw_gallery
 from workflows.recaption import recaption
+from workflows.settings import settings_of
 from workflows.text_to_image import STEPS, Recipe
 
 STORE = "runs"
@@ -79,6 +80,15 @@ def show(arguments: list[str]) -> dict[str, Any]:
     else:
         shown = Artifact.open(target).manifest
     if "--json" not in rest:
+        print(json.dumps(shown, indent=2))
+    return shown
+
+
+def settings(arguments: list[str]) -> dict[str, Any]:
+    """Print what DeepSpeed is given: `rescribe settings demo --cluster one_node --cluster.zero-stage 3`."""
+    options = _recipe_options(arguments, "settings")
+    shown = settings_of(options.recipe, options.cluster)
+    if not options.json:
         print(json.dumps(shown, indent=2))
     return shown
 
@@ -198,6 +208,7 @@ VERBS: dict[str, Callable[[list[str]], dict[str, Any]]] = {
     "run": run,
     "plan": plan,
     "show": show,
+    "settings": settings,
     "list": list_artifacts,
     "shapes": shapes,
     "verify": verify,
