@@ -85,15 +85,15 @@ def test_the_trainings_of_a_step_share_their_workers():
 def test_the_engine_hands_over_the_same_and_deepspeed_understands_it(monkeypatch):
     from infra.train import zero
 
-    class Given(Exception):
+    class HandedOverError(Exception):
         pass
 
     def initialize(*, config, **_):
-        raise Given(config)
+        raise HandedOverError(config)
 
     monkeypatch.setattr(zero.deepspeed, "initialize", initialize)
     update = Update("toy", torch.nn.Linear(2, 2), OptimConfig(clip_norm=0.25))
-    with pytest.raises(Given) as caught:
+    with pytest.raises(HandedOverError) as caught:
         zero.ZeroEngine(update, 5, None, stage=2, precision="bf16", micro_batch=3)
     config = caught.value.args[0]
     assert config == settings(2, "bf16", 3, 5, 0.25)
