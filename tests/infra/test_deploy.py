@@ -182,6 +182,19 @@ def test_every_command_exists_with_its_options():
         check_command(["ray", "drain-node", "--reason", "BAD", "--reason-message", ""])
 
 
+def test_the_commands_of_the_guide_exist():
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / "docs" / "deploy.md").read_text(), re.DOTALL | re.MULTILINE)
+    lines = [shlex.split(line, comments=True) for kind, block in blocks if not kind for line in block.splitlines()]
+    ours = [words for words in lines if words[0] in ("ray", "rescribe")]
+    assert len(ours) >= 6
+    for words in ours:
+        check_command(words)
+    for words in lines:
+        for word in words:
+            if word.startswith("infra/deploy/"):
+                assert (ROOT / word).exists(), word
+
+
 def test_the_probes_ask_where_ray_answers_without_a_token():
     from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
     from ray.dashboard.http_server_agent import PUBLIC_EXACT_PATHS
