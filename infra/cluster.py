@@ -41,6 +41,12 @@ class Cluster:
         most = max(1, batch // self.rows_per_worker)
         return min(self.workers[0], most), min(self.workers[1], most)
 
+    def micro_batches(self, batch: int, workers: int) -> tuple[int, int]:
+        """How one of so many workers takes its share of a global batch: rows at once, and how often."""
+        share = -(-batch // workers)
+        rows = min(self.micro_batch or share, share)
+        return rows, -(-share // rows)
+
     @property
     def backend(self) -> Literal["gloo", "nccl"]:
         """What workers talk over."""

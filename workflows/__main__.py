@@ -29,6 +29,7 @@ from workflows.export import ExportOptions, export
 from workflows.exported import DATA
 from workflows.gallery import gallery as draw_gallery
 from workflows.recaption import recaption
+from workflows.settings import settings_of
 from workflows.text_to_image import STEPS, Recipe
 
 STORE = "runs"
@@ -81,6 +82,15 @@ def show(arguments: list[str]) -> dict[str, Any]:
     else:
         shown = Artifact.open(target).manifest
     if "--json" not in rest:
+        print(json.dumps(shown, indent=2))
+    return shown
+
+
+def settings(arguments: list[str]) -> dict[str, Any]:
+    """Print what DeepSpeed is given: `rescribe settings demo --cluster one_node --cluster.zero-stage 3`."""
+    options = _recipe_options(arguments, "settings")
+    shown = settings_of(options.recipe, options.cluster)
+    if not options.json:
         print(json.dumps(shown, indent=2))
     return shown
 
@@ -217,6 +227,7 @@ VERBS: dict[str, Callable[[list[str]], dict[str, Any]]] = {
     "run": run,
     "plan": plan,
     "show": show,
+    "settings": settings,
     "list": list_artifacts,
     "shapes": shapes,
     "verify": verify,
