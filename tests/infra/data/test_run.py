@@ -306,7 +306,7 @@ from tests.infra.data.test_run import MANY, Numbers
 actor = _Actor(Numbers(seconds=0.02), sys.argv[1])
 while True:
     for result in actor({"names": [MANY]}):
-        assert not result["error"][0] or "No such file" in result["error"][0], result
+        assert not result["error"][0] or "FileNotFoundError" in result["error"][0], result
 """
 MANY = [f"{n:06d}" for n in range(60)]
 
