@@ -37,7 +37,7 @@ def greedy(
     room = max(len(prompt) + bound for prompt, bound in zip(prompts, most, strict=True))
     if slots is None:
         kept = 2 * decoder.config.num_hidden_layers * features.shape[1] * decoder.config.hidden_size
-        slots = max(1, _KEPT[features.device.type] // kept)
+        slots = max(1, _KEPT["cuda" if features.is_cuda else "cpu"] // kept)
     table = _Slots(decoder, features, min(slots, len(prompts)), room)
     said = _Said(features.device, sep, fewest, most, len(table))
     waiting = deque(sorted(range(len(prompts)), key=lambda row: len(prompts[row])))  # like lengths are read together
