@@ -35,6 +35,7 @@ from captioner.styles import Style
 from captioner.task import ALT_COLUMN, load_tower
 from captioner.tower import Tower
 from infra.cluster import Cluster, connect, laptop
+from infra.data.clock import taken
 from infra.data.images import decode
 from infra.store import Artifact, Store
 from workflows.ingest import IngestConfig, ingest
@@ -120,14 +121,14 @@ def efficiency(config: Efficiency) -> dict[str, Any]:
             parts = captions.manifest["summary"]["actor_seconds"]
             found["job"].append(config.images / captions.manifest["seconds"])
             found["steady"].append(_steady(captions, config.images))
-    bare = statistics.median(max(rates.values()) for rates in found["bare"])
+    bare = statistics.median(max(way["images_per_second"] for way in ways.values()) for ways in found["bare"])
     job, steady = statistics.median(found["job"]), statistics.median(found["steady"])
     return {
         "images_per_second": {"bare_model": bare, "whole_job": job, "after_loading": steady},
         "efficiency": job / bare,
         "efficiency_after_loading": steady / bare,
         "overhead_after_loading_ms_an_image": 1000 / steady - 1000 / bare,
-        "actor_seconds_of_the_last_run": parts,
+        "actor_seconds_an_image": {part: seconds / config.images for part, seconds in parts.items()},
         "runs": found,
     }
 
@@ -251,14 +252,15 @@ def bare(config: Bare) -> dict[str, Any]:
     stage({name: values[:2] for name, values in batches[0].items()})
     print("ready", flush=True)
     sys.stdin.readline()
+    taken()
     began = time.perf_counter()
     for batch in batches:
         stage(batch)
-    return {"seconds": time.perf_counter() - began}
+    return {"seconds": time.perf_counter() - began, "parts": taken()}
 
 
-def _bare(config: Efficiency, model: str, ways: int) -> float:
-    """Images a second of the bare model, in so many processes that share the cores."""
+def _bare(config: Efficiency, model: str, ways: int) -> dict[str, Any]:
+    """Of the bare model in so many processes that share the cores."""
     share, threads = config.bare_images // ways, max(1, (os.cpu_count() or 1) // ways)
     options = ["--model", model, "--images", str(share), "--batch", str(config.batch), "--threads", str(threads)]
     options += ["--precision", config.precision, "--size", config.size]
@@ -275,7 +277,9 @@ def _bare(config: Efficiency, model: str, ways: int) -> float:
         assert process.stdin is not None
         process.stdin.write("\n")
         process.stdin.flush()
-    return share * ways / max(json.loads(process.communicate()[0])["seconds"] for process in started)
+    told = [json.loads(process.communicate()[0]) for process in started]
+    parts = {part: sum(one["parts"][part] for one in told) / share / ways for part in told[0]["parts"]}
+    return {"images_per_second": share * ways / max(one["seconds"] for one in told), "actor_seconds_an_image": parts}
 
 
 def _job(root: str, pattern: str, model: str, styles: tuple[Style, ...], precision: Precision, batch: int) -> Artifact:
