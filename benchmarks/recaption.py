@@ -338,10 +338,10 @@ def _pipeline(model: str, files: list[Path], size: int, precision: Precision) ->
 
     torch.set_num_threads(os.cpu_count() or 1)
     run: Any = transformers.pipeline("image-text-to-text", model=model, dtype=KINDS[precision])
-    asked = [{"images": str(path), "text": ""} for path in files]
+    asked = {"images": [str(path) for path in files], "text": [""] * len(files)}
     began = time.perf_counter()
     bounds = {"max_new_tokens": SHORT.max_tokens, "min_new_tokens": SHORT.min_tokens, "do_sample": False}
-    said = run(asked, batch_size=size, generate_kwargs=bounds)
+    said = run(**asked, batch_size=size, generate_kwargs=bounds)
     assert len(said) == len(files)
     return time.perf_counter() - began
 
