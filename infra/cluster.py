@@ -80,10 +80,10 @@ def connect(cluster: Cluster) -> None:
 
     if ray.is_initialized():
         return
-    if cluster.address:
-        ray.init(address=cluster.address, log_to_driver=False)
-        return
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its files keep the rest; on a terminal it is noise
+    if cluster.address:
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        return
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away with notice
     with _silent():
         # More logical CPUs than cores: on two, some plans of Ray Data wait for ever for a place to run.
