@@ -1,0 +1,236 @@
+"""Lines sent to a real Ray cluster: they outlive their client, are done once, can be stopped, and carry no secret."""
+
+import hashlib
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from infra.jobs import Jobs
+from tests.workflows import head
+from workflows import submit
+from workflows.__main__ import main
+from workflows.corpora.shapes import ShapesConfig, write_shards
+
+ROOT = Path(__file__).parents[2]
+OF_NODES = {"HF_TOKEN": "hf_ofTheNodes0123456789abcdef", "AWS_SECRET_ACCESS_KEY": "ofTheNodes/K7MDENGbPxRfiCY"}
+OF_CLIENT = {"HF_TOKEN": "hf_ofTheClient0123456789abcde", "AWS_SECRET_ACCESS_KEY": "ofTheClient/K7MDENGbPxRfiC"}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with head.Cluster(OF_NODES) as started:
+        yield started
+
+
+@pytest.fixture(autouse=True)
+def client(monkeypatch):
+    """The token in the client's environment, secrets of its own, and an address that Ray would rather take."""
+    settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": head.TOKEN, **OF_CLIENT}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    write_shards(ShapesConfig(samples=40, labelled=8, shard_size=20), str(tmp_path / "corpus"))
+    return str(tmp_path / "corpus" / "{00000..00001}.tar")
+
+
+def command(capsys, *arguments):
+    """The exit code, the JSON object and what was said."""
+    code = 0
+    try:
+        main([*arguments, "--json"])
+    except SystemExit as exit_:
+        code = exit_.code
+    output = capsys.readouterr()
+    lines = output.out.strip().splitlines()
+    return code, json.loads(lines[-1]) if lines else None, output.err + "\n".join(lines[:-1])
+
+
+@pytest.mark.timeout(240)
+def test_a_job_outlives_its_client_and_the_same_line_does_the_work_once(cluster, capsys, tmp_path, corpus):
+    line = ["submit", "--address", cluster.url, "--follow", "ingest", "--store", "runs", "corpus:str", corpus]
+    client = subprocess.Popen(
+        [sys.executable, "-m", "workflows", *line],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        said = client.stderr.readline()
+        assert said.startswith("Submitted "), said
+        identity = said.split()[1].rstrip(".")
+    finally:
+        os.killpg(client.pid, signal.SIGKILL)
+        client.communicate()
+
+    code, job, said = command(capsys, "logs", identity, "--follow", "--address", cluster.url)
+    assert code == 0, said
+    assert job["state"] == "SUCCEEDED"
+    assert "rows_in 40  accepted 40" in said
+    (manifest,) = (tmp_path / "runs" / "ingest").glob("*/manifest.json")  # where the client stood
+    made = manifest.read_bytes()
+
+    os.chdir(tmp_path)  # the same words in the same place
+    code, again, said = command(capsys, *(word for word in line if word != "--follow"))
+    assert code == 0
+    assert again["id"] == identity
+    assert "was submitted before and has ended well" in said
+    code, listed, _ = command(capsys, "status", "--address", cluster.url)
+    assert [each["id"] for each in listed["jobs"]].count(identity) == 1
+    assert not [each for each in listed["jobs"] if each["id"].startswith(f"{identity}-")]
+    assert manifest.read_bytes() == made
+
+
+@pytest.mark.timeout(120)
+def test_the_sent_code_and_the_nodes_own_secrets_reach_every_worker(cluster):
+    """The work is done on the other node, by the code that was sent, with the environment of that node."""
+    script = (
+        "import hashlib, os, ray; ray.init('auto', log_to_driver=False)\n"
+        "@ray.remote(num_cpus=1)\n"
+        "def look():\n"
+        "    import infra.jobs, workflows.submit, t2i.captions, captioner.styles\n"
+        "    values = (os.environ[name].encode() for name in ('HF_TOKEN', 'AWS_SECRET_ACCESS_KEY'))\n"
+        "    return infra.jobs.__file__, *(hashlib.sha256(value).hexdigest() for value in values)\n"
+        "print('FOUND', *ray.get(look.remote()))"
+    )
+    jobs = Jobs(cluster.url)
+    nodes = jobs.nodes()
+    assert {(node.head, node.cpus, node.gpus) for node in nodes} == {(True, 0, 0), (False, head.WORKER_CPUS, 0)}
+    assert {node.python for node in nodes} == {sys.executable}
+    with tempfile.TemporaryDirectory() as folder:
+        submit._copy_code(folder)
+        environment = submit._environment(pip=False) | {"working_dir": folder}
+        assert jobs.submit("look", shlex.join([sys.executable, "-c", script]), environment, {})
+        assert not jobs.submit("look", "true", environment, {})  # the id is taken
+    text = "".join(jobs.follow("look"))
+    (found,) = [line.split()[1:] for line in text.splitlines() if line.startswith("FOUND")]
+    assert "working_dir_files" in found[0]
+    assert found[1:] == [hashlib.sha256(value.encode()).hexdigest() for value in OF_NODES.values()]
+
+
+@pytest.mark.timeout(120)
+def test_a_stopped_job_may_put_its_work_away(cluster, tmp_path):
+    left = tmp_path / "left"
+    script = (
+        "import time\ntry:\n    print('at work'); time.sleep(600)\n"
+        f"finally:\n    time.sleep(4); open({str(left)!r}, 'w')"
+    )
+    jobs = Jobs(cluster.url)
+    jobs.submit("sleeper", "exec " + shlex.join([sys.executable, "-c", script]), submit._environment(pip=False), {})
+    for text in jobs.follow("sleeper"):
+        if text.strip().endswith("at work"):
+            break
+    assert jobs.stop("sleeper").state == "STOPPED"
+    assert left.exists()  # longer than the three seconds that Ray leaves a job
+    assert jobs.stop("sleeper").state == "STOPPED"
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        (
+            ("run", "demo", "--cluster", "one_node"),
+            "8 training workers of 4 CPU and 1 GPU each, and there is room for 0",
+        ),
+        (("run", "demo", "--cluster.workers", "9", "9", "--cluster.rows-per-worker", "1"), "there is room for 8"),
+        (("run", "demo", "--cluster.workers", "8", "8", "--cluster.rows-per-worker", "1"), "1 CPU beside them"),
+        (("run", "demo", "--cluster.cpus-per-worker", "9"), "there is room for 0"),
+        (("--free-gb", "1e9", "--", "run", "demo"), "GB of disk left"),
+        (("run", "dmeo"), "Did you mean 'demo'?"),
+        (("list",), "without a cluster"),
+        ((), "Say what to submit"),
+        (("run", "demo", "--cluster.address", "auto"), "Leave --cluster.address out"),
+        (("run", "demo", "--store", "s3://key:hidden@bucket"), "--store holds credentials within an address"),
+    ],
+)
+def test_what_cannot_be_is_refused_at_once(cluster, capsys, tmp_path, monkeypatch, line, wanted):
+    monkeypatch.chdir(tmp_path)
+    before = len(Jobs(cluster.url).known(""))
+    code, _, said = command(capsys, "submit", "--address", cluster.url, *line)
+    assert code == 1
+    assert wanted in said
+    assert "Traceback" not in said
+    assert "hidden" not in said
+    assert len(Jobs(cluster.url).known("")) == before
+
+
+@pytest.mark.timeout(60)
+def test_folders_that_another_machine_does_not_see_are_refused(cluster, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(socket, "gethostname", lambda: "another")
+    code, _, said = command(capsys, "submit", "--address", cluster.url, "run", "demo")
+    assert code == 1
+    assert "store is runs, on this machine, which the cluster does not see" in said
+
+
+@pytest.mark.timeout(60)
+def test_wrong_tokens_and_addresses_are_sentences(cluster, capsys, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "00" * 32)
+    code, _, said = command(capsys, "status", "--address", cluster.url)
+    assert code == 1
+    assert "refused the token" in said
+    assert head.TOKEN not in said
+    for address, wanted in (
+        ("http://127.0.0.1:9", "No job server answers"),
+        ("auto", "not the address of a job server"),
+    ):
+        code, _, said = command(capsys, "status", "--address", address)
+        assert code == 1
+        assert wanted in said
+
+
+@pytest.mark.timeout(60)
+def test_an_unknown_job_is_said(cluster, capsys):
+    for verb in ("status", "logs", "stop"):
+        code, _, said = command(capsys, verb, "rescribe-run-0", "--address", cluster.url)
+        assert code == 1
+        assert "knows no job rescribe-run-0" in said
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+def test_a_stopped_run_is_finished_by_the_same_line(cluster, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = ["submit", "--address", cluster.url, "run", "debug", "--store", "runs"]
+    _, job, _ = command(capsys, *line)
+    _, same, said = command(capsys, *line)
+    assert same["id"] == job["id"]
+    assert "was submitted before" in said
+    until = time.monotonic() + 240
+    while not list((tmp_path / "runs" / "ingest").glob("*/manifest.json")):
+        assert time.monotonic() < until
+        time.sleep(1)
+    code, stopped, _ = command(capsys, "stop", job["id"], "--address", cluster.url)
+    assert stopped["state"] == "STOPPED"
+    assert not list(tmp_path.rglob("lease.json"))
+    assert not list((tmp_path / "runs" / "evaluate").glob("*/manifest.json"))
+
+    code, after, said = command(capsys, *line, "--follow")
+    assert code == 0, said
+    assert after["id"] == job["id"] + "-2"
+    assert "done already" in said  # the ingest
+    (evaluation,) = (tmp_path / "runs" / "evaluate").glob("*/manifest.json")
+    assert json.loads(evaluation.read_text())["summary"]
+
+
+@pytest.mark.timeout(60)
+def test_no_secret_is_anywhere(cluster, tmp_path):
+    """Last in this file: neither the client's secrets nor the nodes' own are in a log, a package or a record of Ray."""
+    for secret in (*OF_CLIENT.values(), *OF_NODES.values(), head.TOKEN):
+        assert cluster.files_that_hold(secret) == []
+    assert cluster.files_that_hold("Submitting job")  # it does find what is there
+    for job in Jobs(cluster.url)._client.list_jobs():
+        assert not any(secret in str(job) for secret in (*OF_CLIENT.values(), *OF_NODES.values(), head.TOKEN))
