@@ -197,7 +197,9 @@ def _environment(pip: bool) -> dict[str, Any]:
         if not lock.exists():
             raise FileNotFoundError(f"--pip needs {lock}, which only a checkout of the project has.")
         lines = [line.strip() for line in lock.read_text().splitlines()]
-        environment["pip"] = {"packages": [line for line in lines if line and not line.startswith("#")]}
+        # Ray itself is there, and refuses to be replaced.
+        packages = [line for line in lines if line and not line.startswith(("#", "ray=="))]
+        environment["pip"] = {"packages": packages}
     return environment
 
 

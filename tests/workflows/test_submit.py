@@ -10,9 +10,12 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from pathlib import Path
 
 import pytest
+import s3fs
+from ray.scripts.scripts import start
 
 from infra.jobs import Jobs
 from tests.workflows import head
@@ -26,8 +29,9 @@ OF_CLIENT = {"HF_TOKEN": "hf_ofTheClient0123456789abcde", "AWS_SECRET_ACCESS_KEY
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    with head.Cluster(OF_NODES) as started:
+def cluster(s3_server):
+    where = {"AWS_ENDPOINT_URL": s3_server, "AWS_ACCESS_KEY_ID": "nodes", "AWS_DEFAULT_REGION": "us-east-1"}
+    with head.Cluster(OF_NODES | where) as started:
         yield started
 
 
@@ -37,7 +41,7 @@ def client(monkeypatch):
     settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": head.TOKEN, **OF_CLIENT}
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # what a client asked of S3 would fail
     monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
 
 
@@ -60,7 +64,7 @@ def command(capsys, *arguments):
 
 
 @pytest.mark.timeout(240)
-def test_a_job_outlives_its_client_and_the_same_line_does_the_work_once(cluster, capsys, tmp_path, corpus):
+def test_a_job_outlives_its_client_and_the_same_line_does_the_work_once(cluster, capsys, tmp_path, monkeypatch, corpus):
     line = ["submit", "--address", cluster.url, "--follow", "ingest", "--store", "runs", "corpus:str", corpus]
     client = subprocess.Popen(
         [sys.executable, "-m", "workflows", *line],
@@ -82,7 +86,7 @@ def test_a_job_outlives_its_client_and_the_same_line_does_the_work_once(cluster,
     (manifest,) = (tmp_path / "runs" / "ingest").glob("*/manifest.json")  # where the client stood
     made = manifest.read_bytes()
 
-    os.chdir(tmp_path)  # the same words in the same place
+    monkeypatch.chdir(tmp_path)  # the same words in the same place
     code, again, said = command(capsys, *(word for word in line if word != "--follow"))
     assert code == 0
     assert again["id"] == identity
@@ -202,28 +206,58 @@ def test_an_unknown_job_is_said(cluster, capsys):
 
 @pytest.mark.faults
 @pytest.mark.timeout(600)
-def test_a_stopped_run_is_finished_by_the_same_line(cluster, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    line = ["submit", "--address", cluster.url, "run", "debug", "--store", "runs"]
-    _, job, _ = command(capsys, *line)
-    _, same, said = command(capsys, *line)
-    assert same["id"] == job["id"]
+def test_the_commands_of_the_page(cluster, s3_server, capsys, monkeypatch):
+    """As they stand in docs/cluster.md: a run on S3 is stopped halfway, and the same line finishes it."""
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    block = next(part for part in page.split("```") if "rescribe submit" in part)
+    settings, first, status, stop, second, logs = block.strip().splitlines()
+    settings = dict(each.split("=") for each in settings.removeprefix("export ").split())
+    assert settings.keys() == {"RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN"}
+    monkeypatch.setenv(
+        "RAY_API_SERVER_ADDRESS", settings["RAY_API_SERVER_ADDRESS"].replace("http://HEAD:8265", cluster.url)
+    )
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    files = s3fs.S3FileSystem(endpoint_url=s3_server, key="test", secret="test", use_listings_cache=False)
+    bucket = f"test-{uuid.uuid4().hex[:12]}"
+    files.mkdir(bucket)
+
+    def run(line, job=""):
+        words = line.replace("s3://bucket/", f"s3://{bucket}/").replace("JOB", job).split()
+        assert words[0] == "rescribe"
+        return command(capsys, *words[1:])
+
+    _, sent, _ = run(first)
+    _, same, said = run(first)
+    assert same["id"] == sent["id"]
     assert "was submitted before" in said
     until = time.monotonic() + 240
-    while not list((tmp_path / "runs" / "ingest").glob("*/manifest.json")):
+    while not files.glob(f"{bucket}/store/ingest/*/manifest.json"):
         assert time.monotonic() < until
         time.sleep(1)
-    code, stopped, _ = command(capsys, "stop", job["id"], "--address", cluster.url)
+    code, jobs, _ = run(status)
+    assert {job["id"]: job["state"] for job in jobs["jobs"]}[sent["id"]] == "RUNNING"
+    code, stopped, _ = run(stop, sent["id"])
     assert stopped["state"] == "STOPPED"
-    assert not list(tmp_path.rglob("lease.json"))
-    assert not list((tmp_path / "runs" / "evaluate").glob("*/manifest.json"))
+    assert not files.glob(f"{bucket}/store/*/*/lease.json")
+    assert not files.glob(f"{bucket}/store/evaluate/*/manifest.json")
 
-    code, after, said = command(capsys, *line, "--follow")
+    code, after, said = run(second)
+    assert after["id"] == sent["id"] + "-2"
+    code, after, said = run(logs, after["id"])
     assert code == 0, said
-    assert after["id"] == job["id"] + "-2"
     assert "done already" in said  # the ingest
-    (evaluation,) = (tmp_path / "runs" / "evaluate").glob("*/manifest.json")
-    assert json.loads(evaluation.read_text())["summary"]
+    (evaluation,) = files.glob(f"{bucket}/store/evaluate/*/manifest.json")
+    assert json.loads(files.cat_file(evaluation))["summary"]
+
+
+def test_the_page_starts_nodes_with_options_that_ray_has():
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    lines = [line for line in page.splitlines() if "ray start" in line and "--" in line and "`" not in line]
+    assert len(lines) == 2
+    known = {name for parameter in start.params for name in parameter.opts}
+    for line in lines:
+        assert line.startswith("RAY_AUTH_MODE=token RAY_AUTH_TOKEN=")
+        assert {word.split("=")[0] for word in line.split() if word.startswith("--")} <= known
 
 
 @pytest.mark.timeout(60)
