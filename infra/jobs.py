@@ -5,6 +5,7 @@ import os
 import shlex
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Literal
@@ -43,16 +44,14 @@ class Jobs:
     def __init__(self, address: str) -> None:
         if not address.startswith(("http://", "https://")):
             raise ValueError(f"'{address}' is not the address of a job server. Give it as http://HEAD:8265.")
-        # Ray would take these over an address that is given.
-        for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
-            os.environ.pop(name, None)
         from ray.job_submission import JobSubmissionClient  # slow to import: `--help` does without
 
         logging.getLogger("ray").setLevel(logging.ERROR)
         for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
             logging.getLogger(name).setLevel(logging.ERROR)
         self._address = address
-        self._client: Any = self._ask(JobSubmissionClient, address, headers=_token())
+        with _without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # Ray would take these over an address that is given
+            self._client: Any = self._ask(JobSubmissionClient, address, headers=_token())
 
     def submit(self, identity: str, entrypoint: str, runtime_env: dict[str, Any], metadata: dict[str, str]) -> bool:
         """Start a job under an id of our own; False where another client took that id a moment before.
@@ -171,6 +170,15 @@ class Jobs:
                 f"No job server answers at {self._address}. Check the address (`ray start --head` prints it), and "
                 "that the head has ray[default]."
             ) from None
+
+
+@contextmanager
+def _without(*names: str) -> Iterator[None]:
+    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
 
 
 def _token() -> dict[str, str]:

@@ -19,7 +19,7 @@ def placed(line: list[str], asked: Any, shared: Sequence[str] | None) -> list[st
     `shared` are the folders that the cluster sees too; None: all of them, since it is this machine.
     """
     absolute = {}
-    found = list(_strings(asked))
+    found = list(strings(asked))
     if line[0] == "run" and line[1].endswith(".json"):  # a recipe's file
         found.append(("path", line[1]))
     for name, value in found:
@@ -31,17 +31,17 @@ def placed(line: list[str], asked: Any, shared: Sequence[str] | None) -> list[st
                     f"name the folder that every node mounts under the same path: --shared {os.path.dirname(path)}."
                 )
             absolute[value] = path
-    words: list[str] = []
-    for token in line:
-        flag, equals, value = token.partition("=")
-        if token.startswith("--") and equals:
-            words.append(f"{flag}={absolute.get(value, value)}")
+    made: list[str] = []
+    for word in line:
+        flag, equals, value = word.partition("=")
+        if word.startswith("--") and equals:
+            made.append(f"{flag}={absolute.get(value, value)}")
         else:
-            words.append(absolute.get(token, token) if words else token)
+            made.append(absolute.get(word, word) if made else word)
     store = getattr(asked, "store", None)
-    if store is not None and not any(token.split("=")[0] == "--store" for token in line):
-        words = with_options(words, ["--store", absolute.get(store, store)])
-    return words
+    if store is not None and not any(word.split("=")[0] == "--store" for word in line):
+        made = with_options(made, ["--store", absolute.get(store, store)])
+    return made
 
 
 def with_options(line: list[str], more: list[str]) -> list[str]:
@@ -60,19 +60,31 @@ def _is_place(name: str, value: str) -> bool:
     return last in READ and (os.path.exists(value) or any(letter in value for letter in "*?[{"))
 
 
-def _strings(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+def words(line: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Every word of a line, with the option that it belongs to."""
+    for place, word in enumerate(line):
+        before = line[place - 1] if place else ""
+        if word.startswith("--"):
+            yield word.partition("=")[0], word
+        elif before.startswith("--") and "=" not in before:
+            yield before, word
+        else:
+            yield f"Word {place + 1} of the line", word
+
+
+def strings(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
     """Every string within options, with the name of its field."""
     if isinstance(value, str):
         yield name, value
     elif dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
-            yield from _strings(getattr(value, field.name), f"{name}.{field.name}".lstrip("."))
+            yield from strings(getattr(value, field.name), f"{name}.{field.name}".lstrip("."))
     elif isinstance(value, dict):
         for key, one in value.items():
-            yield from _strings(one, f"{name}.{key}".lstrip("."))
+            yield from strings(one, f"{name}.{key}".lstrip("."))
     elif isinstance(value, (tuple, list)):
         for one in value:
-            yield from _strings(one, name)
+            yield from strings(one, name)
 
 
 def batches(value: Any) -> Iterator[int]:

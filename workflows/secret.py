@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 _NAMED = re.compile(r"(SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|PRIVATE|API_?KEY|ACCESS_?KEY)", re.IGNORECASE)
 _LOOKS = {
@@ -16,21 +16,21 @@ _LOOKS = {
 _SHORTEST = 8  # letters; a shorter value of a variable is a word that a line may well hold
 
 
-def refuse_secrets(line: Sequence[str]) -> None:
-    """ValueError, which does not repeat it, where a part of a line looks like a secret, or is one of this environment.
+def refuse_secrets(texts: Iterable[tuple[str, str]]) -> None:
+    """ValueError, which does not repeat it, where a text looks like a secret, or holds one of this environment.
 
-    The line of a job is shown to all who may see the cluster's dashboard, and stays in its logs.
+    `texts` are pairs: what to call it, and itself. The line of a job is shown to all who may see the cluster's
+    dashboard, and stays in its logs.
     """
     values = {
         value: name for name, value in os.environ.items() if _NAMED.search(name) and len(value.strip()) >= _SHORTEST
     }
-    for place, token in enumerate(line):
-        where = _option(line, place)
+    for where, text in texts:
         for what, pattern in _LOOKS.items():
-            if pattern.search(token):
+            if pattern.search(text):
                 raise ValueError(f"{where} holds {what}. {_ADVICE}")
         for value, name in values.items():
-            if value in token and not os.path.exists(value):  # RAY_AUTH_TOKEN_PATH is no secret
+            if value in text and not os.path.exists(value):  # RAY_AUTH_TOKEN_PATH is no secret
                 raise ValueError(f"{where} holds the value of {name}. {_ADVICE}")
 
 
@@ -38,12 +38,3 @@ _ADVICE = (
     "A job's line is logged in clear text: leave it out, and give it to the nodes by their environment (set where "
     "`ray start` runs) or by a role."
 )
-
-
-def _option(line: Sequence[str], place: int) -> str:
-    """The option that a part of the line belongs to."""
-    flag = line[place].partition("=")[0]
-    if flag.startswith("--"):
-        return flag
-    before = line[place - 1] if place else ""
-    return before if before.startswith("--") and "=" not in before else f"Word {place + 1} of the line"

@@ -18,7 +18,7 @@ import tyro
 from infra.capacity import inventory, missing
 from infra.cluster import Cluster
 from infra.jobs import STOP_SECONDS, Job, Jobs
-from workflows.line import batches, placed, with_options
+from workflows.line import batches, placed, strings, with_options, words
 from workflows.secret import refuse_secrets
 
 ROOT = Path(__file__).parents[1]
@@ -68,9 +68,11 @@ class _LogsOptions:
 def send(arguments: list[str], understand: Callable[[list[str]], Any]) -> dict[str, Any]:
     """Submit a line; `understand` parses it as the command would and returns its options, without doing anything."""
     options, line = _split(arguments)
+    refuse_secrets(words(line))  # before anything could repeat them
     asked = understand(line)
-    refuse_secrets(line)
-    jobs = Jobs(_address(options.address))
+    refuse_secrets(strings(asked))  # those of a recipe's file too: configs are written to manifests
+    address = _address(options.address)
+    jobs = Jobs(address)
     nodes = jobs.nodes()
     here = bool(nodes) and all(node.host == socket.gethostname() for node in nodes)
     line = placed(line, asked, None if here else options.shared)
@@ -101,11 +103,10 @@ def send(arguments: list[str], understand: Callable[[list[str]], Any]) -> dict[s
         if job.state == "SUCCEEDED":
             say += " Give --again to send it once more: what is done already is found again."
     _say(say)
-    where = f"--address {shlex.quote(_address(options.address))}"
     if options.follow:
-        job = _follow(jobs, job.id, where)
+        job = _follow(jobs, job.id, address)
     elif not job.over:
-        _say(f"rescribe logs {job.id} --follow {where}")
+        _say(f"rescribe logs {job.id} --follow --address {address}")
     return _ended(job, options.json, checked=options.follow)
 
 
@@ -130,9 +131,10 @@ def status(arguments: list[str]) -> dict[str, Any]:
 def logs(arguments: list[str]) -> dict[str, Any]:
     """Print what a job printed, from its beginning: `rescribe logs ID --follow --address http://HEAD:8265`."""
     options = tyro.cli(_LogsOptions, args=arguments, prog="rescribe logs")
-    jobs = Jobs(_address(options.address))
+    address = _address(options.address)
+    jobs = Jobs(address)
     if options.follow:
-        job = _follow(jobs, options.id, f"--address {shlex.quote(_address(options.address))}")
+        job = _follow(jobs, options.id, address)
         return _ended(job, options.json, checked=True)
     for text in jobs.follow(options.id, wait=False):
         print(text, end="", flush=True)
@@ -220,12 +222,12 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]
 
 
-def _follow(jobs: Jobs, identity: str, where: str) -> Job:
+def _follow(jobs: Jobs, identity: str, address: str) -> Job:
     try:
         for text in jobs.follow(identity):
             print(text, end="", flush=True)
     except KeyboardInterrupt:
-        _say(f"\nThe job goes on. Come back to it: rescribe logs {identity} --follow {where}")
+        _say(f"\nThe job goes on. Come back to it: rescribe logs {identity} --follow --address {address}")
         raise SystemExit(130) from None
     job = jobs.open(identity)
     _say(f"{job.id} {_standing(job)}.")

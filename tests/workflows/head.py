@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -100,8 +101,13 @@ class Cluster:
 
 
 def _free_ports(count):
+    """Not of those that the system gives to whoever asks for any: Ray's own processes ask for many."""
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+        ports = []
+        while len(ports) < count:
+            port = random.SystemRandom().randrange(20_000, 32_000)  # below, Ray's workers have theirs
+            one = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                one.bind(("0.0.0.0", port))
+                ports.append(port)
+        return ports

@@ -1,5 +1,6 @@
 """A line is read before it is sent: its paths are made absolute or refused, its secrets are refused, unseen."""
 
+import json
 import os
 import subprocess
 import tomllib
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from workflows import __main__ as command
 from workflows import submit
-from workflows.line import batches, placed, with_options
+from workflows.line import batches, placed, strings, with_options, words
 from workflows.secret import refuse_secrets
 from workflows.submit import ROOT, sources
 
@@ -46,10 +47,10 @@ def here(tmp_path, monkeypatch):
     ],
 )
 def test_paths_are_made_absolute_and_nothing_else_is(here, line, wanted):
-    words = line.split()
+    line = line.split()
     for name, value in {"HERE": here, "HOME": os.path.expanduser("~"), "UP": os.path.dirname(here)}.items():
         wanted = wanted.replace(name, value)
-    made = placed(words, command._understand(words), None)
+    made = placed(line, command._understand(line), None)
     assert made == wanted.split()
     assert placed(made, command._understand(made), None) == made
     command._understand(with_options(made, ["--cluster.address", "auto"]))
@@ -66,16 +67,16 @@ def test_paths_are_made_absolute_and_nothing_else_is(here, line, wanted):
     ],
 )
 def test_what_another_machine_does_not_see_is_refused(line, named):
-    words = line.split()
+    line = line.split()
     with pytest.raises(ValueError, match=f"{named} is .*does not see"):
-        placed(words, command._understand(words), ("/mnt/shared",))
+        placed(line, command._understand(line), ("/mnt/shared",))
 
 
 def test_shared_folders_are_seen(here):
-    words = ["run", "nlvr", "--corpus", "corpus", "--store", "runs"]
-    assert placed(words, command._understand(words), (here,))[-1] == f"{here}/runs"
+    line = ["run", "nlvr", "--corpus", "corpus", "--store", "runs"]
+    assert placed(line, command._understand(line), (here,))[-1] == f"{here}/runs"
     with pytest.raises(ValueError, match="does not see"):
-        placed(words, command._understand(words), (here + "x", here + "/corpus"))
+        placed(line, command._understand(line), (here + "x", here + "/corpus"))
 
 
 def test_the_trainings_of_a_line(here):
@@ -98,10 +99,33 @@ SECRETS = {
 def test_secrets_are_refused_and_not_repeated(monkeypatch, token, named):
     monkeypatch.setenv("MY_API_KEY", "hidden-by-environment")
     with pytest.raises(ValueError, match=named) as refused:
-        refuse_secrets(["run", "demo", "--corpus", token])
+        refuse_secrets(words(["run", "demo", "--corpus", token]))
     assert "hidden" not in str(refused.value)
     assert "AKIA" not in str(refused.value)
     assert "--corpus" in str(refused.value) or "--x" in str(refused.value)
+
+
+def test_a_secret_within_a_recipes_file_is_refused(capsys):
+    command.main(["show", "demo"])
+    recipe = json.loads(capsys.readouterr().out)
+    recipe["captions"]["matcher"] = "s3://AKIDEXAMPLE:hiddenhidden@bucket/x"
+    Path("mine.json").write_text(json.dumps(recipe))
+    with pytest.raises(ValueError, match=r"recipe\.captions\.matcher holds credentials"):
+        refuse_secrets(strings(command._understand(["run", "mine.json"])))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--address A --follow run demo --seed 1",
+        "run demo --address A --seed 1 --follow",
+        "--follow --address A -- run demo --seed 1",
+    ],
+)
+def test_the_options_of_submit_and_the_line(arguments):
+    options, line = submit._split(arguments.split())
+    assert (options.address, options.follow) == ("A", True)
+    assert line == ["run", "demo", "--seed", "1"]
 
 
 def test_what_is_no_secret_passes(monkeypatch):
@@ -114,7 +138,7 @@ def test_what_is_no_secret_passes(monkeypatch):
         "recaption --corpus s3://b/what?.tar --captioner vllm:Qwen/Qwen2-VL --out s3://b/o --styles short,descriptive",
     ]
     for line in lines:
-        refuse_secrets(line.split())
+        refuse_secrets(words(line.split()))
 
 
 @settings(max_examples=100, deadline=None)
@@ -125,7 +149,7 @@ def test_no_value_of_a_secret_variable_gets_through(secret, around):
         if os.path.exists(secret):
             return
         with pytest.raises(ValueError, match="Word 2") as refused:
-            refuse_secrets(["run", f"{around.replace('--', '')}x{secret}"])
+            refuse_secrets(words(["run", f"{around.replace('--', '')}x{secret}"]))
         assert f"x{secret}" not in str(refused.value)
 
 

@@ -209,7 +209,7 @@ def test_an_unknown_job_is_said(cluster, capsys):
 def test_the_commands_of_the_page(cluster, s3_server, capsys, monkeypatch):
     """As they stand in docs/cluster.md: a run on S3 is stopped halfway, and the same line finishes it."""
     page = (ROOT / "docs" / "cluster.md").read_text()
-    block = next(part for part in page.split("```") if "rescribe submit" in part)
+    block = next(part for part in page.split("```") if "\nrescribe submit" in part)
     settings, first, status, stop, second, logs = block.strip().splitlines()
     settings = dict(each.split("=") for each in settings.removeprefix("export ").split())
     assert settings.keys() == {"RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN"}
