@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -17,7 +18,8 @@ import pytest
 import s3fs
 from ray.scripts.scripts import start
 
-from infra.jobs import Jobs
+from infra.capacity import Node
+from infra.jobs import Job, Jobs
 from tests.workflows import head
 from workflows import submit
 from workflows.__main__ import main
@@ -95,6 +97,9 @@ def test_a_job_outlives_its_client_and_the_same_line_does_the_work_once(cluster,
     assert [each["id"] for each in listed["jobs"]].count(identity) == 1
     assert not [each for each in listed["jobs"] if each["id"].startswith(f"{identity}-")]
     assert manifest.read_bytes() == made
+
+    for path in (tmp_path / "runs").rglob("*.json"):
+        assert not any(secret in path.read_text() for secret in (*OF_CLIENT.values(), *OF_NODES.values()))
 
 
 @pytest.mark.timeout(120)
@@ -250,6 +255,90 @@ def test_the_commands_of_the_page(cluster, s3_server, capsys, monkeypatch):
     assert json.loads(files.cat_file(evaluation))["summary"]
 
 
+class Known:
+    """A job server without Ray behind it: jobs by id, and what was sent."""
+
+    def __init__(self, nodes, *states):
+        self._nodes, self.sent = nodes, []
+        self.jobs = [
+            Job(id=str(n), state=state, line="", message="", started=1, ended=2) for n, state in enumerate(states)
+        ]
+
+    def nodes(self):
+        return self._nodes
+
+    def attempts(self, identity):
+        return self.jobs
+
+    def submit(self, identity, entrypoint, runtime_env, metadata):
+        self.sent.append((identity, entrypoint, runtime_env, metadata))
+        return True
+
+    def open(self, identity):
+        return Job(id=identity, state="PENDING", line="", message="", started=1, ended=None)
+
+
+@pytest.mark.parametrize(
+    ("states", "options", "suffix"),
+    [
+        ((), [], ""),
+        (("RUNNING",), [], None),
+        (("PENDING",), ["--again"], None),
+        (("SUCCEEDED",), [], None),
+        (("SUCCEEDED",), ["--again"], "-2"),
+        (("FAILED",), [], "-2"),
+        (("FAILED", "STOPPED"), [], "-3"),
+        (("FAILED", "STOPPED", "RUNNING"), [], None),
+    ],
+)
+def test_what_is_sent_and_when(monkeypatch, tmp_path, states, options, suffix):
+    monkeypatch.chdir(tmp_path)
+    node = Node(name="n", host=socket.gethostname(), cpus=8, head=True, python="/opt/venv/bin/python")
+    known = Known([node], *states)
+    monkeypatch.setattr(submit, "Jobs", lambda address: known)
+    main(["submit", "--address", "http://head:8265", *options, "--", "run", "debug", "--seed", "1"])
+    if suffix is None:
+        assert known.sent == []
+        return
+    ((identity, entrypoint, environment, metadata),) = known.sent
+    assert re.fullmatch(r"rescribe-run-[0-9a-f]{12}" + suffix, identity)
+    line = f"run debug --store {tmp_path}/runs --seed 1"
+    assert metadata == {"line": line}
+    wanted = line.replace("--store", "--cluster.address auto --store")
+    assert entrypoint == f"exec /opt/venv/bin/python -m workflows {wanted}"
+    assert environment.keys() == {"env_vars", "working_dir"}
+    assert environment["env_vars"].keys() == {"RAY_JOB_STOP_SIGNAL", "RAY_JOB_STOP_WAIT_TIME_S"}
+
+
+@pytest.mark.parametrize("option", ["--python", "--pip", "--autoscaling", "code"])
+def test_another_interpreter_and_other_code_are_another_job(capsys, monkeypatch, tmp_path, option):
+    monkeypatch.chdir(tmp_path)
+    known = Known([Node(name="n", host=socket.gethostname(), cpus=8, head=True, python="/opt/venv/bin/python")])
+    monkeypatch.setattr(submit, "Jobs", lambda address: known)
+    line = ["submit", "--address", "http://head:8265", "run", "debug", "--cluster", "one_node"]
+    code, _, said = command(capsys, *line)
+    assert code == 1
+    assert "room for 0" in said
+    assert known.sent == []
+    command(capsys, *line, "--autoscaling")
+    if option == "code":
+        monkeypatch.setattr(submit, "_code", lambda: "another")
+    command(capsys, *line, "--autoscaling", *{"--python": ["--python", "/other"], "--pip": ["--pip"]}.get(option, []))
+    (first, *_), (second, entrypoint, environment, _) = known.sent
+    assert (first == second) == (option == "--autoscaling")
+    assert ("pip" in environment) == (option == "--pip")
+    python = {"--python": "/other", "--pip": "python"}.get(option, "/opt/venv/bin/python")
+    assert entrypoint.startswith(f"exec {python} -m workflows run debug ")
+
+
+def test_a_cluster_that_does_not_say_its_interpreter(capsys, monkeypatch, tmp_path):
+    known = Known([Node(name="n", host=socket.gethostname(), cpus=8, head=True)])
+    monkeypatch.setattr(submit, "Jobs", lambda address: known)
+    code, _, said = command(capsys, "submit", "--address", "http://head:8265", "run", "debug")
+    assert code == 1
+    assert "--python /opt/venv/bin/python" in said
+
+
 def test_the_page_starts_nodes_with_options_that_ray_has():
     page = (ROOT / "docs" / "cluster.md").read_text()
     lines = [line for line in page.splitlines() if "ray start" in line and "--" in line and "`" not in line]
@@ -265,6 +354,6 @@ def test_no_secret_is_anywhere(cluster, tmp_path):
     """Last in this file: neither the client's secrets nor the nodes' own are in a log, a package or a record of Ray."""
     for secret in (*OF_CLIENT.values(), *OF_NODES.values(), head.TOKEN):
         assert cluster.files_that_hold(secret) == []
-    assert cluster.files_that_hold("Submitting job")  # it does find what is there
+    assert cluster.files_that_hold("dashboard")  # it does find what is there
     for job in Jobs(cluster.url)._client.list_jobs():
         assert not any(secret in str(job) for secret in (*OF_CLIENT.values(), *OF_NODES.values(), head.TOKEN))
