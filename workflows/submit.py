@@ -176,6 +176,7 @@ def _address(given: str) -> str:
     address = given or os.environ.get("RAY_API_SERVER_ADDRESS", "")
     if not address:
         raise ValueError("Say where the job server is: --address http://HEAD:8265, or RAY_API_SERVER_ADDRESS.")
+    refuse_secrets([("--address", address)])  # it is printed, to be given again
     return address.rstrip("/")
 
 

@@ -331,6 +331,30 @@ def test_another_interpreter_and_other_code_are_another_job(capsys, monkeypatch,
     assert entrypoint.startswith(f"exec {python} -m workflows run debug ")
 
 
+def test_ctrl_c_leaves_the_job_alone(capsys, monkeypatch, tmp_path):
+    def follow(identity, wait=True):
+        yield "at work\n"
+        raise KeyboardInterrupt
+
+    known = Known([Node(name="n", host=socket.gethostname(), cpus=8, head=True, python="/opt/venv/bin/python")])
+    known.follow = follow
+    monkeypatch.setattr(submit, "Jobs", lambda address: known)
+    with pytest.raises(SystemExit) as ended:
+        main(["submit", "--address", "http://head:8265", "--follow", "run", "debug"])
+    assert ended.value.code == 130
+    said = capsys.readouterr().err
+    ((identity, *_),) = known.sent
+    assert f"The job goes on. Come back to it: rescribe logs {identity} --follow --address http://head:8265" in said
+
+
+def test_an_address_that_holds_a_password_is_not_repeated(capsys):
+    for line in (["submit", "run", "debug"], ["status"], ["logs", "x"], ["stop", "x"]):
+        code, _, said = command(capsys, *line, "--address", "http://user:hidden@head:8265")
+        assert code == 1
+        assert "--address holds credentials" in said
+        assert "hidden" not in said
+
+
 def test_a_cluster_that_does_not_say_its_interpreter(capsys, monkeypatch, tmp_path):
     known = Known([Node(name="n", host=socket.gethostname(), cpus=8, head=True)])
     monkeypatch.setattr(submit, "Jobs", lambda address: known)
