@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,32 +12,40 @@ import transformers
 from PIL import Image
 from transformers.models.bert.tokenization_bert import BertTokenizerFast
 
-SIZES = {  # vision tower: width, layers, heads, mlp; the decoder is BERT-base for both, as published
-    "base": (768, 12, 12, 3072),
-    "large": (1024, 24, 16, 4096),
+Size = Literal["demo", "base", "large"]
+SIZES: dict[Size, tuple[int, ...]] = {  # vision tower: pixels, patch, width, layers, heads, mlp
+    "demo": (32, 8, 128, 2, 4, 384),
+    "base": (384, 16, 768, 12, 12, 3072),
+    "large": (384, 16, 1024, 24, 16, 4096),
 }
-VOCABULARY = 30524
 SPECIAL = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", 30522: "[DEC]", 30523: "[ENC]"}
 
 
-def make_model(folder: str, size: str = "base", pixels: int = 384, seed: int = 0) -> str:
-    """Weights, configuration, tokenizer and image processor as `Salesforce/blip-image-captioning-*` lays them out."""
+def make_model(folder: str, size: Size = "base", seed: int = 0) -> str:
+    """Weights, configuration, tokenizer and image processor as `Salesforce/blip-image-captioning-*` lays them out.
+
+    The decoder is BERT-base for "base" and "large", as published; the demo's is as small as its tower.
+    """
     torch.manual_seed(seed)
-    width, layers, heads, mlp = SIZES[size]
+    pixels, patch, width, layers, heads, mlp = SIZES[size]
+    text: dict[str, int] = {"encoder_hidden_size": width}
+    if size == "demo":
+        small = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+        text |= small | {"intermediate_size": mlp, "vocab_size": 600, "bos_token_id": 104}
     config = transformers.BlipConfig(
         vision_config={
             "image_size": pixels,
-            "patch_size": 16,
+            "patch_size": patch,
             "hidden_size": width,
             "num_hidden_layers": layers,
             "num_attention_heads": heads,
             "intermediate_size": mlp,
         },
-        text_config={"encoder_hidden_size": width, "vocab_size": VOCABULARY},
+        text_config=text,
     )
     model = transformers.BlipForConditionalGeneration(config)
     model.save_pretrained(folder)
-    words = [SPECIAL.get(number, f"word{number}") for number in range(VOCABULARY)]
+    words = [SPECIAL.get(number, f"word{number}") for number in range(text.get("vocab_size", 30524))]
     Path(folder, "vocab.txt").write_text("\n".join(words))
     tokenizer = BertTokenizerFast(str(Path(folder, "vocab.txt")), model_max_length=512)
     images = transformers.BlipImageProcessor(size={"height": pixels, "width": pixels})
@@ -56,14 +65,23 @@ def draw_photo(number: int, seed: int = 0, size: tuple[int, int] = (480, 640)) -
     return sink.getvalue()
 
 
-def write_corpus(folder: str, images: int, shards: int, seed: int = 0) -> str:
+def alt_text(number: int) -> str:
+    """Two words."""
+    return f"word{200 + number % 300} word7"
+
+
+def write_corpus(folder: str, images: int, shards: int, size: tuple[int, int] = (480, 640), seed: int = 0) -> str:
     """WebDataset tars of photographs with alt texts; returns their pattern."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     for shard, numbers in enumerate(np.array_split(np.arange(images), shards)):
         with tarfile.open(Path(folder, f"{shard:06d}.tar"), "w") as tar:
             for number in numbers.tolist():
                 about = json.dumps({"split": "train"}).encode()
-                members = {"jpg": draw_photo(number, seed), "txt": f"word{200 + number} word7".encode(), "json": about}
+                members = {
+                    "jpg": draw_photo(number, seed, size),
+                    "txt": alt_text(number).encode(),
+                    "json": about,
+                }
                 for suffix, data in members.items():
                     member = tarfile.TarInfo(f"{number:08d}.{suffix}")
                     member.size = len(data)

@@ -1,6 +1,7 @@
 """How fast a corpus is recaptioned: against the bare model, against others, two styles at once, rows in slots.
 
-    python -m benchmarks.recaption efficiency --images 384
+    python -m benchmarks.recaption efficiency
+    python -m benchmarks.recaption efficiency --size demo --images 16000 --bare_images 8000 --batch 128
     python -m benchmarks.recaption styles --precision fp32 --images 48
     python -m benchmarks.recaption peers --images 64
     python -m benchmarks.recaption lengths --images 96
@@ -26,7 +27,7 @@ import numpy as np
 import torch
 import tyro
 
-from benchmarks.blip import draw_photo, make_model, write_corpus
+from benchmarks.blip import Size, alt_text, draw_photo, make_model, write_corpus
 from captioner.images import fit_images
 from captioner.slots import greedy
 from captioner.stages import Caption
@@ -50,11 +51,13 @@ Precision = Literal["fp32", "bf16"]
 class Efficiency:
     """Images a second of the whole job over those of the bare model on decoded tensors, on the same cores."""
 
-    images: int = 384
+    images: int = 640
+    bare_images: int = 192  # that the bare model is timed on
     shards: int = 4
     batch: int = 48
-    repeats: int = 2
+    repeats: int = 1
     precision: Precision = "bf16"
+    size: Size = "base"  # "demo": the demo's captioner, on pictures of 32 by 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +71,15 @@ class Styles:
 
 @dataclass(frozen=True, kw_only=True)
 class Peers:
-    """Images a second in the short style: our whole job, a plain transformers loop, the pipeline of transformers."""
+    """Images a second in the short style, models loaded: ours, a plain transformers loop, its pipeline, Data-Juicer.
+
+    Ours also scores the alt text of each image, and keeps a ledger; the loop and the pipeline do not.
+    """
 
     images: int = 64
     precision: Precision = "bf16"
     batches: tuple[int, ...] = (1, 4, 8, 16)  # sizes that the loop and the pipeline are tried with; the best counts
+    juicer: str = ""  # the interpreter of an environment with Data-Juicer, as benchmarks/peers/juicer.py says
     repeats: int = 1
 
 
@@ -98,12 +105,13 @@ class Bare:
     batch: int = 48
     threads: int = 2
     precision: Precision = "bf16"
+    size: Size = "base"
 
 
 def efficiency(config: Efficiency) -> dict[str, Any]:
     with _workplace() as folder:
-        model = make_model(f"{folder}/model")
-        pattern = write_corpus(f"{folder}/corpus", config.images, config.shards)
+        model = make_model(f"{folder}/model", config.size)
+        pattern = write_corpus(f"{folder}/corpus", config.images, config.shards, _picture(config.size))
         found: dict[str, list] = {"bare": [], "job": [], "steady": []}
         parts: dict[str, float] = {}
         for repeat in range(config.repeats):
@@ -111,14 +119,14 @@ def efficiency(config: Efficiency) -> dict[str, Any]:
             captions = _job(f"{folder}/{repeat}", pattern, model, (SHORT, DESCRIPTIVE), config.precision, config.batch)
             parts = captions.manifest["summary"]["actor_seconds"]
             found["job"].append(config.images / captions.manifest["seconds"])
-            working = (parts["all"] - parts["idle"] - parts["load"]) / min(2, config.shards)
-            found["steady"].append(config.images / working)
+            found["steady"].append(_steady(captions, config.images))
     bare = statistics.median(max(rates.values()) for rates in found["bare"])
     job, steady = statistics.median(found["job"]), statistics.median(found["steady"])
     return {
         "images_per_second": {"bare_model": bare, "whole_job": job, "after_loading": steady},
         "efficiency": job / bare,
         "efficiency_after_loading": steady / bare,
+        "overhead_after_loading_ms_an_image": 1000 / steady - 1000 / bare,
         "actor_seconds_of_the_last_run": parts,
         "runs": found,
     }
@@ -138,23 +146,29 @@ def styles(config: Styles) -> dict[str, Any]:
 
 
 def peers(config: Peers) -> dict[str, Any]:
-    rates: dict[str, list[float]] = {"rescribe": []}
+    rates: dict[str, list[float]] = {"rescribe": [], "rescribe, whole job": []}
     with _workplace() as folder:
         model = make_model(f"{folder}/model")
         pattern = write_corpus(f"{folder}/corpus", config.images, 2)
-        files = []
-        for number in range(config.images):
-            files.append(Path(folder, f"{number}.jpg"))
-            files[-1].write_bytes(draw_photo(number))
+        files = [Path(folder, "photos", f"{number}.jpg") for number in range(config.images)]
+        files[0].parent.mkdir()
+        for number, file in enumerate(files):
+            file.write_bytes(draw_photo(number))
         for repeat in range(config.repeats):
             captions = _job(f"{folder}/{repeat}", pattern, model, (SHORT,), config.precision, 32)
-            rates["rescribe"].append(config.images / captions.manifest["seconds"])
+            rates["rescribe"].append(_steady(captions, config.images))
+            rates["rescribe, whole job"].append(config.images / captions.manifest["seconds"])
+            if config.juicer:
+                found = _juicer(config, str(files[0].parent), model)
+                rates.setdefault("juicer", []).append(config.images / found["seconds_of_captioning"])
+                rates.setdefault("juicer, whole job", []).append(config.images / found["seconds"])
             for name, run in (("loop", _loop), ("pipeline", _pipeline)):
                 for size in config.batches:
                     seconds = run(model, files, size, config.precision)
                     rates.setdefault(f"{name}, batches of {size}", []).append(config.images / seconds)
     middle = {name: statistics.median(values) for name, values in rates.items()}
-    best = {name: max(rate for key, rate in middle.items() if key.startswith(name)) for name in ("loop", "pipeline")}
+    names = ("loop", "pipeline", "juicer")[: 3 if config.juicer else 2]
+    best = {name: max(rate for key, rate in middle.items() if key.startswith(name)) for name in names}
     return {
         "images_per_second": middle,
         "rescribe_over_the_best": {name: middle["rescribe"] / rate for name, rate in best.items()},
@@ -227,9 +241,11 @@ def bare(config: Bare) -> dict[str, Any]:
     stage = Caption(Tower(config.model, config.precision), (SHORT, DESCRIPTIVE), retries=())
     stage.setup()
     numbers = range(config.first, config.first + config.images)
-    pixels = fit_images([decode(draw_photo(number)) for number in numbers], stage.tower.model.image_size)
+    pixels = fit_images(
+        [decode(draw_photo(number, size=_picture(config.size))) for number in numbers], stage.tower.model.image_size
+    )
     batches = [
-        {stage.tower.view: list(part), ALT_COLUMN: [f"word{200 + number} word7" for number in numbers[: len(part)]]}
+        {stage.tower.view: list(part), ALT_COLUMN: [alt_text(number) for number in numbers[: len(part)]]}
         for part in np.split(pixels, range(config.batch, len(pixels), config.batch))
     ]
     stage({name: values[:2] for name, values in batches[0].items()})
@@ -243,9 +259,10 @@ def bare(config: Bare) -> dict[str, Any]:
 
 def _bare(config: Efficiency, model: str, ways: int) -> float:
     """Images a second of the bare model, in so many processes that share the cores."""
-    share, threads = config.images // ways, max(1, (os.cpu_count() or 1) // ways)
+    share, threads = config.bare_images // ways, max(1, (os.cpu_count() or 1) // ways)
     options = ["--model", model, "--images", str(share), "--batch", str(config.batch), "--threads", str(threads)]
-    command = [sys.executable, "-m", "benchmarks.recaption", "bare", *options, "--precision", config.precision]
+    options += ["--precision", config.precision, "--size", config.size]
+    command = [sys.executable, "-m", "benchmarks.recaption", "bare", *options]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     started = [
         subprocess.Popen([*command, "--first", str(share * way)], stdin=-1, stdout=-1, text=True, env=environment)
@@ -269,6 +286,24 @@ def _job(root: str, pattern: str, model: str, styles: tuple[Style, ...], precisi
     captioner = store.step(train_captioner, TrainCaptionerConfig(model=model, base=None, styles=()), images)
     config = RecaptionConfig(styles=styles, batch=batch, precision=precision, retries=())
     return store.step(recaption, config, images, captioner)
+
+
+def _steady(captions: Artifact, images: int) -> float:
+    """Images a second of the two actors together, once they have loaded the model."""
+    parts = captions.manifest["summary"]["actor_seconds"]
+    return images / ((parts["all"] - parts["idle"] - parts["load"]) / 2)
+
+
+def _juicer(config: Peers, photos: str, model: str) -> dict[str, Any]:
+    script = str(Path(__file__).parent / "peers" / "juicer.py")
+    options = ["--images", photos, "--model", model, "--max-new-tokens", str(SHORT.max_tokens), "--batch", "8"]
+    options += ["--dtype", "bfloat16" if config.precision == "bf16" else "float32"]
+    told = subprocess.run([config.juicer, script, *options], stdout=subprocess.PIPE, check=True, text=True).stdout
+    return json.loads(told.strip().splitlines()[-1])
+
+
+def _picture(size: Size) -> tuple[int, int]:
+    return (32, 32) if size == "demo" else (480, 640)
 
 
 def _cluster() -> Cluster:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captioner.model import BASE, Captioner
+from captioner.model import BASE, About, Captioner
 from captioner.slots import greedy
 from captioner.styles import Search, Style, fill
 from captioner.vision import portion
@@ -72,7 +72,7 @@ def score(captioner: Captioner, features: Tensor, texts: Sequence[str | None], s
     return [-float(loss) / float(count) if count else None for loss, count in zip(losses, counts, strict=True)]
 
 
-def decoder_of(captioner: Captioner, style: Style) -> str:
+def decoder_of(captioner: Captioner | About, style: Style) -> str:
     """The name of the decoder that speaks in a style; ValueError where the style names one that is not there."""
     if style.decoder and style.decoder not in captioner.decoders:
         raise ValueError(

@@ -28,6 +28,7 @@ class MatchingConfig:
     # The share of wrong partners drawn by likeness, all of them in ALBEF and BLIP; the others are drawn evenly. On
     # Shapes, whose batches are small and whose texts are noisy, 0 did better than 1 (docs/results, 2026-11-20 CapFilt).
     hard: float = 1.0
+    altered: bool = False  # the right text with one word replaced is a third wrong pair (`captioner.altered`)
     width: int = 256  # of the space in which images and texts are compared
     temperature: float = 0.07  # of their cosines at first; it is learned
 
@@ -58,8 +59,11 @@ class Matching(nn.Module):
     Batch of a training: `ids` (B, L) integers, a first token, a text, [SEP], and padding on the right; `weight` (B,);
     `draw_text` and `draw_image` (B,) uniforms in [0, 1) that choose a row's hard negatives (arXiv 2107.07651, section
     3.3). Negatives come from the whole global batch, which `gather` brings together, or which came with the batch; no
-    queue of former ones is kept. BLIP's encoder shares all weights but self-attention with its decoder. This one
-    shares none, as published retrieval weights have it: style decoders are tuned while the encoder must stay.
+    queue of former ones is kept. Two columns more may come with a batch: `ids_altered` (B, M), a further text that is
+    wrong of its row's image, or padding alone where a row has none; and `verdict` (B,), 1 where a row's own text is
+    right, -1 where it is wrong, 0 where it is not known: else all are taken to be right. BLIP's encoder shares all
+    weights but self-attention with its decoder. This one shares none, as published retrieval weights have it: style
+    decoders are tuned while the encoder must stay.
     """
 
     def __init__(self, config: "transformers.BlipConfig", matching: MatchingConfig, vocabulary: Vocabulary) -> None:
@@ -87,6 +91,18 @@ class Matching(nn.Module):
         matching.text_encoder, matching.itm_head = blip.text_encoder, blip.itm_head
         matching.vision_proj, matching.text_proj = blip.vision_proj, blip.text_proj
         return matching
+
+    def begin_as(self, decoder: Any) -> None:
+        """Let the encoder begin with the weights of a `BlipTextLMHeadModel`, which knows most of what it has to know.
+
+        BLIP shares them throughout, but for self-attention (arXiv 2201.12086, section 3.2).
+        """
+        weights: dict[str, Tensor] = decoder.bert.state_dict()
+        with torch.no_grad():
+            for name, tensor in self.text_encoder.state_dict().items():
+                tensor[: len(weights[name])] = weights[name]  # the encoder may know one token more
+            words = self.text_encoder.get_input_embeddings().weight
+            words[self.enc] = words[self.vocabulary.bos]
 
     @property
     def enc(self) -> int:
@@ -137,7 +153,7 @@ class Matching(nn.Module):
                 losses["contrastive"] = self._contrast(own, seen)
             chosen = self._negatives(seen) if self.config.match else None
         if chosen is not None:
-            losses["match"] = self._discern(features, seen, *chosen)
+            losses["match"] = self._discern(features, seen, *chosen, batch)
         return losses
 
     def _contrast(self, own: dict[str, Tensor], seen: dict[str, Tensor]) -> Tensor:
@@ -174,21 +190,38 @@ class Matching(nn.Module):
             _draw(_odds(alike.T, apart, self.config.hard), seen["draw_image"]),
         )
 
-    def _discern(self, features: Tensor, seen: dict[str, Tensor], wrong_text: Tensor, wrong_image: Tensor) -> Tensor:
-        """Cross entropy of right and wrong pairs, a third each: the right one, a wrong text, a wrong image.
+    def _discern(
+        self,
+        features: Tensor,
+        seen: dict[str, Tensor],
+        wrong_text: Tensor,
+        wrong_image: Tensor,
+        batch: Mapping[str, Tensor],
+    ) -> Tensor:
+        """Cross entropy of right and wrong pairs, an equal part each: the right one, a wrong text, a wrong image.
 
-        A pair is judged where its image is: tokens travel between workers, features and their gradients need not.
+        With altered texts, of texts that are right, there are four parts. A pair is judged where its image is: tokens
+        travel between workers, features and their gradients need not.
         """
         first, count = int(seen["first"]), len(features)
         mine = torch.arange(count, device=features.device)
         to_ours = torch.nonzero((wrong_image >= first) & (wrong_image < first + count))[:, 0]
         told = torch.nonzero(wrong_text[first : first + count] >= 0)[:, 0]
         images = torch.cat([mine, told, wrong_image[to_ours] - first])
-        texts = torch.cat([mine + first, wrong_text[told + first], to_ours])
+        ids = seen["ids"][torch.cat([mine + first, wrong_text[told + first], to_ours])]
         weight = seen["weight"][torch.cat([mine + first, told + first, to_ours])]
-        right = (torch.arange(len(images), device=features.device) < count).long()
-        logits = self.itm_head(self._read(seen["ids"][texts], self.enc, features[images])).float()
-        return (cross_entropy(logits, right, reduction="none") * weight).sum() / 3
+        verdict = batch.get("verdict", torch.ones_like(weight[:count]))
+        weight[:count] *= verdict != 0
+        altered = batch.get("ids_altered")
+        if altered is not None:
+            foiled = torch.nonzero((altered != self.vocabulary.pad).any(1) & (verdict > 0))[:, 0]
+            images, weight = torch.cat([images, foiled]), torch.cat([weight, seen["weight"][foiled + first]])
+            wider = pad(altered[foiled], (0, ids.shape[1] - altered.shape[1]), value=self.vocabulary.pad)
+            ids = torch.cat([ids, wider])
+        right = torch.zeros(len(images), dtype=torch.long, device=features.device)
+        right[:count] = (verdict > 0).long()
+        logits = self.itm_head(self._read(ids, self.enc, features[images])).float()
+        return (cross_entropy(logits, right, reduction="none") * weight).sum() / (3 if altered is None else 4)
 
     def _scale(self) -> Tensor:
         return self.log_scale.clamp(max=math.log(100)).exp()  # CLIP's bound (arXiv 2103.00020, section 2.5)

@@ -108,6 +108,7 @@ class CaptionerConfig:
 class About:
     """What a saved captioner says of itself, without its weights."""
 
+    decoders: tuple[str, ...]
     styles: tuple[Style, ...]  # those that it was tuned for
     matching: MatchingConfig | None
 
@@ -115,7 +116,8 @@ class About:
     def of(config: Mapping[str, Any]) -> "About":
         """From the content of its `config.json`."""
         styles = tuple(Style(**style) for style in config["styles"])
-        return About(styles, MatchingConfig(**config["matching"]) if config.get("matching") else None)
+        matching = MatchingConfig(**config["matching"]) if config.get("matching") else None
+        return About(tuple(config["decoders"]), styles, matching)
 
 
 class Captioner(nn.Module):
@@ -241,7 +243,7 @@ class Captioner(nn.Module):
         about = About.of(config)
         blip = transformers.BlipConfig.from_dict(config["blip"])
         vocabulary = Vocabulary.load(folder, config["blip"]["text_config"]["bos_token_id"])
-        captioner = Captioner(blip, vocabulary, config["decoders"], about.styles, about.matching)
+        captioner = Captioner(blip, vocabulary, about.decoders, about.styles, about.matching)
         load_model(captioner, str(Path(folder, "model.safetensors")))
         return captioner.eval()
 

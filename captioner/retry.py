@@ -1,7 +1,8 @@
 """Captions that are looked at: the faulty ones are decoded again, other ways, and the best attempt is kept."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,13 +19,25 @@ WORDS = (1, 200)  # the fewest and the most words of a caption in a style withou
 class Checked:
     """One caption a row with the mean log-probability of its tokens, what is still wrong with it, and the attempts.
 
-    `flags` holds one of `FAULTS` or None; `tries` is how often the row was decoded, 1 where nothing was wrong.
+    `flags` holds one of `FAULTS` or None; `tries` is how often the row was decoded, 1 where nothing was wrong;
+    `attempts` is which of these stands, counted from 1 as `decodings` lists them.
     """
 
     texts: list[str]
     logp: list[float]
     flags: list[str | None]
     tries: list[int]
+    attempts: list[int]
+
+
+def decodings(
+    style: Style, words: tuple[int, int] = WORDS, retries: Sequence[Search] = RETRIES
+) -> list[dict[str, Any]]:
+    """The settings of the first decoding and of those that faulty captions go through, in turn, as plain data."""
+    return [
+        {**asdict(search), "min_tokens": asked.min_tokens, "max_tokens": asked.max_tokens}
+        for asked, search in _attempts(style, words, retries)
+    ]
 
 
 @torch.no_grad()
@@ -45,9 +58,8 @@ def caption_checked(
     """
     first = caption(captioner, features, style, prompts)
     flags = _judge(first, style, config, words)
-    texts, logp, tries = list(first.texts), list(first.logp), [1] * len(flags)
-    longer = replace(style, min_tokens=min(max(style.min_tokens, words[0]), style.max_tokens))
-    for search in retries:
+    texts, logp, tries, standing = list(first.texts), list(first.logp), [1] * len(flags), [1] * len(flags)
+    for number, (longer, search) in enumerate(_attempts(style, words, retries)[1:], start=2):
         faulty = [row for row, flag in enumerate(flags) if flag]
         size = max(1, len(features) // search.beams)  # beams at a time: no more than there were rows at first
         for rows in (faulty[start : start + size] for start in range(0, len(faulty), size)):
@@ -57,7 +69,13 @@ def caption_checked(
                 tries[row] += 1
                 if _rank(flag) > _rank(flags[row]):
                     texts[row], logp[row], flags[row] = again.texts[place], again.logp[place], flag
-    return Checked(texts, logp, flags, tries)
+                    standing[row] = number
+    return Checked(texts, logp, flags, tries, standing)
+
+
+def _attempts(style: Style, words: tuple[int, int], retries: Sequence[Search]) -> list[tuple[Style, Search]]:
+    longer = replace(style, min_tokens=min(max(style.min_tokens, words[0]), style.max_tokens))
+    return [(style, Search(beams=style.beams)), *((longer, search) for search in retries)]
 
 
 def _judge(captions: Captions, style: Style, config: DetectConfig, words: tuple[int, int]) -> list[str | None]:

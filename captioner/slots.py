@@ -9,7 +9,8 @@ from torch import Tensor
 
 from captioner.vision import portion
 
-SLOTS = 32  # rows that are decoded at a time; more hold more memory: of BLIP-base, 21 MB a row in bf16
+# Numbers that are kept of the pictures under way, on a CPU and on a GPU: of BLIP-base's, 32 and 512 pictures.
+_KEPT = {"cpu": 2**25 * 10, "cuda": 2**29 * 10}
 _TURN = 0.25  # share of the slots that are free before rows move: each move costs a pass, or a copy of what stays
 
 
@@ -22,17 +23,21 @@ def greedy(
     sep: int,
     fewest: int,
     most: Sequence[int],
-    slots: int = SLOTS,
+    slots: int | None = None,
 ) -> tuple[list[list[int]], list[float]]:
     """The likeliest tokens one after another, up to `sep`, and the mean log-probability of them and of `sep`, a row.
 
     `decoder` is a BlipTextLMHeadModel, `features` (B, N, D) are of `Captioner.encode`, `prompts` of any lengths open
     with [DEC], `fewest` tokens are said before a `sep`, and `most[row]` at the utmost.
 
-    No row sees another, nor padding: prompts are padded on the right, where causal attention does not reach, and the
-    keys of the padding are written over before the row comes to where they stand.
+    As many rows are under way at a time as `slots`, or as memory is set aside for. No row sees another, nor padding:
+    prompts are padded on the right, where causal attention does not reach, and the keys of the padding are written over
+    before the row comes to where they stand.
     """
     room = max(len(prompt) + bound for prompt, bound in zip(prompts, most, strict=True))
+    if slots is None:
+        kept = 2 * decoder.config.num_hidden_layers * features.shape[1] * decoder.config.hidden_size
+        slots = max(1, _KEPT["cuda" if features.is_cuda else "cpu"] // kept)
     table = _Slots(decoder, features, min(slots, len(prompts)), room)
     said = _Said(features.device, sep, fewest, most, len(table))
     waiting = deque(sorted(range(len(prompts)), key=lambda row: len(prompts[row])))  # like lengths are read together

@@ -15,7 +15,7 @@ from captioner.tower import Tower
 from infra.data.clock import clocked
 
 # The columns of a style, `<kind>_<style>`, and their types.
-KINDS = {"caption": "string", "logp": "double", "flag": "string", "tries": "int64"}
+KINDS = {"caption": "string", "logp": "double", "flag": "string", "tries": "int64", "attempt": "int64"}
 
 
 @dataclass
@@ -23,8 +23,9 @@ class Caption:
     """Encodes each image once, speaks of it in every style, and scores the caption that came with it.
 
     Writes for each style `caption_<style>`, `logp_<style>` (the mean log-probability a token, <= 0), `flag_<style>`
-    (what is wrong with the caption, one of `captioner.detect.FAULTS`, or None) and `tries_<style>` (how often it was
-    decoded); and `logp_alt`. No row is rejected for a faulty caption: flags are data, and to drop is policy.
+    (what is wrong with the caption, one of `captioner.detect.FAULTS`, or None), `tries_<style>` (how often it was
+    decoded) and `attempt_<style>` (which of these stands, from 1); and `logp_alt`. No row is rejected for a faulty
+    caption: flags are data, and to drop is policy.
 
     `words` are the fewest and the most words by style; `retries` are how faulty captions are decoded again, in turn.
     """
@@ -40,6 +41,7 @@ class Caption:
     views: dict[str, Callable] = field(init=False)
     writes: tuple[str, ...] = field(init=False)
     types: dict[str, str] = field(init=False)
+    counted: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         names = [style.name for style in self.styles]
@@ -52,6 +54,7 @@ class Caption:
         self.types = {f"{kind}_{name}": type for name in names for kind, type in KINDS.items()}
         self.types |= {f"logp_{BASE}": KINDS["logp"]}
         self.writes = tuple(self.types)
+        self.counted = tuple(f"{kind}_{name}" for name in names for kind in ("flag", "tries"))
 
     def setup(self) -> None:
         """Load the captioner; ValueError if a style asks for a decoder that it lacks."""
@@ -75,6 +78,6 @@ class Caption:
             prompts = prompts_of(style, batch[ALT_COLUMN], model.vocabulary, model.max_length)
             with clocked("generate"):
                 said = caption_checked(model, features, style, self.detect, words, self.retries, prompts)
-            values = (said.texts, said.logp, said.flags, said.tries)
+            values = (said.texts, said.logp, said.flags, said.tries, said.attempts)
             columns |= {f"{kind}_{style.name}": column for kind, column in zip(KINDS, values, strict=True)}
         return columns

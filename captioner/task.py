@@ -1,11 +1,13 @@
-"""The captioner's two trainings: a base on the corpus's own captions, then a decoder a style on a frozen tower."""
+"""The captioner's trainings: a base on the corpus's own captions; then, on its frozen tower, a filter and decoders."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
+from captioner.altered import Alternatives
+from captioner.capfilt import Filter
 from captioner.images import fit_images
 from captioner.matching import Matching, MatchingConfig
 from captioner.model import BASE, CONFIG, About, Captioner, CaptionerConfig
@@ -35,6 +37,7 @@ class BaseTask:
     optim: OptimConfig
     seed: int = 0
     matching: MatchingConfig = field(default_factory=MatchingConfig)
+    alternatives: Alternatives | None = None  # for altered texts; none are made without
 
     reads: tuple[str, ...] = ("pixels", ALT_COLUMN)
     where_reads: tuple[str, ...] = ("split", ALT_COLUMN)
@@ -65,11 +68,79 @@ class BaseTask:
         """Pixels, the alt text's tokens, and where texts are matched what draws a row's wrong partners."""
         captions = {BASE: (rows[ALT_COLUMN], "")}
         batch = _collate(rows, captions, self.vocabulary, self.image_size, self.max_length)
-        return batch | ({name: draw(name) for name in ("draw_text", "draw_image")} if self.matching else {})
+        if self.matching:
+            batch |= _partners(batch[f"ids_{BASE}"], self.vocabulary, self.alternatives, draw)
+        return batch
 
     def export(self, modules: dict[str, torch.nn.Module], folder: str) -> None:
         """The base as a captioner of its own."""
         _save(modules["base"], folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterTask:
+    """CapFilt's filter: the matching head alone, on a base's frozen tower (arXiv 2201.12086, section 3.3).
+
+    The paper tunes it on human captions alone. But the head has to judge alt texts, which are worded otherwise: so its
+    rows are all that have an alt text, sorted by the base's decoder (`captioner.capfilt`). A labelled row shows, by
+    draw, its alt text or a reference caption.
+    """
+
+    source: str  # where the base lies
+    styles: tuple[Style, ...]  # whose reference captions are right texts, too
+    vocabulary: Vocabulary
+    image_size: tuple[int, int]
+    max_length: int
+    optim: OptimConfig
+    matching: MatchingConfig
+    alternatives: Alternatives | None = None  # for altered texts; none are made without
+    seed: int = 0
+
+    where_reads: tuple[str, ...] = ("split", ALT_COLUMN)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Pixels, the alt text and the styles' reference captions."""
+        return ("pixels", *self._columns)
+
+    @property
+    def _columns(self) -> tuple[str, ...]:
+        return (ALT_COLUMN, *(reference_column(style) for style in self.styles))
+
+    def where(self, columns: dict[str, np.ndarray]) -> np.ndarray:
+        """Rows of the training split that have a caption."""
+        return (columns["split"] == TRAIN) & _present(columns[ALT_COLUMN])
+
+    def updates(self) -> list[Update]:
+        """The matching head; where the base has none, it begins with the weights of the base's decoder."""
+        captioner = load_captioner(self.source).train()
+        captioner.requires_grad_(False)
+        if captioner.matching is None or not set(self.matching.losses) <= set(captioner.matching.config.losses):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.seed)
+                captioner.matching = Matching(captioner.config, self.matching, self.vocabulary)
+            captioner.matching.begin_as(captioner.decoders[BASE])
+        captioner.matching.config = replace(captioner.matching.config, hard=self.matching.hard)
+        captioner.matching.gather = world.rows
+        captioner.matching.requires_grad_(True)
+        weights = {"contrastive": self.matching.contrastive or 1.0, "match": self.matching.match}
+        return [Update("filter", Filter(captioner), self.optim, weights, mixes_rows=True)]
+
+    def collate(self, rows: dict[str, list], draw: Draw) -> dict[str, np.ndarray]:
+        """Pixels, the tokens of one of each row's texts, and its wrong partners: draws, and an altered text."""
+        texts = [[text for text in row if text] for row in zip(*(rows[name] for name in self._columns), strict=True)]
+        chosen = [int(place * len(row)) for row, place in zip(texts, draw("text"), strict=True)]
+        shown = [row[number] for row, number in zip(texts, chosen, strict=True)]
+        ids = self.vocabulary.sequences(shown, "", self.max_length)[0]
+        known = np.array([number > 0 for number in chosen], np.float32)  # the first is the alt text
+        batch = {"pixels": fit_images(rows["pixels"], self.image_size), "ids": ids, "known": known}
+        return batch | _partners(ids, self.vocabulary, self.alternatives, draw, texts)
+
+    def export(self, modules: dict[str, torch.nn.Module], folder: str) -> None:
+        """The base with its matching head."""
+        module = modules["filter"]
+        assert isinstance(module, Filter)
+        _save(module.captioner, folder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +234,29 @@ def _collate(
         ids, mask = vocabulary.sequences(texts, prompts, max_length)
         # Nobody should learn to say [UNK]: it stands in the input, but not among the targets.
         batch |= {f"ids_{style}": ids, f"mask_{style}": mask * (ids != vocabulary.unk)}
+    return batch
+
+
+def _partners(
+    ids: np.ndarray,
+    vocabulary: Vocabulary,
+    alternatives: Alternatives | None,
+    draw: Draw,
+    right: Sequence[Sequence[str]] | None = None,
+) -> dict[str, np.ndarray]:
+    """What chooses a row's wrong partners, and `ids_altered` (B, L), where texts are altered: padding for a row's none.
+
+    `right` are all texts that are right for a row's picture; none of them is made.
+    """
+    batch = {name: draw(name) for name in ("draw_text", "draw_image")}
+    if alternatives is None:
+        return batch
+    batch["ids_altered"] = altered = np.full_like(ids, vocabulary.pad)
+    for row, (place, word) in enumerate(zip(draw("place"), draw("word"), strict=True)):
+        line = ids[row][ids[row] != vocabulary.pad].tolist()
+        known = [[vocabulary.bos, *tokens, vocabulary.sep] for tokens in vocabulary.encode(right[row] if right else [])]
+        if (other := alternatives.alter(line, place, word, known)) is not None:
+            altered[row, : len(other)] = other
     return batch
 
 

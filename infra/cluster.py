@@ -41,6 +41,12 @@ class Cluster:
         most = max(1, batch // self.rows_per_worker)
         return min(self.workers[0], most), min(self.workers[1], most)
 
+    def micro_batches(self, batch: int, workers: int) -> tuple[int, int]:
+        """How one of so many workers takes its share of a global batch: rows at once, and how often."""
+        share = -(-batch // workers)
+        rows = min(self.micro_batch or share, share)
+        return rows, -(-share // rows)
+
     @property
     def backend(self) -> Literal["gloo", "nccl"]:
         """What workers talk over."""
@@ -73,7 +79,10 @@ CLUSTERS = {cluster.__name__: cluster for cluster in (laptop, one_node, elastic)
 
 
 def connect(cluster: Cluster) -> None:
-    """Join the Ray cluster, or start one on this machine; does nothing where that is done already."""
+    """Join the Ray cluster, or start one on this machine; does nothing where that is done already.
+
+    Raises RuntimeError where Ray cannot be joined, or does not start.
+    """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     import ray  # slow to import: `--help` and `plan` do without
@@ -82,10 +91,14 @@ def connect(cluster: Cluster) -> None:
         return
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its files keep the rest; on a terminal it is noise
     if cluster.address:
-        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        with _told(f"The Ray cluster at {cluster.address} could not be joined. Is it up, and is its token set here?"):
+            ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         return
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away with notice
-    with _silent():
+    with (
+        _told("Ray did not start on this machine, which may have too much to do. Give the same command again."),
+        _silent(),
+    ):
         # More logical CPUs than cores: on two, some plans of Ray Data wait for ever for a place to run.
         ray.init(
             address="local",  # never somebody else's cluster on this machine
@@ -95,6 +108,16 @@ def connect(cluster: Cluster) -> None:
             object_store_memory=512 * 2**20,
             logging_level=logging.ERROR,
         )
+
+
+@contextmanager
+def _told(sentence: str) -> Iterator[None]:
+    """Ray raises bare exceptions of many lines where a node is late; a user is told what it means."""
+    try:
+        yield
+    except Exception as error:
+        first = next(iter(str(error).strip().splitlines()), "")
+        raise RuntimeError(f"{sentence} ({type(error).__name__}: {first})") from error
 
 
 @contextmanager

@@ -31,50 +31,79 @@ class Lease:
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> "Lease":
-        while not self._take():
-            holder = self._holder()
-            if holder is not None and _is_alive(holder):
-                raise RuntimeError(
-                    f"Another driver (process {holder['pid']} on {holder['host']}) is working on {self._folder}. "
-                    "Wait until it ends, or stop it; then give the same command again."
-                )
-            storage.remove(self._url)
+        self._take(self._url)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        holder = self._holder()
-        if holder is not None and holder["token"] == self._mine["token"]:
-            storage.remove(self._url)
-
-    def _take(self) -> bool:
         try:
-            storage.write_bytes(self._url, self._record(), overwrite=False)
+            if _token(self._url) == self._mine["token"]:
+                storage.remove(self._url)
+        except OSError:
+            pass  # a lease that is left is one of a dead driver; what went wrong is said by what went wrong before
+
+    def _take(self, url: str) -> None:
+        """Put our record at `url`, in place of a dead driver's if need be; RuntimeError if a living one's is there.
+
+        Of several that find the same dead holder one may remove its record: who holds a lease on doing so.
+        """
+        while not self._put(url):
+            holder = _read(url)
+            if holder is None:
+                continue  # it has just been given back
+            if _is_alive(holder):
+                raise RuntimeError(
+                    f"Another driver (process {holder['pid']} on {holder['host']}) is working on {self._folder}. "
+                    "Wait until it ends, or stop it; then give the same command again."
+                )
+            removal = storage.join(self._folder, f"lease-{holder['token']}.json")
+            self._take(removal)
+            if _token(url) == holder["token"]:
+                storage.remove(url)
+            storage.remove(removal)
+
+    def _put(self, url: str) -> bool:
+        try:
+            storage.write_bytes(url, self._record(), overwrite=False)
         except FileExistsError:
             return False
-        holder = self._holder()
-        return holder is not None and holder["token"] == self._mine["token"]
-
-    def _holder(self) -> dict | None:
-        try:
-            return storage.read_json(self._url)
-        except (FileNotFoundError, ValueError):
-            return None
+        return _token(url) == self._mine["token"]  # a store may not know "only if absent"
 
     def _record(self) -> bytes:
         return json.dumps({**self._mine, "beat": time.time()}).encode()
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):
-            storage.write_bytes(self._url, self._record())
+            try:
+                if _token(self._url) != self._mine["token"]:
+                    return  # we were silent for so long that another took over: it is theirs now
+                storage.write_bytes(self._url, self._record())
+            except OSError:
+                pass  # the store is away, or full: the next beat may come through
+
+
+def _read(url: str) -> dict | None:
+    try:
+        return storage.read_json(url)
+    except FileNotFoundError:
+        return None
+    except ValueError:  # nobody's
+        return {"token": "torn", "host": "", "pid": 0, "beat": 0.0}
+
+
+def _token(url: str) -> str | None:
+    holder = _read(url)
+    return holder["token"] if holder else None
 
 
 def _is_alive(holder: dict) -> bool:
     if holder["host"] != socket.gethostname():
         return time.time() - holder["beat"] < STALE_SECONDS
     try:
-        return abs(psutil.Process(holder["pid"]).create_time() - holder["born"]) < 1
+        process = psutil.Process(holder["pid"])
+        # A zombie is dead, though nobody has asked how it died: the driver of a container may have no one to ask.
+        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - holder["born"]) < 1
     except psutil.Error:
         return False

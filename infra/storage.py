@@ -1,14 +1,16 @@
 """Read and write files by plain strings: a local path or an s3:// address, with the same promises for both."""
 
 import atexit
+import errno
 import hashlib
+import io
 import json
 import os
 import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -16,8 +18,13 @@ import fsspec
 from braceexpand import braceexpand
 from fsspec.implementations.local import LocalFileSystem
 
+from infra.remote import Remote
+from infra.trouble import UnavailableError as UnavailableError
+from infra.trouble import explained
+
 _TEMPORARY = ".tmp"  # a file of this ending that begins with a dot is a write in progress, or the rest of a killed one
 _READ_AHEAD = 8 * 2**20
+_REMOVALS = 20
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,7 @@ def open_read(url: str) -> IO[bytes]:
         files, path = _open(url)
         if is_local(url):
             return open(path, "rb")
-        return files.open(path, "rb", block_size=_READ_AHEAD)
+        return io.BufferedReader(Remote(url, files.open(path, "rb", block_size=_READ_AHEAD)))
 
 
 def write_bytes(url: str, data: bytes, overwrite: bool = True) -> None:
@@ -114,7 +121,12 @@ def write_bytes(url: str, data: bytes, overwrite: bool = True) -> None:
         files, path = _open(url)
         if not is_local(url):
             # One PUT; S3 shows an object when it is whole. "create" sends If-None-Match.
-            files.pipe_file(path, data, mode="overwrite" if overwrite else "create")
+            try:
+                files.pipe_file(path, data, mode="overwrite" if overwrite else "create")
+            except FileExistsError:
+                # A server may have lost its answer, not our data: then it was the client's second attempt that failed.
+                if read_bytes(url) != data:
+                    raise
             return
         with _committed(path, overwrite) as temporary, open(temporary, "wb") as file:
             file.write(data)
@@ -184,12 +196,14 @@ def fetch(url: str) -> str:
         if not os.path.exists(path := _local(url)):
             raise FileNotFoundError(f"{url} does not exist.")
         return path
+    found = _below(url)
     folder = tempfile.mkdtemp(prefix="rescribe-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     target = os.path.join(folder, name(url))
-    with _explained(url):
-        files, path = _open(url)
-        files.get(path, target, recursive=files.isdir(path))
+    for below in found:
+        os.makedirs(os.path.dirname(target + below), exist_ok=True)
+        with open(target + below, "wb") as file:
+            _download(url.rstrip("/") + below, file)
     return target
 
 
@@ -200,20 +214,43 @@ def local_copy(url: str) -> Iterator[IO[bytes]]:
         with open_read(url) as file:
             yield file
         return
-    with tempfile.NamedTemporaryFile(prefix="rescribe-") as file:
-        with _explained(url):
-            files, path = _open(url)
-            files.get_file(path, file.name)
-        with open(file.name, "rb") as copy:
-            yield copy
+    with tempfile.TemporaryFile(prefix="rescribe-") as file:
+        _download(url, file)
+        file.seek(0)
+        yield file
 
 
 def remove(url: str) -> None:
     """Delete a file or a folder with all it holds; nothing happens if it is not there."""
     with _explained(url):
         files, path = _open(url)
-        if files.exists(path):
-            files.rm(path, recursive=files.isdir(path))
+        for attempt in range(_REMOVALS):
+            if not files.exists(path):
+                return
+            try:
+                files.rm(path, recursive=files.isdir(path))
+            except FileNotFoundError:
+                pass  # somebody else was quicker
+            except OSError as error:  # somebody wrote into the folder meanwhile: a process that outlived its driver
+                if error.errno != errno.ENOTEMPTY or attempt == _REMOVALS - 1:
+                    raise
+
+
+def _download(url: str, file: IO[bytes]) -> None:
+    """Write all of a remote file into a local one."""
+    with open_read(url) as remote, _explained(tempfile.gettempdir()):
+        shutil.copyfileobj(remote, file, _READ_AHEAD)
+        file.flush()
+
+
+def _below(url: str) -> list[str]:
+    """What to add to an address for each of the files of the folder that it is; nothing to add for a file's own."""
+    with _explained(url):
+        files, path = _open(url)
+        found = files.find(path)
+    if not found:
+        raise FileNotFoundError(f"{url} does not exist.")
+    return [one.removeprefix(path) for one in found]
 
 
 def _local(url: str) -> str:
@@ -227,10 +264,18 @@ def _open(url: str) -> tuple[Any, str]:
     scheme, _, path = url.partition("://")
     if scheme != "s3":
         raise ValueError(f"{scheme}:// is not supported ({url}). Use a local path or s3://.")
+    import s3fs.core  # slow, and a local run does without
+
     # Listings are not cached: other processes write while we look. The endpoint is an argument because fsspec keeps
     # one instance for each set of arguments, and the environment may change.
+    s3fs.core.set_custom_error_handler(_is_passing)
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
     return fsspec.filesystem("s3", endpoint_url=endpoint, use_listings_cache=False), path.rstrip("/")
+
+
+def _is_passing(error: Exception) -> bool:
+    """What S3 says when two put one file at the same time, and asks to be asked again; s3fs retries the rest itself."""
+    return "ConditionalRequestConflict" in str(error)
 
 
 def _expand(files: Any, path: str, pattern: str) -> dict[str, dict[str, Any]]:
@@ -288,28 +333,5 @@ def _committed(path: str, overwrite: bool) -> Iterator[str]:
         os.close(handle)
 
 
-@contextmanager
-def _explained(url: str) -> Iterator[None]:
-    """Turn the errors of file systems into sentences."""
-    try:
-        yield
-    except FileExistsError:
-        raise FileExistsError(f"{url} already exists.") from None
-    except FileNotFoundError as error:
-        if error.errno is None and url in str(error):
-            raise  # already a sentence of ours
-        if "bucket" in str(error).lower():
-            raise FileNotFoundError(f"The bucket of {url} does not exist. Create it, or check the name.") from None
-        raise FileNotFoundError(f"{url} does not exist.") from None
-    except PermissionError:
-        raise PermissionError(f"Access to {url} was denied. Check its permissions or your credentials.") from None
-    except Exception as error:
-        # botocore is known by name only, so that a local run does not import it.
-        kind = type(error).__name__
-        if kind in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
-            advice = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role."
-            raise PermissionError(f"No credentials were found for {url}. {advice}") from None
-        if kind in ("EndpointConnectionError", "ConnectTimeoutError"):
-            advice = "Check AWS_ENDPOINT_URL and the network."
-            raise ConnectionError(f"The server of {url} does not answer. {advice}") from None
-        raise
+def _explained(url: str) -> AbstractContextManager[None]:
+    return explained(url, is_local(url))

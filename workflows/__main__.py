@@ -17,7 +17,7 @@ from infra import storage
 from infra.cluster import CLUSTERS, Cluster, laptop
 from infra.config import from_dict, to_dict
 from infra.data.ledger import LEDGER
-from infra.data.verify import verify_files, verify_shards
+from infra.data.verify import unlisted, verify_files, verify_shards
 from infra.store import MANIFEST, Artifact, Plan, Step, Store
 from workflows import recipes, text_to_image
 from workflows.caption_with import caption_with
@@ -25,8 +25,11 @@ from workflows.corpora.shapes import ShapesConfig, write_shards
 from workflows.deduplicate import deduplicate, hash_images
 from workflows.direct import DirectOptions, direct
 from workflows.examine import examine
+from workflows.export import ExportOptions, export
+from workflows.exported import DATA
 from workflows.gallery import gallery as draw_gallery
 from workflows.recaption import recaption
+from workflows.settings import settings_of
 from workflows.submit import logs, send, status, stop
 from workflows.text_to_image import STEPS, Recipe
 
@@ -84,6 +87,15 @@ def show(arguments: list[str]) -> dict[str, Any]:
     return shown
 
 
+def settings(arguments: list[str]) -> dict[str, Any]:
+    """Print what DeepSpeed is given: `rescribe settings demo --cluster one_node --cluster.zero-stage 3`."""
+    options = _recipe_options(arguments, "settings")
+    shown = settings_of(options.recipe, options.cluster)
+    if not options.json:
+        print(json.dumps(shown, indent=2))
+    return shown
+
+
 def list_artifacts(arguments: list[str]) -> dict[str, Any]:
     """List the finished artifacts of a store: `rescribe list --store runs`."""
     options = tyro.cli(_ListOptions, args=arguments, prog="rescribe list")
@@ -108,6 +120,8 @@ def verify(arguments: list[str]) -> dict[str, Any]:
     faults = list(verify_files(artifact.path, artifact.manifest["files"]))
     if LEDGER in artifact.manifest["files"]:
         faults += verify_shards(artifact.path, [source.path for source in artifact.inputs], artifact.summary)
+    if artifact.step == "export":
+        faults += unlisted(artifact.path, DATA, artifact.manifest["files"])
     for fault in faults:
         _say(f"{artifact.path}: {fault}")
     results = {"artifact": artifact.path, "whole": not faults, "faults": faults}
@@ -153,7 +167,7 @@ def gallery(arguments: list[str]) -> dict[str, Any]:
     options = tyro.cli(_GalleryOptions, args=arguments, prog="rescribe gallery")
     artifact = Artifact.open(storage.absolute(options.path))
     if artifact.step == "mix":
-        images, captions = artifact.inputs
+        images, captions = artifact.inputs[:2]
         mixture: Artifact | None = artifact
     elif artifact.step in ("recaption", "caption_with"):
         images, captions, mixture = artifact.inputs[0], artifact, None
@@ -167,6 +181,15 @@ def gallery(arguments: list[str]) -> dict[str, Any]:
     return results
 
 
+def export_corpus(arguments: list[str]) -> dict[str, Any]:
+    """Write a captioned corpus for others to read: `rescribe export --images PATH --captions PATH --out PATH`."""
+    options = _export_options(arguments)
+    manifest = export(options)
+    summary = manifest["summary"]
+    _say(f"{summary['exported']} of {summary['rows_in']} rows: {storage.absolute(options.out)}")
+    return {"export": storage.absolute(options.out), **summary}
+
+
 def shapes(arguments: list[str]) -> dict[str, Any]:
     """Render the built-in corpus as WebDataset tars: `rescribe shapes --out shapes --samples 1000`."""
     options = tyro.cli(_ShapesOptions, args=arguments, prog="rescribe shapes", config=_ONE_KIND)
@@ -178,7 +201,9 @@ def shapes(arguments: list[str]) -> dict[str, Any]:
 def run_step(work: Step, arguments: list[str]) -> dict[str, Any]:
     """Run one step on finished artifacts: `rescribe mix --images PATH --captions PATH --min-words 4`."""
     parsed = _step_options(work, arguments)
-    inputs = [Artifact.open(storage.absolute(getattr(parsed, name))) for name in work.input_names]
+    given = [getattr(parsed, name) for name in work.input_names]
+    given += [path for name in _further(work) for path in getattr(parsed, name)]
+    inputs = [Artifact.open(storage.absolute(path)) for path in given]
     artifact = Store(parsed.store, parsed.cluster).step(work, parsed.config, *inputs)
     return {**artifact.summary, "artifact": artifact.path}
 
@@ -192,12 +217,14 @@ VERBS: dict[str, Callable[[list[str]], dict[str, Any]]] = {
     "run": run,
     "plan": plan,
     "show": show,
+    "settings": settings,
     "list": list_artifacts,
     "shapes": shapes,
     "verify": verify,
     "retry": retry,
     "recaption": recaption_corpus,
     "gallery": gallery,
+    "export": export_corpus,
     "submit": submit,
     "status": status,
     "logs": logs,
@@ -304,9 +331,21 @@ def _step_options(work: Step, arguments: list[str]) -> Any:
     config = next(iter(hints.values()))
     fields: list[Any] = [("config", Annotated[config, _FLAT])]
     fields += [(name, str) for name in work.input_names]
+    fields += [(name, tuple[str, ...], ()) for name in _further(work)]
     fields += [("store", str, STORE), ("cluster", Cluster, cluster), ("json", bool, False)]
     options = dataclasses.make_dataclass("Options", fields, kw_only=True, namespace={"__doc__": work.work.__doc__})
     return tyro.cli(options, args=arguments, prog=f"rescribe {work.name}", config=_ONE_KIND)
+
+
+def _further(work: Step) -> list[str]:
+    """The parameter of a step that takes any number of artifacts, if it has one."""
+    return [p.name for p in inspect.signature(work.work).parameters.values() if p.kind is p.VAR_POSITIONAL]
+
+
+def _export_options(arguments: list[str]) -> ExportOptions:
+    cluster, arguments = _named_cluster(arguments)
+    default = ExportOptions(images=tyro.MISSING, captions=tyro.MISSING, out=tyro.MISSING, cluster=cluster)
+    return tyro.cli(ExportOptions, default=default, args=arguments, prog="rescribe export", config=_ONE_KIND)
 
 
 def _understand(line: list[str]) -> Any:
@@ -318,9 +357,11 @@ def _understand(line: list[str]) -> Any:
         return _retry_options(arguments)
     if verb == "recaption" and "--images" not in arguments:
         return _direct_options(arguments)
+    if verb == "export":
+        return _export_options(arguments)
     if verb in VERBS and verb not in WORK:
-        raise ValueError(f"`{verb}` is done here, without a cluster. Submit run, retry, recaption or a step.")
-    return _step_options(_choose(verb, {**WORK, "run": run, "retry": retry}, "command"), arguments)
+        raise ValueError(f"`{verb}` is done here, without a cluster. Submit run, retry, recaption, export or a step.")
+    return _step_options(_choose(verb, {**VERBS, **WORK}, "command"), arguments)
 
 
 def _take_parameters(make: Callable, name: str, arguments: list[str]) -> tuple[dict[str, Any], list[str]]:

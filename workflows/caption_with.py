@@ -7,6 +7,7 @@ from captioner.backends.endpoint import EndpointConfig
 from captioner.backends.pretrained import TransformersConfig
 from captioner.backends.stages import CaptionWith
 from captioner.backends.vllm import Questions, VLLMConfig
+from captioner.provenance import Author, Record, Sign, identify, record
 from captioner.styles import Style
 from captioner.task import ALT_COLUMN
 from infra.cluster import Cluster, connect
@@ -42,19 +43,48 @@ class CaptionWithConfig:
         self.backend.check(self.styles)
 
 
-@step(version=1)
+@step(version=2)
 def caption_with(
     config: CaptionWithConfig, images: Artifact, *, out: str, cluster: Cluster, report: Report
 ) -> dict[str, Any]:
-    """Write a sidecar with `caption_<style>` for every shard of a corpus, by a published or a served model."""
+    """Write `caption_<style>` and its `provenance` for every row of a corpus, by a published or a served model."""
     connect(cluster)
     backend, inputs = config.backend, [images.path]
+    records = sources(config)
+    sign = Sign({style: (each,) for style, each in records.items()})
     if isinstance(backend, VLLMConfig):
         questions = Questions(backend, config.styles, ALT_COLUMN)
-        counts = run_requests(questions, backend.engine(), inputs, out, actors=cluster.actors, report=report)
+        counts = run_requests(questions, backend.engine(), inputs, out, actors=cluster.actors, report=report, sign=sign)
     else:
         gpus = 0 if isinstance(backend, EndpointConfig) else cluster.gpus_per_actor
         cpus, most = cluster.cpus_per_actor, cluster.actors[1]
-        stage = CaptionWith(backend, config.styles, config.precision, cpus, gpus, most)
+        stage = CaptionWith(backend, config.styles, config.precision, cpus, gpus, most, sign)
         counts = run_stages([stage], inputs, out, batch_size=config.batch, actors=cluster.actors, report=report)
-    return counts | {"styles": [asdict(style) for style in config.styles], "precision": config.precision}
+    styles = [asdict(style) for style in config.styles]
+    return counts | {"styles": styles, "precision": config.precision, "provenance": records}
+
+
+def sources(config: CaptionWithConfig) -> dict[str, Record]:
+    """Where the captions of each style come from: its record, but for the versions of libraries."""
+    author, decoding, taken = _author(config.backend, config.precision)
+    asked = {style.name: decoding | {name: getattr(style, name) for name in taken} for style in config.styles}
+    return {style.name: record(author, style, asked[style.name]) for style in config.styles}
+
+
+def _author(
+    backend: TransformersConfig | EndpointConfig | VLLMConfig, precision: str
+) -> tuple[Author, dict[str, Any], tuple[str, ...]]:
+    """Who captions, how it decodes whatever the style, and which fields of a style it goes by."""
+    if isinstance(backend, TransformersConfig):
+        known = identify(backend.model, backend.revision)
+        return Author(backend="transformers", dtype=precision, **known), {}, ("beams", "min_tokens", "max_tokens")
+    seen: dict[str, Any] = {"images": {"max_side": backend.max_side, "encoding": backend.encoding}}
+    if isinstance(backend, VLLMConfig):
+        known = identify(backend.model)
+        # "auto" is vLLM's word for the precision that the weights were saved in.
+        author = Author(backend="vllm", dtype="auto", seed=backend.seed, settings=seen, **known)
+        return author, {"temperature": 0.0}, ("min_tokens", "max_tokens")
+    # Which weights answer, in what precision and by which libraries, a server does not say.
+    settings = {"endpoint": backend.base_url, **seen}
+    author = Author(model=backend.model, backend="endpoint", dtype=None, seed=backend.seed, settings=settings)
+    return author, {"temperature": 0.0}, ("max_tokens",)

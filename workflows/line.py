@@ -10,7 +10,19 @@ from infra import storage
 from infra.train.loop import TrainConfig
 
 WRITTEN = ("store", "out")  # options that name a folder, whether it is there yet or not
-READ = ("corpus", "images", "captions", "captioner", "mixture", "tokenizer", "codes", "prior", "samples", "path")
+READ = (
+    "corpus",
+    "images",
+    "captions",
+    "captioner",
+    "mixture",
+    "tokenizer",
+    "codes",
+    "prior",
+    "samples",
+    "verdicts",
+    "path",
+)
 
 
 def placed(line: list[str], asked: Any, shared: Sequence[str] | None) -> list[str]:

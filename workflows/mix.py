@@ -17,6 +17,7 @@ from infra.store import Artifact, step
 from t2i.captions import shares
 
 TOO_SHORT, TOO_LONG, UNLIKELY, UNMATCHED, MISSING = "too short", "too long", "unlikely", "unmatched", "missing"
+DUPLICATE, DUPLICATE_KIND, UNFIT = "duplicate_of", "duplicate_kind", "unfit_"  # columns of `deduplicate` and `examine`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,9 @@ class MixConfig:
     `min_logp` of its style, nor its match below `min_match`, and whose flag is not one of `drop`; a row that is left
     without a caption is not kept. The default share of 10 % alt texts lies where Recap-DataComp-1B (arXiv 2406.08478,
     table 6) found text-to-image models best.
+
+    What is a duplicate, too small or of another language is decided where it is looked at: rows that `deduplicate` and
+    `examine` mark are not kept if their artifacts are given, whatever the captions.
     """
 
     weights: dict[str, float] = field(default_factory=lambda: {"alt": 0.1, "short": 0.2, "descriptive": 0.7})
@@ -54,11 +58,27 @@ class MixConfig:
 
 @step(version=2)
 def mix(
-    config: MixConfig, images: Artifact, captions: Artifact, *, out: str, cluster: Cluster, report: Report
+    config: MixConfig,
+    images: Artifact,
+    captions: Artifact,
+    *verdicts: Artifact,
+    out: str,
+    cluster: Cluster,
+    report: Report,
 ) -> dict[str, Any]:
-    """Write `keep`, `keep_reason` and `weight_<style>`, how often each of its captions is to be read, for every row."""
-    inputs = (images.path, captions.path)
+    """Write `keep`, `keep_reason` and `weight_<style>`, how often each of its captions is to be read, for every row.
+
+    `verdicts` are any of `deduplicate` and `examine`, in any number and order: the rows that they mark are not kept. Of
+    several copies the first in the corpus may stay, and none does where its own captions are unfit.
+    """
+    inputs = (images.path, captions.path, *(artifact.path for artifact in verdicts))
     names = joined_names(inputs)
+    for artifact in verdicts if names else ():
+        found = ShardReader([artifact.path], names[0]).names
+        if not _verdict_columns(found):
+            raise ValueError(
+                f"{artifact.path} was made by {artifact.step} and marks no rows; give what deduplicate or examine made."
+            )
     if names:
         ShardReader(inputs, names[0]).columns(_columns(config))  # a style without captions is said before work starts
     connect(cluster)
@@ -86,10 +106,12 @@ class MixWork:
             verdicts[style] = self._verdicts(reader, columns, style)
             texts = columns[f"caption_{style}"]
             fit[style] = [None if verdict else text for text, verdict in zip(texts, verdicts[style], strict=True)]
-        weights = shares(fit, self.config.weights)
+        marks = _marks(reader)
+        unmarked = np.array([not mark for mark in marks], dtype=bool)
+        weights = {style: column * unmarked for style, column in shares(fit, self.config.weights).items()}
         keep = np.sum(list(weights.values()), axis=0) > 0
         reasons = [
-            None if kept else ", ".join(f"{style} {verdicts[style][row]}" for style in verdicts)
+            None if kept else marks[row] or ", ".join(f"{style} {verdicts[style][row]}" for style in verdicts)
             for row, kept in enumerate(keep)
         ]
         table = {
@@ -112,6 +134,21 @@ class MixWork:
             low = (word for scores, bound, word in scored if _below(scores[row], bound))
             verdicts.append(judge(text, flags[row], self.config) or next(low, None))
         return verdicts
+
+
+def _marks(reader: ShardReader) -> list[str]:
+    """Why a row is unfit, whatever is said of it: `near duplicate: <sample id>`, `too small: 9x9`; "" if it is fit."""
+    unfit = _verdict_columns(reader.names) - {DUPLICATE}
+    columns = [reader.columns([name])[name].tolist() for name in sorted(unfit)]
+    if DUPLICATE in reader.names:
+        found = reader.columns([DUPLICATE, DUPLICATE_KIND])
+        pairs = zip(found[DUPLICATE], found[DUPLICATE_KIND], strict=True)
+        columns.insert(0, [f"{kind} duplicate: {original}" if original else None for original, kind in pairs])
+    return [", ".join(filter(None, found)) for found in zip(*columns, strict=True)] if columns else [""] * len(reader)
+
+
+def _verdict_columns(names: set[str]) -> set[str]:
+    return {name for name in names if name == DUPLICATE or name.startswith(UNFIT)}
 
 
 def judge(text: str | None, flag: str | None, config: MixConfig) -> str | None:
@@ -160,7 +197,7 @@ def _summary(config: MixConfig, out: str) -> dict[str, Any]:
     for columns in _verdicts(config, out):
         keep = columns["keep"].astype(bool)
         kept += int(keep.sum())
-        reasons.update(columns["keep_reason"][~keep].tolist())
+        reasons.update(reason.split(":")[0] for reason in columns["keep_reason"][~keep])
         for style in shared:
             shared[style] += float(columns[f"weight_{style}"].sum())
     read = {style: round(total / max(kept, 1), 4) for style, total in shared.items()}

@@ -1,11 +1,14 @@
 """Rewrite every caption of a corpus: one encoding an image, one caption a style, and a score for each."""
 
-import hashlib
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from captioner.decoding import decoder_of
 from captioner.detect import FAULTS, DetectConfig
+from captioner.provenance import Author, Sign, public_name, record
+from captioner.retry import WORDS, decodings
 from captioner.scoring import Match
 from captioner.stages import Caption
 from captioner.styles import RETRIES, Search, Style
@@ -13,8 +16,8 @@ from captioner.task import about
 from captioner.tower import Tower
 from infra import storage
 from infra.cluster import Cluster, connect
+from infra.data.ledger import Ledger, Record
 from infra.data.run import run_stages
-from infra.data.shards import ShardReader, shard_names
 from infra.data.stage import Stage
 from infra.metrics import Report
 from infra.store import Artifact, step
@@ -43,11 +46,11 @@ class RecaptionConfig:
         check_names(self.styles)
 
 
-@step(version=2)
+@step(version=3)
 def recaption(
     config: RecaptionConfig, images: Artifact, captioner: Artifact, *, out: str, cluster: Cluster, report: Report
 ) -> dict[str, Any]:
-    """Write `caption_<style>` with its `logp`, `flag` (what is wrong with it) and `tries` for every row, and scores.
+    """Write `caption_<style>` with its `logp`, `flag` (what is wrong with it), `tries` and `provenance`, and scores.
 
     `match_<style>` comes where the captioner has a matching head or `matcher` names one, `clip_<style>` with a `clip`.
     """
@@ -59,37 +62,61 @@ def recaption(
     connect(cluster)
     cpus, gpus = cluster.cpus_per_actor, cluster.gpus_per_actor
     tower = Tower(model, config.precision, gpus)
-    stages: list[Stage] = [Caption(tower, styles, cpus, gpus, config.detect, config.words, config.retries)]
+    author = _author(config, captioner)
+    records = {
+        style.name: [
+            record(author, replace(style, decoder=decoder_of(known, style)), decoding)
+            for decoding in decodings(style, config.words.get(style.name, WORDS), config.retries)
+        ]
+        for style in styles
+    }
+    # Signed before anything else can fail a row: its captions stay, and so must what is known of them.
+    stages: list[Stage] = [
+        Caption(tower, styles, cpus, gpus, config.detect, config.words, config.retries),
+        Sign(records, cpus, gpus),
+    ]
     if config.matcher or config.clip or (known.matching is not None and known.matching.match):
         matcher = Tower(config.matcher, config.precision, gpus) if config.matcher else None
         stages.append(Match(tower, tuple(style.name for style in styles), matcher, config.clip or None, cpus, gpus))
     counts = run_stages(stages, [images.path], out, batch_size=config.batch, actors=cluster.actors, report=report)
-    weights = storage.read_bytes(storage.join(model, "model.safetensors"))
+    captioned = Ledger(out).complete()
     return counts | {
         "captioner": captioner.id,
-        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "weights_sha256": author.weights_sha256,
+        "provenance": records,
         "styles": [asdict(style) for style in styles],
         "precision": config.precision,
-        "faults": {style.name: _faults(out, style.name) for style in styles},
+        "faults": {style.name: _faults(captioned, style.name) for style in styles},
         "seed": None,  # greedy and beam search draw nothing
     }
 
 
-def _faults(out: str, style: str) -> dict[str, Any]:
+def _author(config: RecaptionConfig, captioner: Artifact) -> Author:
+    base = captioner.manifest["config"]["model"]  # a name of published weights, or the size of what began with none
+    return Author(
+        model=f"{captioner.step}/{captioner.id}",
+        backend="rescribe",
+        dtype=config.precision,
+        weights_sha256=storage.digest(captioner.url(MODEL, "model.safetensors"))["sha256"],
+        settings={"base": public_name(base)} if isinstance(base, str) else {},
+    )
+
+
+def _faults(records: Mapping[str, Record], style: str) -> dict[str, Any]:
     """Of a style's captions: the share of each fault, of those decoded again, and of faults in the worst shard."""
-    flags: Counter[str | None] = Counter()
-    again, worst, shard = 0, 0.0, None
-    for name in shard_names(out):
-        columns = ShardReader([out], name).columns([f"flag_{style}", f"tries_{style}"])
-        found = Counter(columns[f"flag_{style}"].tolist())
-        share = 1 - found[None] / max(found.total(), 1)
+    flags: Counter[str] = Counter()
+    rows, again, worst, shard = 0, 0, 0.0, None
+    for name, shard_record in records.items():
+        found, tries = (shard_record["counts"][f"{kind}_{style}"] for kind in ("flag", "tries"))
+        said = sum(tries.values())
+        share = sum(found.values()) / max(said, 1)
         if share > worst:
             worst, shard = share, name
-        again += int((columns[f"tries_{style}"] > 1).sum())
-        flags += found
-    total = max(flags.total(), 1)
-    shares = {fault: round(flags[fault] / total, 6) for fault in FAULTS if flags[fault]}
-    return {"faults": shares, "decoded_again": round(again / total, 6), "worst": round(worst, 6), "worst_shard": shard}
+        rows, again = rows + said, again + said - tries.get("1", 0)
+        flags.update(found)
+    shares = {fault: round(flags[fault] / rows, 6) for fault in FAULTS if flags[fault]}
+    again_share = round(again / max(rows, 1), 6)
+    return {"faults": shares, "decoded_again": again_share, "worst": round(worst, 6), "worst_shard": shard}
 
 
 def check_names(styles: tuple[Style, ...]) -> None:

@@ -1,14 +1,15 @@
-"""Train a captioner: a vocabulary, a base on the corpus's own captions, then a decoder for each style."""
+"""Train a captioner: a vocabulary, a base on the corpus's own captions, then a filter and a decoder for each style."""
 
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from captioner.altered import Alternatives
 from captioner.matching import MatchingConfig
 from captioner.model import CaptionerConfig
 from captioner.styles import DESCRIPTIVE, SHORT, Style, prompts_of
-from captioner.task import ALT_COLUMN, TRAIN, BaseTask, FinetuneTask, load_captioner, reference_column
+from captioner.task import ALT_COLUMN, TRAIN, BaseTask, FilterTask, FinetuneTask, load_captioner, reference_column
 from captioner.vocabulary import Vocabulary, train_vocabulary
 from infra import storage
 from infra.cluster import Cluster
@@ -37,6 +38,9 @@ class TrainCaptionerConfig:
     base: TrainConfig | None = field(default_factory=lambda: TrainConfig(steps=1000))  # None: only fine-tune
     base_optim: OptimConfig = field(default_factory=OptimConfig)
     matching: MatchingConfig = field(default_factory=MatchingConfig)  # further losses of the base; off by default
+    filter: TrainConfig | None = None  # the matching head's own training, after the base's; None: it has none
+    filter_optim: OptimConfig = field(default_factory=lambda: OptimConfig(warmup_steps=20))
+    filter_matching: MatchingConfig = field(default_factory=lambda: MatchingConfig(match=1, hard=0, altered=True))
     finetune: TrainConfig = field(default_factory=lambda: TrainConfig(steps=150))
     finetune_optim: OptimConfig = field(default_factory=lambda: OptimConfig(warmup_steps=20))
     styles: tuple[Style, ...] = (SHORT, DESCRIPTIVE)
@@ -47,6 +51,10 @@ class TrainCaptionerConfig:
             raise ValueError(f"A vocabulary of {self.vocabulary_size} entries is too small; give at least 64.")
         if self.base is None and not isinstance(self.model, str):
             raise ValueError("A captioner that starts from nothing needs a base training; give `base`.")
+        if self.filter is not None and not self.filter_matching.match:
+            raise ValueError(
+                "A filter is a matching head: give `filter_matching` a weight for `match`, or no `filter`."
+            )
         names = [style.name for style in self.styles]
         if len(set(names)) < len(names) or "alt" in names:
             raise ValueError(f"Styles need names of their own, other than 'alt'; found {', '.join(names)}.")
@@ -61,6 +69,8 @@ def train_captioner(
     for style in config.styles:
         prompts_of(style, [], vocabulary, max_length)  # a style without room is said before the base is trained
     source: CaptionerConfig | str = _source(config.model)
+    asked = [config.matching] * (config.base is not None) + [config.filter_matching] * (config.filter is not None)
+    alternatives = _alternatives(config, images, vocabulary) if any(each.altered for each in asked) else None
     trainings = []
     if config.base is not None:
         base = BaseTask(
@@ -70,11 +80,26 @@ def train_captioner(
             max_length=max_length,
             optim=config.base_optim,
             matching=config.matching,
+            alternatives=alternatives if config.matching.altered else None,
             seed=config.seed,
         )
         trainings.append(Training(base, [images.path], config.base, storage.join(out, "base")))
         source = storage.join(out, "base", MODEL)
     assert isinstance(source, str)
+    if config.filter is not None:
+        judge = FilterTask(
+            source=source,
+            styles=config.styles,
+            vocabulary=vocabulary,
+            image_size=image_size,
+            max_length=max_length,
+            optim=config.filter_optim,
+            matching=config.filter_matching,
+            alternatives=alternatives if config.filter_matching.altered else None,
+            seed=config.seed,
+        )
+        trainings.append(Training(judge, [images.path], config.filter, storage.join(out, "filter")))
+        source = storage.join(out, "filter", MODEL)
     if config.styles:
         _demand_references(config.styles, images)
         finetune = FinetuneTask(
@@ -120,6 +145,12 @@ def _captions(config: TrainCaptionerConfig, images: Artifact) -> Iterator[str]:
             yield from (text for text in columns[name][rows] if text)
         if not left:
             return
+
+
+def _alternatives(config: TrainCaptionerConfig, images: Artifact, vocabulary: Vocabulary) -> Alternatives:
+    """What stands between the same neighbours in the captions that the vocabulary would be made of."""
+    lines = ([vocabulary.bos, *vocabulary.encode([text])[0], vocabulary.sep] for text in _captions(config, images))
+    return Alternatives.count(lines, barred={vocabulary.unk})
 
 
 def _demand_references(styles: tuple[Style, ...], images: Artifact) -> None:

@@ -80,7 +80,7 @@ def train_prior(
 
 def _inputs(mixture: Artifact, codes: Artifact, tokenizer: Artifact) -> list[str]:
     """The artifacts whose columns are joined: the index, captions, their shares, codes."""
-    images, captions = mixture.inputs
+    images, captions = mixture.inputs[:2]
     encoded, by = codes.inputs
     if encoded.id != images.id:
         raise ValueError(f"{codes.path} are codes of other images than those of the mixture {mixture.path}.")

@@ -6,6 +6,7 @@ from typing import Literal
 from captioner.backends.endpoint import EndpointConfig
 from captioner.backends.pretrained import TransformersConfig
 from captioner.backends.protocol import Backend, CaptionError, Outcome
+from captioner.provenance import Sign
 from captioner.styles import Style
 from captioner.task import ALT_COLUMN
 from infra.data.stage import FAILED
@@ -14,6 +15,8 @@ from infra.data.stage import FAILED
 @dataclass
 class CaptionWith:
     """Speaks of each picture in every style. Writes `caption_<style>`; there are no log-probabilities.
+
+    `sign` writes beside each caption where it comes from, for rows too that fail in another style.
 
     A row with a style that failed is failed: its reason begins with the error's kind (see `CaptionError`) and names the
     style; what the other styles said of it stands in their columns.
@@ -25,6 +28,7 @@ class CaptionWith:
     cpus: float = 1
     gpus: float = 0
     actors: int = 1  # that run at once, and share a rate limit
+    sign: Sign = field(default_factory=lambda: Sign({}))
     reads: tuple[str, ...] = field(default=("pixels", ALT_COLUMN), init=False)
     writes: tuple[str, ...] = field(init=False)
     types: dict[str, str] = field(init=False)
@@ -32,12 +36,14 @@ class CaptionWith:
 
     def __post_init__(self) -> None:
         self.backend.check(self.styles)
-        self.types = {f"caption_{style.name}": "string" for style in self.styles}
+        self._captions = tuple(f"caption_{style.name}" for style in self.styles)
+        self.types = dict.fromkeys(self._captions, "string") | self.sign.types
         self.writes = tuple(self.types)
 
     def setup(self) -> None:
         """Load the backend."""
         device = "cuda" if self.gpus else "cpu"
+        self.sign.setup()
         self._captioner = self.backend.build(self.styles, device, self.precision, self.actors)
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
@@ -46,9 +52,10 @@ class CaptionWith:
         said = self._captioner.caption(batch["pixels"], batch[ALT_COLUMN])
         columns: dict[str, list] = {
             column: [None if isinstance(outcome, CaptionError) else _storable(outcome) for outcome in outcomes]
-            for column, outcomes in zip(self.writes, said, strict=True)
+            for column, outcomes in zip(self._captions, said, strict=True)
         }
         reasons = [self._reason(outcomes) for outcomes in zip(*said, strict=True)]
+        columns |= self.sign(columns)
         return columns | {"state": [FAILED if reason else None for reason in reasons], "reason": reasons}
 
     def _reason(self, outcomes: tuple[Outcome, ...]) -> str | None:

@@ -73,7 +73,9 @@ def _read(span: list[Place]) -> Sequence[bytes | Exception]:
     try:
         with clocked("read"):
             data = storage.read_bytes(source, start, span[-1].offset + span[-1].length - start)
-    except Exception as error:  # whatever a file system raises becomes the state of these rows
+    except storage.UnavailableError:
+        raise  # no fault of these rows
+    except Exception as error:  # whatever else a file system raises becomes the state of these rows
         return [error] * len(span)
     return [data[place.offset - start : place.offset - start + place.length] for place in span]
 
@@ -85,6 +87,8 @@ def _fetch_rows(source: str, places: list[Place]) -> Iterator[bytes | Exception]
         for image in read_rows(url, column, [place.offset for place in places]):
             yield _checked(places[done], image or b"")
             done += 1
+    except storage.UnavailableError:
+        raise
     except Exception as error:
         for _ in places[done:]:
             yield error

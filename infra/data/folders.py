@@ -80,6 +80,8 @@ def _read_entry(entry: Entry) -> Sample:
             sample.meta = storage.read_bytes(entry["json"])
         if "text" in entry:
             sample.caption = storage.read_bytes(entry["text"])
+    except storage.UnavailableError:
+        raise
     except OSError as error:
         sample.state, sample.reason = FAILED, f"unreadable file: {error}"
     return sample

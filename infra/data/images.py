@@ -42,6 +42,15 @@ def measure(data: bytes) -> tuple[int, int]:
     return (width, height) if _orientation(image) >= 5 else (height, width)
 
 
+def ending_of(data: bytes) -> str:
+    """What the name of an image file ends in, by its content: jpg, png, webp, gif, bmp or tiff; img if it is none."""
+    try:
+        kind = (_identify(data).format or "img").lower()
+    except ValueError:
+        return "img"
+    return "jpg" if kind == "jpeg" else kind
+
+
 def encode_png(array: np.ndarray) -> bytes:
     """Encode (H, W, 3) uint8 pixels without loss."""
     assert array.dtype == np.uint8, array.dtype

@@ -22,7 +22,9 @@ ROW_GROUP = 512  # rows of a shard are also read in part, and images are large
 MAX_REASONS = 20
 STATES = (ACCEPTED, REJECTED, FAILED)
 
-Record = dict[str, Any]  # rows_in, a count for each state, reasons, and of the file: size and sha256
+COUNTED = b"counted"  # in a shard's schema: columns of few values, which its record has the counts of
+
+Record = dict[str, Any]  # rows_in, a count for each state, reasons, and of the file: size and sha256; perhaps counts
 
 
 def commit(out: str, name: str, table: pa.Table) -> Record:
@@ -41,7 +43,20 @@ def commit(out: str, name: str, table: pa.Table) -> Record:
 def inspect(out: str, name: str) -> Record:
     """The record of a committed shard, made anew from its file."""
     data = storage.read_bytes(shard_url(out, name))
-    return record_of(pq.read_table(pa.BufferReader(data), columns=["state", "reason"], use_threads=False), data)
+    columns = ["state", "reason", *counted(pq.read_schema(pa.BufferReader(data)))]
+    return record_of(pq.read_table(pa.BufferReader(data), columns=columns, use_threads=False), data)
+
+
+def counting(table: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """The table, of which a record is to count how often each value of some columns stands in an accepted row."""
+    if not columns:
+        return table
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), COUNTED: json.dumps(list(columns)).encode()})
+
+
+def counted(schema: pa.Schema) -> list[str]:
+    """The columns that a shard's record counts the values of."""
+    return json.loads((schema.metadata or {}).get(COUNTED, b"[]"))
 
 
 def pending(out: str, names: Sequence[str]) -> list[str]:
@@ -73,27 +88,19 @@ def total(records: Iterable[Record]) -> dict[str, Any]:
 class Ledger:
     """The records of an artifact's shards, kept beside them so that a resume reads no finished shard.
 
-    Memory and the ledger's size grow with shards, not rows: some 250 bytes a shard.
+    Memory and the ledger's size grow with shards, not rows: some 250 bytes a shard. What earlier drivers noted is read
+    when it is asked for, at the end: a resume begins its work without it.
     """
 
     def __init__(self, out: str) -> None:
         self._out = out
+        self._added: dict[str, Record] = {}
         self._fresh: dict[str, Record] = {}
         self._saved = time.monotonic()
-        journal = [storage.join(JOURNAL, name) for name in storage.list_names(storage.join(out, JOURNAL))]
-        known: dict[str, Record] = {}
-        for url in (storage.join(out, name) for name in (LEDGER, *journal)):
-            if storage.exists(url):
-                known |= storage.read_json(url)
-        present = set(shard_names(out))
-        self.records = {name: record for name, record in known.items() if name in present}
-        self._unknown = sorted(present - known.keys())  # their driver died before it noted them
-        self._settled = not journal and not self._unknown and len(known) == len(self.records)
 
     def add(self, name: str, record: Record) -> None:
         """Note a shard that was committed; what was noted is saved every few seconds."""
-        self.records[name] = self._fresh[name] = record
-        self._settled = False
+        self._added[name] = self._fresh[name] = record
         if time.monotonic() - self._saved > (2.0 if storage.is_local(self._out) else 20.0):
             self.save()
 
@@ -107,27 +114,51 @@ class Ledger:
 
     def complete(self) -> dict[str, Record]:
         """The records of all committed shards by name, those of a dead driver read from their files."""
-        found = ahead(lambda name: inspect(self._out, name), self._unknown, threads=8, depth=16)
-        self.records |= dict(zip(self._unknown, found, strict=True))
-        return dict(sorted(self.records.items()))
+        return self._complete(self._written() or {})
 
     def close(self) -> dict[str, Record]:
-        """`complete`, and write the ledger if anything changed since it was written."""
-        records = self.complete()
-        if not self._settled or not storage.exists(storage.join(self._out, LEDGER)):
+        """`complete`, and write the ledger unless it says just that already."""
+        written = self._written()
+        records = self._complete(written or {})
+        if records != written:
             storage.write_bytes(storage.join(self._out, LEDGER), json.dumps(records).encode())
-            storage.remove(storage.join(self._out, JOURNAL))
+        storage.remove(storage.join(self._out, JOURNAL))
         return records
+
+    def _written(self) -> dict[str, Record] | None:
+        url = storage.join(self._out, LEDGER)
+        return storage.read_json(url) if storage.exists(url) else None
+
+    def _complete(self, written: dict[str, Record]) -> dict[str, Record]:
+        journal = storage.join(self._out, JOURNAL)
+        pieces = [storage.join(journal, name) for name in storage.list_names(journal)]
+        known = dict(written)
+        for piece in ahead(storage.read_json, pieces, threads=8, depth=16):
+            known |= piece
+        known |= self._added
+        present = shard_names(self._out)
+        unknown = [name for name in present if name not in known]  # their driver died before it noted them
+        known |= zip(unknown, ahead(lambda name: inspect(self._out, name), unknown, threads=8, depth=16), strict=True)
+        return {name: known[name] for name in present}
 
 
 def record_of(table: pa.Table, data: bytes) -> Record:
     """The record of a shard that has these rows and these bytes."""
-    states = Counter(table["state"].to_pylist())
+    found = table["state"].to_pylist()
+    states = Counter(found)
     reasons = Counter(reason.split(":")[0] for reason in table["reason"].to_pylist() if reason is not None)
+    accepted = table.filter(pa.array([state == ACCEPTED for state in found], pa.bool_()))
+    counts = {name: _counts(accepted[name]) for name in counted(table.schema)}
     return {
         "rows_in": table.num_rows,
         **{state: states[state] for state in STATES},
         "reasons": dict(reasons.most_common(MAX_REASONS)),
         "size": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
+        **({"counts": counts} if counts else {}),
     }
+
+
+def _counts(column: pa.ChunkedArray) -> dict[str, int]:
+    """By value, as text; null is not counted."""
+    return {str(value): count for value, count in sorted(Counter(column.drop_null().to_pylist()).items())}

@@ -20,6 +20,19 @@ ERROR = "__inference_error__"  # Ray Data's column: rows that have it pass by th
 LOST = "decode_error: image: "  # opens the reason of a row whose picture cannot be had, as in `run_stages`
 
 
+class Sign(Protocol):
+    """Adds columns, `writes`, to those with the answers, `reads`, when a shard is put together."""
+
+    @property
+    def writes(self) -> tuple[str, ...]: ...
+
+    def setup(self) -> None: ...
+
+    def __call__(self, batch: Columns) -> Columns:
+        """The `writes` columns of all rows of a shard; an answer that is not there is None."""
+        ...
+
+
 class Requests(Protocol):
     """A picklable function that makes chat requests of rows."""
 
@@ -42,17 +55,21 @@ def run_requests(
     *,
     actors: tuple[int, int] = (1, 1),
     report: Report | None = None,
+    sign: Sign | None = None,
 ) -> dict[str, Any]:
     """Answer all requests of the rows of artifacts of one ingest, commit sidecars with `writes`; return the counts.
 
     `engine` are arguments of `ray.data.llm.vLLMEngineProcessorConfig`; `actors` how many engines there are, at least
-    and at most. Shards that were committed before are left alone. Raises ValueError where vLLM is not installed.
+    and at most. Shards that were committed before are left alone. `sign` adds columns of text to the
+    answers. Raises ValueError where vLLM is not installed.
     """
     if importlib.util.find_spec("vllm") is None:
         raise ValueError("vLLM is not installed; install rescribe[vllm], or caption through an endpoint that has it.")
     assert ray.is_initialized(), "call infra.cluster.connect first: Ray Data would start a cluster of its own making"
     names = joined_names(inputs)
     left = pending(out, names)
+    if sign:
+        sign.setup()
     if left:
         # One block a shard, so that a shard's requests come close together and few shards are open at once.
         shards = ray.data.from_items([{"name": name} for name in left], override_num_blocks=len(left))
@@ -61,7 +78,7 @@ def run_requests(
         answers = _processor(engine, actors)(asked).iter_rows()
         counts = count_rows(inputs)
         done = len(names) - len(left)
-        for _ in gather(answers, {name: counts[name] for name in left}, requests.writes, inputs, out):
+        for _ in gather(answers, {name: counts[name] for name in left}, requests.writes, inputs, out, sign):
             done += 1
             if report:
                 report(done, len(names), "shards")
@@ -76,13 +93,14 @@ def gather(
     writes: Sequence[str],
     inputs: Sequence[str],
     out: str,
+    sign: Sign | None = None,
 ) -> Iterator[str]:
     """Commit each shard with its last answer, and yield its name; `counts` are the accepted rows of each shard.
 
     Answers come in any order, with `name`, `row` (of the accepted ones), `column`, and `text` or what went wrong.
     """
     for name in (name for name, rows in counts.items() if not rows):
-        commit(out, name, _table(name, {}, writes, inputs))
+        commit(out, name, _table(name, {}, writes, inputs, sign))
         yield name
     waiting: dict[str, dict[tuple[int, str], tuple[str | None, str]]] = {}
     for answer in answers:
@@ -90,7 +108,7 @@ def gather(
         found = waiting.setdefault(name, {})
         found[key] = (answer.get("text"), answer.get(ERROR) or "")
         if len(found) == counts[name] * len(writes):
-            commit(out, name, _table(name, waiting.pop(name), writes, inputs))
+            commit(out, name, _table(name, waiting.pop(name), writes, inputs, sign))
             yield name
 
 
@@ -147,6 +165,7 @@ def _table(
     found: Mapping[tuple[int, str], tuple[str | None, str]],
     writes: Sequence[str],
     inputs: Sequence[str],
+    sign: Sign | None,
 ) -> pa.Table:
     reader = ShardReader(inputs, name)
     states, reasons = list(reader.states), list(reader.reasons)
@@ -158,6 +177,7 @@ def _table(
         elif states[place] == ACCEPTED:
             said = error if error.startswith(LOST) else f"error: {column}: {error or 'the answer is empty'}"
             states[place], reasons[place] = FAILED, " ".join(said.split())[:500]
+    columns |= sign(columns) if sign else {}
     text_columns = {column: pa.array(values, pa.string()) for column, values in columns.items()}
     state_columns = {"state": pa.array(states, pa.string()), "reason": pa.array(reasons, pa.string())}
     return pa.table({"sample_id": pa.array(reader.sample_ids, pa.string()), **state_columns, **text_columns})

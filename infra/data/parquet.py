@@ -29,7 +29,7 @@ def read_parquet(name: str, url: str, column: str | None = None, caption_column:
                 for record in batch.to_pylist():
                     yield _read_row(record, f"{url}#{column}", column, caption_column, done, seen)
                     done += 1
-    except (FileNotFoundError, PermissionError):
+    except (FileNotFoundError, PermissionError, storage.UnavailableError):
         raise
     except Exception as error:  # pyarrow raises all sorts on broken files
         reason = f"damaged file: {rows - done} rows of {rows} are lost: {' '.join(str(error).split())[:200]}"

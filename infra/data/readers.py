@@ -102,6 +102,8 @@ def read_source(source: Source, entries: list[Entry] | None = None) -> Iterator[
             yield from read_parquet(shard, source.url, source.column, source.caption_column)
         else:
             yield from read_entries(entries or [])
+    except storage.UnavailableError:
+        raise  # the source may be well, and is read when its place is
     except OSError as error:
         yield Sample(key=f"{shard}#unreadable", state=FAILED, reason=f"unreadable shard: {error}")
 
@@ -128,6 +130,8 @@ def _check_columns(url: str, column: str | None) -> None:
         with storage.open_read(url) as file:
             schema = pq.read_schema(file)
             names = schema.names
+    except storage.UnavailableError:
+        raise
     except Exception:  # pyarrow raises all sorts on broken files
         return
     if column is None:

@@ -4,7 +4,7 @@ import json
 import logging
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -12,21 +12,26 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
+import ray.exceptions
 from ray.data import ActorPoolStrategy, DataContext
 
 from infra import storage
 from infra.data.clock import clocked, taken
 from infra.data.ledger import Ledger, commit, inspect, pending, total
+from infra.data.parts import split
 from infra.data.revision import Redo
 from infra.data.shards import joined_names, shard_url
 from infra.data.stage import Stage
 from infra.data.work import StageWork
+from infra.raylet import watched
 
 Report = Callable[..., None]
 
 ATTEMPTS = "attempts"  # a folder that counts the workers that died over a shard
 MAX_ATTEMPTS = 3  # workers may die for many reasons, but when three have died over one shard, the shard is to blame
+MAX_AWAY = 4  # shards that met a server that fails or refuses, or a full disk: the others would fare no better
 MAX_BAD_SHARDS = 16  # more than that is not a few bad shards but a broken set-up
+SHARES = 1000  # of the shards that are left, a part is one of so many shares
 
 
 class ShardWork(Protocol):
@@ -66,23 +71,30 @@ def run_shards(
     done, rows = len(names) - len(left), 0
     errors: dict[str, str] = {}
     seconds: dict[str, float] = {}
+    away = 0
     if report:
         report(done, len(names), "shards", rows=rows)
+    results = _results(work, left, out, cpus, gpus, actors)
     try:
-        for result in _results(work, left, out, cpus, gpus, actors):
+        for result in results:
             for part, spent in json.loads(result["seconds"]).items():
                 seconds[part] = seconds.get(part, 0.0) + spent
             if result["error"]:
                 errors[result["name"]] = result["error"]
+                away += int(result["away"])
             else:
                 record = json.loads(result["record"])
                 ledger.add(result["name"], record)
                 done, rows = done + 1, rows + record["rows_in"]
                 if report:
                     report(done, len(names), "shards", rows=rows)
-            if len(errors) > MAX_BAD_SHARDS:
+            if len(errors) > MAX_BAD_SHARDS or away > MAX_AWAY:
                 break
+    except ray.exceptions.RayError as error:  # work tells its errors itself: this is a node that went, or Ray
+        told = " ".join(str(error).split())[:300]
+        raise RuntimeError(f"Ray broke off: {told} What was committed stays; give the same command again.") from error
     finally:
+        results.close()
         ledger.save()
     storage.remove(storage.join(out, ATTEMPTS))
     if left := pending(out, names):
@@ -118,19 +130,21 @@ def run_stages(
 
 def _results(
     work: ShardWork, names: list[str], out: str, cpus: float, gpus: float, actors: tuple[int, int]
-) -> Iterator[Any]:
-    """Yield {name, record, error} of each shard as it ends."""
+) -> Generator[Any]:
+    """Yield {name, record, error, away} of each shard as it ends; away: the place of its files was at fault."""
     if not names:
         return
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it prints the traceback of what it raises, too
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
+    context.target_max_block_size = 1  # byte: a result is told as it comes, not with the others of its part
+    context.max_consecutive_actor_init_deaths = MAX_ATTEMPTS
     most = min(actors[1], len(names))
     least = min(actors[0], most)
+    parts = [{"names": part} for part in split(names, max(SHARES, 4 * most))]
     with DataContext.current(context):
-        # One block a shard: a block is what Ray Data retries, for ever, when a worker dies.
-        shards = ray.data.from_items([{"name": name} for name in names], override_num_blocks=len(names))
-        results = shards.map_batches(
+        # One block a part: a block is what Ray Data retries, for ever, when a worker dies.
+        results = ray.data.from_items(parts, override_num_blocks=len(parts)).map_batches(
             _Actor,
             fn_constructor_args=(work, out),
             batch_size=1,
@@ -139,7 +153,8 @@ def _results(
             num_cpus=cpus,
             num_gpus=gpus,
         )
-        yield from results.iter_rows()
+        with watched():
+            yield from results.iter_rows()
 
 
 class _Actor:
@@ -149,12 +164,12 @@ class _Actor:
         self._work, self._out, self._ready = work, out, False
         self._ended = time.perf_counter()
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        results = [self._run(str(name)) for name in batch["name"]]
-        return {key: [result[key] for result in results] for key in ("name", "record", "error", "seconds")}
+    def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, list[Any]]]:
+        for name in batch["names"][0]:
+            yield {key: [value] for key, value in self._run(str(name)).items()}
 
     def _run(self, name: str) -> dict[str, Any]:
-        record, error, began = "", "", time.perf_counter()
+        record, error, away, began = "", "", False, time.perf_counter()
         idle, _ = began - self._ended, taken()
         try:
             if not self._ready:
@@ -168,19 +183,24 @@ class _Actor:
                     table = self._work(name)
                     with clocked("write"):
                         record = json.dumps(commit(self._out, name, table))
+        except storage.UnavailableError as problem:  # its sentence says all
+            error, away = str(problem), True
         except Exception as problem:  # told to the driver, which goes on with the other shards
             place = traceback.extract_tb(problem.__traceback__)[-1]
             where = f"{storage.name(place.filename)}, line {place.lineno}"
             error = f"{type(problem).__name__}: {problem} ({where})"
         self._ended = time.perf_counter()
         seconds = taken() | {"idle": idle, "all": self._ended - began + idle}
-        return {"name": name, "record": record, "error": error, "seconds": json.dumps(seconds)}
+        return {"name": name, "record": record, "error": error, "away": away, "seconds": json.dumps(seconds)}
 
     @contextmanager
     def _attempt(self, name: str) -> Iterator[None]:
         """Leave a count behind if the process dies in here."""
         url = storage.join(self._out, ATTEMPTS, name)
-        died = int(storage.read_bytes(url)) if storage.exists(url) else 0
+        try:
+            died = int(storage.read_bytes(url))
+        except FileNotFoundError:
+            died = 0
         if died >= MAX_ATTEMPTS:
             raise RuntimeError(f"{died} workers died over it, perhaps for want of memory")
         storage.write_bytes(url, str(died + 1).encode())
@@ -190,5 +210,5 @@ class _Actor:
 
 def _lost(left: list[str], errors: dict[str, str], out: str) -> str:
     named = ", ".join(left[:5]) + (", ..." if len(left) > 5 else "")
-    name, error = next(iter(errors.items()))
-    return f"{len(left)} shards of {out} could not be made: {named}. Shard {name} ended with {error}."
+    name, error = next(iter(errors.items()), (left[0], "no word of why"))
+    return f"{len(left)} shards of {out} could not be made: {named}. Shard {name} ended with {error.rstrip('.')}."

@@ -101,6 +101,18 @@ class ShardReader:
         taken = pa.array(self._shown[indices])
         return {name: _as_list(column.take(taken)) for name, column in self._load(names).items()}
 
+    def table(self, names: Sequence[str], indices: np.ndarray) -> pa.Table:
+        """Stored columns at some of the shown rows, of the types that they are stored in."""
+        taken = pa.array(self._shown[indices])
+        return pa.table({name: column.take(taken) for name, column in self._load(names).items()})
+
+    def originals(self, indices: np.ndarray) -> Iterator[bytes | Exception]:
+        """What `images` yields, but as the corpus has it, also where ingest made resized copies."""
+        if self._index is None:
+            raise ValueError("Images are wanted, but none of the artifacts is an ingest. Add it to the inputs.")
+        places = self._index.places
+        return fetch_images(places[row] for row in self._shown[indices])
+
     def images(self, indices: np.ndarray) -> Iterator[bytes | Exception]:
         """Encoded images of shown rows, in ascending order, as they are read; or what went wrong."""
         rows = self._shown[indices]

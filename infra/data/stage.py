@@ -20,7 +20,8 @@ class Stage(Protocol):
     `reads` may name columns of the inputs, what earlier stages wrote, and the virtual columns `image` (encoded bytes)
     and `pixels` ((H, W, 3) uint8). `cpus` and `gpus` are what one actor needs, counted as Ray counts. A stage may have
     `types`, the names of Arrow types by column it writes; others are inferred, which a shard of None defeats.
-    It may have `views`, functions of decoded `pixels` by virtual columns of its own naming, which it reads in place of
+    It may have `counted`, columns of few values, whose counts go into the shard's record to be summed without reading
+    it; and `views`, functions of decoded `pixels` by virtual columns of its own naming, which it reads in place of
     them: they are called in threads, ahead of the stage, and whole pictures are let go.
     """
 

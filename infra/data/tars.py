@@ -41,6 +41,17 @@ def read_tar(name: str, url: str) -> Iterator[Sample]:
         yield Sample(key=f"{name}#empty", state=REJECTED, reason="the archive holds no samples")
 
 
+def read_files(url: str) -> Iterator[tuple[str, int, dict[str, bytes]]]:
+    """Yield key, occurrence and files of each sample of a tar, byte for byte, by their endings as they are written.
+
+    What is no plain file, or larger than an image may be, is left out. One sample is in memory at a time.
+    """
+    with storage.local_copy(url) as file:
+        for (key, occurrence), members in _index(file)[0].items():
+            plain = [m for m in members.values() if m.isreg() and m.sparse is None and m.size <= MAX_IMAGE_BYTES]
+            yield key, occurrence, {member.name[len(key) + 1 :]: _read(file, member) for member in plain}
+
+
 def _index(file: IO[bytes]) -> tuple[dict[SampleName, Members], str | None, SampleName | None]:
     """The members of each sample; what is wrong with the archive's end; the sample of the last member."""
     samples: dict[SampleName, Members] = {}
@@ -62,6 +73,8 @@ def _index(file: IO[bytes]) -> tuple[dict[SampleName, Members], str | None, Samp
                 problem = "a header points backwards"
                 break
             offset = archive.offset
+    except storage.UnavailableError:
+        raise
     except Exception as error:  # whatever else a parser raises on arbitrary bytes: they are not a whole tar
         problem = " ".join(str(error).split())[:100]
     return samples, _torn(file, size, offset, problem), last

@@ -18,8 +18,14 @@ def verify_files(path: str, files: dict[str, dict[str, Any]]) -> Iterator[str]:
         url = storage.join(path, name)
         if not storage.exists(url):
             yield f"{name} is missing"
-        elif (found := storage.digest(url)) != wanted:
-            yield f"{name} has changed: {_differ(found, wanted)}"
+        elif changes := _differ(storage.digest(url), wanted):
+            yield f"{name} has changed: {changes}"
+
+
+def unlisted(path: str, folder: str, files: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """The files of a folder of an artifact that its manifest does not know, which readers would take for its own."""
+    names = storage.list_names(storage.join(path, folder))
+    yield from (f"{folder}/{name} is not in the manifest" for name in names if f"{folder}/{name}" not in files)
 
 
 def verify_shards(path: str, inputs: Sequence[str], summary: dict[str, Any]) -> Iterator[str]:
@@ -69,6 +75,8 @@ def _check(path: str, name: str, record: dict[str, Any], sources: Sequence[str])
             if set(theirs) != set(ids):
                 less, more = len(set(theirs) - set(ids)), len(set(ids) - set(theirs))
                 faults.append(f"lacks {less} rows of {source} and has {more} that are not there")
+    except storage.UnavailableError:
+        raise  # nothing is known of the shard
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         return [f"cannot be read: {' '.join(str(error).split())[:200]}"], None
     return faults, table.schema

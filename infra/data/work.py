@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from infra.data.clock import clocked
+from infra.data.ledger import counting
 from infra.data.revision import Redo
 from infra.data.shards import VIRTUAL, ShardReader
 from infra.data.stage import ACCEPTED, FAILED, Columns, Runner, Stage, describe_error
@@ -60,7 +61,8 @@ class StageWork:
         )
         for stage in self.stages:
             types |= {name: pa.type_for_alias(kind) for name, kind in getattr(stage, "types", {}).items()}
-        return pa.table(table | {name: pa.array(values, types.get(name)) for name, values in columns.items()})
+        table |= {name: pa.array(values, types.get(name)) for name, values in columns.items()}
+        return counting(pa.table(table), [name for stage in self.stages for name in getattr(stage, "counted", ())])
 
     def _batches(
         self, reader: ShardReader, indices: np.ndarray, written: list[str]

@@ -125,9 +125,7 @@ def _train(training: Training, counts: dict[str, int], cluster: Cluster) -> None
     from infra.train.feed import Feed
 
     task, config = training.task, training.config
-    share = -(-config.batch // world.size())
-    micro_batch = min(cluster.micro_batch or share, share)
-    micro_steps = -(-share // micro_batch)
+    micro_batch, micro_steps = cluster.micro_batches(config.batch, world.size())
     feed = Feed(
         task, training.inputs, list(counts), _plan(training, counts), config.steps, world.rank(), world.size(),
         micro_batch, micro_steps, cluster.feed_tasks,

@@ -16,9 +16,8 @@ from torch.distributed import distributed_c10d
 
 from infra.train.engine import STATE_KEYS, Saved, buffers, load_weights
 from infra.train.optim import AdamW, parameter_groups
+from infra.train.settings import Precision, settings
 from infra.train.task import Batch, Losses, Update
-
-Precision = Literal["fp32", "bf16"]
 
 
 def start(backend: Literal["gloo", "nccl"], timeout_seconds: float = 120) -> None:
@@ -32,20 +31,6 @@ def start(backend: Literal["gloo", "nccl"], timeout_seconds: float = 120) -> Non
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     distributed_c10d.default_pg_timeout = datetime.timedelta(seconds=timeout_seconds)
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
-
-
-def settings(stage: int, precision: Precision, micro_batch: int, micro_steps: int, clip_norm: float) -> dict:
-    """The DeepSpeed configuration for an Update."""
-    return {
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": micro_steps,
-        "gradient_clipping": clip_norm,
-        # Autocast: matrix products in bf16 on fp32 weights, so that modules need not know of it.
-        "torch_autocast": {"enabled": precision == "bf16", "dtype": "bfloat16"},
-        "zero_optimization": {"stage": stage},
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 10**9,
-    }
 
 
 class ZeroEngine:

@@ -6,7 +6,7 @@ import torch
 from captioner import retry
 from captioner.decoding import Captions, caption
 from captioner.detect import DetectConfig
-from captioner.retry import caption_checked
+from captioner.retry import caption_checked, decodings
 from captioner.styles import RETRIES, Search, Style
 from infra.config import from_dict, to_dict
 
@@ -132,6 +132,7 @@ def test_the_better_attempt_is_kept(play):
     assert checked.flags == [None, None, "cut off", "cut off", "refusal", "empty"]
     assert checked.tries == [1, 2, 4, 4, 4, 4]
     assert checked.logp == [-1, -2, -2, -1, -4, -1]
+    assert checked.attempts == [1, 2, 2, 1, 4, 1]
 
 
 def test_rows_leave_as_they_are_mended(play):
@@ -152,6 +153,14 @@ def test_retries_ask_for_the_fewest_words(play):
     assert [style.min_tokens for _, style, _ in calls] == [1, 5, 5, 5]
     _, calls = play([["one"] * 4], THREE, words=(50, 99))
     assert [style.min_tokens for _, style, _ in calls] == [1, 15, 15, 15]
+
+
+def test_what_is_told_of_decodings_is_what_is_done(play):
+    _, calls = play([["one", "two", "three", "four"]], THREE, words=(5, 9))
+    done = [(style.min_tokens, style.max_tokens, search.beams if search else 1) for _, style, search in calls]
+    told = decodings(STYLE, (5, 9), THREE)
+    assert [(each["min_tokens"], each["max_tokens"], each["beams"]) for each in told] == done
+    assert told[0] == {"beams": 1, "no_repeat_ngram": 0, "repetition_penalty": 1.0, "min_tokens": 1, "max_tokens": 15}
 
 
 def test_clean_rows_cost_nothing(play):

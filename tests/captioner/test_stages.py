@@ -36,8 +36,8 @@ def test_columns_are_of_a_kind_and_a_style(folder, batch):
     stage = Caption(Tower(folder), STYLES)
     assert isinstance(stage, Stage)
     assert set(stage.writes) == {
-        *("caption_short", "logp_short", "flag_short", "tries_short"),
-        *("caption_long", "logp_long", "flag_long", "tries_long", "logp_alt"),
+        *("caption_short", "logp_short", "flag_short", "tries_short", "attempt_short"),
+        *("caption_long", "logp_long", "flag_long", "tries_long", "attempt_long", "logp_alt"),
     }
     columns = run(stage, batch)
     assert set(columns) == set(stage.writes)

@@ -1,10 +1,13 @@
 """A Cluster says how many workers share a batch, and refuses what cannot be."""
 
+from dataclasses import replace
+
 import pytest
+import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.cluster import CLUSTERS, Cluster
+from infra.cluster import CLUSTERS, Cluster, connect, laptop
 
 
 @given(st.integers(1, 8), st.integers(0, 8), st.integers(1, 64), st.integers(1, 512))
@@ -28,3 +31,15 @@ def test_what_cannot_be_is_refused(wrong):
 def test_every_named_cluster_stands():
     for name, make in CLUSTERS.items():
         assert make().name == name
+
+
+@pytest.mark.parametrize(("address", "sentence"), [(None, "did not start"), ("10.0.0.1:6379", "could not be joined")])
+def test_a_ray_that_is_not_there_is_a_sentence(monkeypatch, address, sentence):
+    def late(**_):
+        raise Exception("The current node timed out during startup.\nThis could happen because ...")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", late)
+    with pytest.raises(RuntimeError, match=f"{sentence}.*timed out during startup") as raised:
+        connect(replace(laptop(), address=address))
+    assert "\n" not in str(raised.value)

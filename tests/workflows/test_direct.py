@@ -1,5 +1,7 @@
 """A corpus is captioned as it lies: by published weights, and by a model that is served and fails on the way."""
 
+import json
+
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -50,6 +52,13 @@ def test_published_weights(ray_cluster, corpus, tmp_path):
     assert captions.step == "recaption"
     assert captions.summary["rows_in"] == captions.summary["accepted"] == ROWS
     assert {"caption_short", "flag_short", "tries_short", "logp_alt"} <= rows(captions)[0].keys()
+    records = captions.summary["provenance"]["short"]
+    for row in rows(captions):
+        signed = json.loads(row["provenance_short"])
+        assert signed.items() >= records[row["attempt_short"] - 1].items()
+        assert (signed["base"], signed["decoder"]) == ("blip", "alt")
+        assert signed["weights_sha256"] == captions.summary["weights_sha256"]
+        assert 1 <= row["attempt_short"] <= row["tries_short"]
     assert faults(captions) == []
     assert direct(options).path == captions.path
 
@@ -82,5 +91,14 @@ def test_a_served_model_whose_failures_are_retried(ray_cluster, corpus, tmp_path
         before, after = rows(captions), rows(renewed)
         assert sum(a != b for a, b in zip(before, after, strict=True)) == 1
         assert faults(renewed) == faults(captions) == []
+        for row in rows(renewed):
+            signed = json.loads(row["provenance_short"])
+            assert (signed["model"], signed["backend"], signed["endpoint"]) == ("m", "endpoint", endpoint.url)
+            assert (
+                signed["prompt"] == config.styles[0].prompt == endpoint.bodies[0]["messages"][0]["content"][1]["text"]
+            )
+            assert signed["decoding"] == {"temperature": 0.0, "max_tokens": endpoint.bodies[0]["max_tokens"]}
+            assert (signed["seed"], signed["dtype"]) == (endpoint.bodies[0]["seed"], None)
+        assert renewed.summary["provenance"]["short"].items() <= signed.items()
     finally:
         endpoint.close()

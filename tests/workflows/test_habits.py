@@ -6,6 +6,8 @@ import pytest
 
 from captioner.collapse import describe
 from infra import storage
+from infra.data.ledger import counting, record_of
+from infra.data.shards import shard_names, shard_url
 from infra.store import Artifact
 from workflows import habits as module
 from workflows.habits import habits
@@ -68,7 +70,9 @@ def test_every_accepted_caption_counts_once(corpus):
 
 def test_faults_are_those_of_the_manifest(corpus):
     images, captions, _ = corpus
-    found, told = habits(images, captions).faults["short"], _faults(captions.path, "short")
+    shards = {name: pq.read_table(shard_url(captions.path, name)) for name in shard_names(captions.path)}
+    records = {name: record_of(counting(table, ["flag_short", "tries_short"]), b"") for name, table in shards.items()}
+    found, told = habits(images, captions).faults["short"], _faults(records, "short")
     assert {name: round(share, 6) for name, share in found["faults"].items()} == told["faults"]
     assert round(found["decoded_again"], 6) == told["decoded_again"]
     assert found["worst"][0]["shard"] == told["worst_shard"]

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -6,9 +7,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from infra import storage
 from infra.cluster import Cluster
-from infra.data.shards import ShardReader
-from infra.store import Store, step
+from infra.data.ledger import Ledger, commit, tally
+from infra.data.shards import ShardReader, shard_names
+from infra.data.verify import verify_files, verify_shards
+from infra.store import Artifact, Store, step
+from tests.infra.data.zoo import encode, picture, tar
+from workflows.__main__ import main
+from workflows.deduplicate import DeduplicateConfig, HashConfig, deduplicate, hash_images
+from workflows.examine import ExamineConfig, examine
+from workflows.ingest import IngestConfig, ingest
 from workflows.mix import MISSING, TOO_LONG, TOO_SHORT, UNLIKELY, UNMATCHED, MixConfig, MixWork, judge, mix
 
 INDEX = {
@@ -144,3 +153,83 @@ def test_the_step(ray_cluster, inputs, tmp_path):
     assert np.array_equal(again["keep"], [True, False, True, False])
     with pytest.raises(ValueError, match="caption_long"):
         store.step(mix, MixConfig(weights={"long": 1.0}), *made)
+
+
+MARKED = {
+    "sample_id": ["03", "02", "01", "00", "04", "05"],  # not in the order of the others
+    "state": ["accepted", "accepted", "accepted", "accepted", "rejected", "accepted"],
+    "reason": [None, None, None, None, "no image", None],
+    "duplicate_of": pa.array([None, "00", None, None, None, None], pa.string()),
+    "duplicate_kind": pa.array([None, "near", None, None, None, None], pa.string()),
+    "unfit_language": pa.array([None, "other language: fr", None, None, None, None], pa.string()),
+    "unfit_size": pa.array([None, None, "too small: 1x1", None, None, None], pa.string()),
+}
+
+
+def test_marked_rows_are_not_kept_whatever_their_captions(inputs, tmp_path):
+    for name in ("000000", "000001"):
+        write(tmp_path / "marked", name, MARKED)
+    plain = MixWork(CONFIG, inputs)("000000").to_pydict()
+    table = MixWork(CONFIG, (*inputs, str(tmp_path / "marked")))("000000").to_pydict()
+    assert table["keep"] == [True, False, False, False, None, None]
+    assert table["keep_reason"][1] == "too small: 1x1"
+    assert table["keep_reason"][2] == "near duplicate: 00, other language: fr"
+    assert table["keep_reason"][3] == plain["keep_reason"][3]
+    assert [table[f"weight_{style}"][2] for style in CONFIG.weights] == [0, 0, 0]
+    for column, values in table.items():
+        assert values[0] == plain[column][0]
+        assert values[3:] == plain[column][3:]
+
+
+@step(version=1)
+def spoken(config: dict, images: Artifact, *, out, cluster, report):
+    """One caption for every row."""
+    for name in shard_names(images.path):
+        reader = ShardReader([images.path], name)
+        said = [config["says"] if state == "accepted" else None for state in reader.states]
+        columns = {"sample_id": reader.sample_ids, "state": reader.states, "reason": reader.reasons}
+        commit(out, name, pa.table({**columns, "caption_short": pa.array(said, pa.string())}))
+    Ledger(out).close()
+    return tally(out)
+
+
+@pytest.mark.timeout(240)
+def test_planted_duplicates_and_unfit_rows_from_corpus_to_mixture(ray_cluster, tmp_path, capsys):
+    first, other = encode(picture(0, 64, 64)), encode(picture(1, 64, 64))
+    shards = [
+        [("a", first), ("b", other), ("tiny", encode(picture(2, 8, 64)))],
+        [("same", first), ("again", encode(picture(1, 64, 64), "JPEG", quality=80)), ("torn", first[:50])],
+    ]
+    for number, rows in enumerate(shards):
+        members = [member for key, image in rows for member in ((f"{key}.png", image), (f"{key}.txt", b"an alt text"))]
+        storage.write_bytes(str(tmp_path / "corpus" / f"{number}.tar"), tar(members))
+    store = Store(str(tmp_path / "store"), Cluster(name="test", actors=(1, 1)))
+    images = store.step(ingest, IngestConfig(corpus=str(tmp_path / "corpus")))
+    copies = store.step(deduplicate, DeduplicateConfig(), images, store.step(hash_images, HashConfig(), images))
+    looked = store.step(examine, ExamineConfig(max_aspect=100), images)
+    captions = store.step(spoken, {"says": "a caption"}, images)
+    config = MixConfig(weights={"alt": 0.0, "short": 1.0, "descriptive": 0.0})
+
+    plain = [
+        MixWork(config, (images.path, captions.path))(name)["keep"].to_pylist() for name in shard_names(images.path)
+    ]
+    assert plain == [[True] * 3, [True, True, None]]
+    mixture = store.step(mix, config, images, captions, copies, looked)
+    assert mixture.id != mix.identity(config, (images, captions))
+    assert mixture.summary["kept"] == 2
+    assert mixture.summary["dropped_by_reason"] == {"too small": 1, "exact duplicate": 1, "near duplicate": 1}
+    assert mixture.summary["read"] == {"short": 1.0}
+    kept = {}
+    for name in shard_names(mixture.path):
+        columns = ShardReader([images.path, mixture.path], name).columns(["key", "keep"])
+        kept |= dict(zip(columns["key"], columns["keep"], strict=True))
+    assert kept == {"a": True, "b": True, "tiny": False, "same": False, "again": False}
+    faults = list(verify_files(mixture.path, mixture.manifest["files"]))
+    assert faults + list(verify_shards(mixture.path, [a.path for a in mixture.inputs], mixture.summary)) == []
+
+    line = ["mix", "--images", images.path, "--captions", captions.path, "--verdicts", copies.path, looked.path]
+    line += [word for style, weight in config.weights.items() for word in (f"--weights.{style}", str(weight))]
+    main([*line, "--store", store.root, "--json"])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["artifact"] == mixture.path
+    with pytest.raises(ValueError, match="was made by spoken and marks no rows"):
+        store.step(mix, config, images, captions, captions)

@@ -4,6 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from captioner.matching import MatchingConfig
 from captioner.model import Captioner, CaptionerConfig, TextConfig, VisionConfig
 from captioner.styles import DESCRIPTIVE, SHORT, Style
 from infra import storage
@@ -66,6 +67,30 @@ def train(images, tmp_path, monkeypatch):
 
 def config(**changes):
     return TrainCaptionerConfig(**{"model": MODEL, "styles": (SHORT,), "vocabulary_size": 100} | changes)
+
+
+def test_a_filter_between_the_base_and_the_styles(train, tmp_path):
+    summary = train(config(filter=TrainConfig(steps=3)))
+    assert summary["filter_loss"] == 1.0
+    base, judge, tuned = train.fits
+    assert base.alternatives is None, "the base was not asked for altered texts"
+    assert judge.source == str(tmp_path / "out" / "base" / "model")
+    assert judge.alternatives is not None
+    assert tuned.source == str(tmp_path / "out" / "filter" / "model")
+    captioner = Captioner.load(str(tmp_path / "out" / "model"))
+    assert captioner.matching.config.match == 1
+    assert list(captioner.decoders) == ["alt", "short"]
+
+
+def test_without_a_filter_nothing_is_counted(train, monkeypatch):
+    monkeypatch.setattr(workflow.Alternatives, "count", None)
+    train(config())
+    assert train.fits[0].alternatives is None
+
+
+def test_a_filter_needs_a_matching_head():
+    with pytest.raises(ValueError, match="filter"):
+        config(filter=TrainConfig(steps=3), filter_matching=MatchingConfig(contrastive=1))
 
 
 def test_a_base_then_a_decoder_a_style(train, tmp_path):

@@ -1,3 +1,4 @@
+import json
 import pickle
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from captioner.backends.endpoint import EndpointConfig
 from captioner.backends.pretrained import TransformersConfig
 from captioner.backends.protocol import CaptionError
 from captioner.backends.stages import CaptionWith
+from captioner.provenance import Sign
 from captioner.styles import Style
 from captioner.task import ALT_COLUMN
 from infra.config import from_dict, to_dict
@@ -35,8 +37,8 @@ class Spoken:
         return [list(outcomes) for outcomes in self.said]
 
 
-def run(*said):
-    stage = CaptionWith(Spoken(said), STYLES, "bf16", actors=3)
+def run(*said, **more):
+    stage = CaptionWith(Spoken(said), STYLES, "bf16", actors=3, **more)
     stage.setup()
     rows = len(said[0])
     pixels = [np.zeros((2, 2, 3), np.uint8)] * rows
@@ -54,6 +56,15 @@ def test_rows_end_in_a_state_with_a_reason():
     assert max(len(reason or "") for reason in columns["reason"]) < 500
     assert columns["caption_short"] == ["a", None, "c", None]
     assert columns["caption_long"] == ["d", "e", None, None]
+
+
+def test_every_caption_is_signed_in_failed_rows_too():
+    timeout = CaptionError("timeout", "no answer")
+    sign = Sign({"short": ({"model": "a"},), "long": ({"model": "b"},)})
+    columns = run(("a", timeout), ("d", "e"), sign=sign)
+    assert columns["state"] == [ACCEPTED, FAILED]
+    models = [[line and json.loads(line)["model"] for line in columns[f"provenance_{s}"]] for s in ("short", "long")]
+    assert models == [["a", None], ["b", "b"]]
 
 
 def test_half_characters_do_not_lose_the_shard():

@@ -7,7 +7,7 @@ import pytest
 
 from infra import storage
 from infra.data import ledger
-from infra.data.ledger import JOURNAL, LEDGER, Ledger, commit, inspect, tally
+from infra.data.ledger import JOURNAL, LEDGER, Ledger, commit, counting, inspect, tally
 from infra.data.shards import shard_url
 
 NAMES = [f"{n:06d}" for n in range(4)]
@@ -51,6 +51,23 @@ def test_what_was_noted_is_not_read_again(place, monkeypatch):
     assert read == [NAMES[2]]
 
 
+def test_a_ledger_is_opened_without_reading(place, monkeypatch):
+    for name in NAMES:
+        first = Ledger(place)  # one piece of the journal for each shard, as many drivers leave it
+        first.add(name, put(place, name))
+        first.save()
+
+    def refuse(*_):
+        raise AssertionError("nothing is asked of the storage")
+
+    with monkeypatch.context() as patched:
+        for function in ("read_bytes", "read_json", "list_names", "exists"):
+            patched.setattr(storage, function, refuse)
+        second = Ledger(place)
+    monkeypatch.setattr(ledger, "inspect", refuse)
+    assert sorted(second.complete()) == NAMES
+
+
 def test_a_finished_ledger_is_not_written_again(place):
     one = Ledger(place)
     one.add("000000", put(place, "000000"))
@@ -82,3 +99,19 @@ def test_a_record_takes_some_hundred_bytes_however_many_there_are(tmp_path, shar
     text = storage.read_bytes(f"{tmp_path}/{JOURNAL}/{journal}")
     assert len(json.loads(text)) == shards
     assert len(text) / shards < 300
+
+
+def test_values_of_chosen_columns_are_counted_in_accepted_rows(tmp_path):
+    table = pa.table(
+        {
+            "sample_id": ["a", "b", "c", "d"],
+            "state": ["accepted", "accepted", "failed", "accepted"],
+            "reason": pa.array([None, None, "oops", None], pa.string()),
+            "flag": pa.array(["loop", None, "loop", "loop"], pa.string()),
+            "tries": [1, 1, 2, 3],
+        }
+    )
+    record = commit(str(tmp_path), "000000", counting(table, ["flag", "tries"]))
+    assert record["counts"] == {"flag": {"loop": 2}, "tries": {"1": 2, "3": 1}}
+    assert inspect(str(tmp_path), "000000") == record, "a record that is made anew says the same"
+    assert "counts" not in commit(str(tmp_path), "000001", table)

@@ -155,6 +155,24 @@ def test_what_is_committed_is_not_asked_again(played, tmp_path):
     assert ask.sizes == [2]
 
 
+def test_answers_are_signed(played, tmp_path):
+    class Sign:
+        writes = ("by_short",)
+
+        def setup(self):
+            self.name = "me"
+
+        def __call__(self, batch):
+            return {"by_short": [text and self.name for text in batch["caption_short"]]}
+
+    images, out = ingest(str(tmp_path / "images"), SHARDS), str(tmp_path / "out")
+    llm.run_requests(Ask(), {}, [images], out, sign=Sign())
+    for name in SHARDS:
+        table = pa.parquet.read_table(pa.BufferReader(storage.read_bytes(f"{out}/shards/{name}.parquet"))).to_pydict()
+        assert table["by_short"] == [text and "me" for text in table["caption_short"]]
+    assert table["by_short"] == [None] * 3
+
+
 def test_a_shard_without_all_its_answers_is_not_committed(played, monkeypatch, tmp_path):
     images, out = ingest(str(tmp_path / "images"), SHARDS), str(tmp_path / "out")
 

@@ -7,14 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from infra import storage
+from infra.data import run
+from infra.data.parts import split
 from infra.data.readers import find_corpus
 from infra.data.run import run_shards, run_stages
 from infra.data.shards import shard_names, shard_url
+from infra.data.verify import verify_shards
 from tests.infra.data.zoo import as_members, encode, picture, samples, tar, write_tars
 from workflows.ingest import IngestConfig, IngestWork
 
@@ -120,6 +125,55 @@ def test_a_broken_set_up_is_given_up_soon(ray_cluster, tmp_path):
         run_shards(work, names, str(tmp_path / "out"))
 
 
+def test_a_worker_that_dies_within_a_part_does_each_shard_once(ray_cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "SHARES", 4)
+    names, seen = [f"{n:06d}" for n in range(40)], []
+    assert len(split(names, 4)[0]) == 10
+    work = Numbers(str(tmp_path), dies=("000004",), raises=("000007",))
+
+    def report(done, total, unit, **figures):
+        seen.append(done)
+
+    with pytest.raises(RuntimeError, match=r"1 shards of .*: 000007"):
+        run_shards(work, names, str(tmp_path / "out"), actors=(1, 1), report=report)
+    assert seen == list(range(40))
+    assert run_shards(work, names, str(tmp_path / "out"))["rows_in"] == 200
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """Work that leaves its process's mark; on the last shard it waits until the other processes have gone."""
+
+    marks: str
+    last: str
+
+    def setup(self):
+        pass
+
+    def __call__(self, name):
+        Path(self.marks, str(os.getpid())).touch()
+        time.sleep(0.3)
+        deadline = time.monotonic() + 30
+        while name == self.last and self.alive() > 1 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return pa.table({"sample_id": [name], "state": ["accepted"], "reason": [None], "alive": [self.alive()]})
+
+    def alive(self):
+        return sum(psutil.pid_exists(int(mark.name)) for mark in Path(self.marks).iterdir())
+
+
+@pytest.mark.timeout(120)
+def test_actors_come_as_there_is_work_and_go_when_it_ends(ray_cluster, tmp_path):
+    names = [f"{n:06d}" for n in range(80)]
+    marks, out = tmp_path / "marks", str(tmp_path / "out")
+    marks.mkdir()
+    run_shards(Crowd(str(marks), names[-1]), names, out, actors=(1, 3))
+    alive = [row["alive"] for row in read_rows(out)]
+    assert alive[0] == 1
+    assert 2 <= max(alive) <= 3
+    assert alive[-1] == 1
+
+
 @dataclass(frozen=True)
 class Mean:
     """The mean of an image, checked against the picture that it ought to be; pictures of one number are disliked."""
@@ -223,3 +277,81 @@ def test_a_driver_that_is_killed_is_followed_by_another(ray_cluster, tmp_path):
     assert {url: after[url] for url in before} == before
     ids = [f"{name}{n}" for name in NAMES for n in range(5)]
     assert sorted(row["sample_id"] for row in read_rows(out)) == ids
+
+
+@dataclass(frozen=True)
+class Fragile(Numbers):
+    """Kills the first worker that receives it, before it can say a word."""
+
+    home: int = 0
+
+    def __setstate__(self, state):
+        mark = Path(state["marks"], "born")
+        if os.getpid() != state["home"] and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.__dict__.update(state)
+
+
+def test_a_worker_that_is_killed_at_birth_is_replaced(ray_cluster, tmp_path):
+    out = str(tmp_path / "out")
+    assert run_shards(Fragile(str(tmp_path), home=os.getpid()), NAMES, out)["rows_in"] == 30
+    assert (tmp_path / "born").exists()
+
+
+ORPHAN = """
+import sys
+from infra.data.run import _Actor
+from tests.infra.data.test_run import MANY, Numbers
+actor = _Actor(Numbers(seconds=0.02), sys.argv[1])
+while True:
+    for result in actor({"names": [MANY]}):
+        assert not result["error"][0] or "FileNotFoundError" in result["error"][0], result
+"""
+MANY = [f"{n:06d}" for n in range(60)]
+
+
+@pytest.mark.timeout(120)
+def test_actors_that_outlive_their_driver_do_no_harm(ray_cluster, tmp_path):
+    """Two processes go on over all shards, as actors of a dead driver would, while another driver does its work."""
+    out = str(tmp_path / "out")
+    orphans = [subprocess.Popen([sys.executable, "-c", ORPHAN, out], cwd=Path(__file__).parents[3]) for _ in range(2)]
+    try:
+        deadline = time.monotonic() + 40
+        while len(shard_names(out)) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        counts = run_shards(Numbers(seconds=0.02), MANY, out)
+        assert all(orphan.poll() is None for orphan in orphans)
+    finally:
+        for orphan in orphans:
+            orphan.kill()
+            orphan.wait()
+    assert counts["rows_in"] == counts["accepted"] == 5 * len(MANY)
+    ids = [row["sample_id"] for row in read_rows(out)]
+    assert len(ids) == len(set(ids)) == 5 * len(MANY)
+    assert list(verify_shards(out, [], counts)) == []
+
+
+def test_a_node_that_goes_is_told_in_words(ray_cluster, tmp_path, monkeypatch):
+    def results(*_):
+        yield {"name": "000000", "record": "", "error": "ill", "away": False, "seconds": "{}"}
+        raise ray.exceptions.NodeDiedError("The node has died.")
+
+    monkeypatch.setattr(run, "_results", results)
+    with pytest.raises(RuntimeError, match=r"Ray broke off: .*node has died\. .* give the same command again\."):
+        run_shards(Numbers(), NAMES, str(tmp_path / "out"))
+
+
+@dataclass(frozen=True)
+class Away(Numbers):
+    """Work whose server is away."""
+
+    def __call__(self, name):
+        Path(self.marks, name).touch()
+        raise storage.UnavailableError("The server of s3://x is away.")
+
+
+def test_a_place_that_is_away_ends_the_run_soon_and_in_its_words(ray_cluster, tmp_path):
+    with pytest.raises(RuntimeError, match=r"60 shards .* ended with The server of s3://x is away\.$"):
+        run_shards(Away(str(tmp_path)), MANY, str(tmp_path / "out"))
+    assert len(list(tmp_path.glob("0*"))) < 30

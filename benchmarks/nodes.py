@@ -1,0 +1,96 @@
+"""Several Ray nodes on this machine, each a process group: a head without CPUs, and nodes that do the work."""
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+START_SECONDS = 150  # of a node, on a machine that is busy
+
+
+class Nodes:
+    """A context: the head runs within it, and what `add` starts. `environment` is what a driver needs to join.
+
+    Head and driver, whose command is to begin with `pinned(0)`, and the first node share core 0, so that a second node
+    on core 1 adds a core and nothing else changes.
+    """
+
+    def __init__(self) -> None:
+        self.address = ""
+        self.environment = os.environ | {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+            "RAY_raylet_start_wait_time_s": str(START_SECONDS),
+            "RAY_BACKEND_LOG_LEVEL": "fatal",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),  # of workers, which the nodes start
+            "PYTHONWARNINGS": "ignore",
+        }
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> "Nodes":
+        self._folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # short: a socket's path has at most 107 letters
+        self.address = f"127.0.0.1:{_free_port()}"
+        try:
+            self._start(0, "--head", f"--port={self.address.split(':')[1]}", "--num-cpus=0",
+                        "--include-dashboard=false", f"--temp-dir={self._folder}")  # fmt: skip
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def add(self, core: int) -> None:
+        """Start a node of one CPU on a core, and wait until it has joined; nodes are started one after another."""
+        self._start(core, f"--address={self.address}", "--num-cpus=1")
+
+    def __exit__(self, *_: object) -> None:
+        for node in reversed(self._started):
+            for sent in (signal.SIGTERM, signal.SIGKILL):
+                try:
+                    os.killpg(node.pid, sent)
+                    node.wait(10 if sent == signal.SIGTERM else None)
+                except (ProcessLookupError, subprocess.TimeoutExpired):
+                    continue
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _start(self, core: int, *options: str) -> None:
+        before = self._joined()
+        log = open(f"{self._folder}/node-{len(self._started)}.log", "wb")  # noqa: SIM115 - the node's, until it ends
+        command = [*pinned(core), sys.executable, "-m", "ray.scripts.scripts", "start", *options, "--block",
+                   "--node-ip-address=127.0.0.1", f"--object-store-memory={128 * 2**20}", "--disable-usage-stats",
+                   f"--dashboard-agent-listen-port={_free_port()}"]  # fmt: skip
+        with log:
+            node = subprocess.Popen(
+                command, env=self.environment, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+            )
+        self._started.append(node)
+        deadline = time.monotonic() + START_SECONDS
+        while self._joined() <= before:
+            if node.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"A node did not start: {Path(log.name).read_text()[-2000:]}")
+            time.sleep(0.2)
+
+    def _joined(self) -> int:
+        """How many raylets of this cluster listen."""
+        return len(list(Path(self._folder).glob("session_2*/sockets/raylet*")))
+
+
+def pinned(core: int) -> list[str]:
+    """What a command begins with to stay on one core, where the machine has it."""
+    cores = sorted(os.sched_getaffinity(0))
+    return ["taskset", "--cpu-list", str(cores[core % len(cores)])]
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

@@ -1,0 +1,68 @@
+"""The samples of a corpus as the files that they came in, to be written out again."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from infra.data.folders import Entry, read_entries
+from infra.data.images import ending_of
+from infra.data.parquet import read_parquet
+from infra.data.samples import IMAGE_ENDINGS, Sample, Source
+from infra.data.tars import read_files
+
+# What a WebDataset can hold as a key: its last part has no dot, for there the ending begins.
+_KEY = re.compile(r"(?:[^/]+/)*[^/.]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Original:
+    """The files of one sample, by their endings as they are written; `image` is the ending of its picture, if any."""
+
+    key: str
+    occurrence: int
+    files: dict[str, bytes] = field(repr=False)
+    image: str | None
+
+
+def read_originals(source: Source, entries: list[Entry] | None = None) -> Iterator[Original]:
+    """Yield the samples of one source in its order; OSError where it cannot be read.
+
+    Those of tars and folders have the very bytes of their files. Those of Parquet rows and of tables have files made of
+    their fields: the picture as it is, its text as `txt` and the other fields as `json`.
+    """
+    if source.kind == "tar":
+        for key, occurrence, files in read_files(source.url):
+            endings = {ending.lower(): ending for ending in files}
+            image = next((endings[ending] for ending in endings if ending in IMAGE_ENDINGS), None)
+            yield Original(key=key, occurrence=occurrence, files=files, image=image)
+        return
+    samples = (
+        read_parquet(source.name, source.url, source.column, source.caption_column)
+        if source.kind == "parquet"
+        else read_entries(entries or [])
+    )
+    for sample in samples:
+        if sample.image is not None:
+            yield _of_fields(sample, source.kind)
+
+
+def fits_webdataset(key: str) -> bool:
+    """Whether loaders of WebDataset would read a key back as it is."""
+    return bool(_KEY.fullmatch(key)) and ".." not in key.split("/") and key.isprintable()
+
+
+def _of_fields(sample: Sample, kind: str) -> Original:
+    assert sample.image is not None
+    named = sample.source.rsplit(".", 1)[-1] if kind == "folder" and sample.source else ""
+    image = named or ending_of(sample.image)
+    files = {image: sample.image}
+    if isinstance(sample.caption, bytes | str):
+        files["txt"] = _bytes(sample.caption)
+    if sample.meta is not None:
+        files["json"] = _bytes(sample.meta if isinstance(sample.meta, bytes | str) else json.dumps(sample.meta))
+    return Original(key=sample.key, occurrence=sample.occurrence, files=files, image=image)
+
+
+def _bytes(text: bytes | str) -> bytes:
+    return text if isinstance(text, bytes) else text.encode("utf-8", "replace")

@@ -1,0 +1,156 @@
+"""Write a captioned corpus for others to read: WebDataset tars or Parquet, a card, and a manifest with hashes."""
+
+import hashlib
+import json
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pyarrow.parquet as pq
+
+from infra import storage
+from infra.cluster import Cluster, connect, laptop
+from infra.config import from_dict, to_dict
+from infra.data.run import run_shards
+from infra.data.samples import Source
+from infra.data.shards import ShardReader, joined_names, shard_url
+from infra.lease import Lease
+from infra.metrics import Progress
+from infra.store import MANIFEST, Artifact, libraries
+from workflows.card import CARD, write_card
+from workflows.exported import DATA, FILE, ExportWork, styles_of
+from workflows.ingest import CORPUS
+
+VERSION = 1
+WORK = "work"  # a folder of what is done, while the rest is not
+BEGUN = "export.json"  # in it: what is being written
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """`kept` are the rows that the mixture keeps, `accepted` those that were captioned, `all` also what was rejected
+    or failed, with its reason; `kept` is the default where a mixture is given, else `accepted`.
+
+    A WebDataset holds the files of each sample as they were and, beside them, `<key>.<style>.txt` for each new caption
+    and `<key>.captions.json` with scores, flags and provenance; `--prefix v2` makes that `<key>.v2.<style>.txt`.
+    """
+
+    images: str  # folder of the ingest
+    captions: str  # folder of a recaption or a caption_with
+    mixture: str = ""  # folder of a mix, whose verdicts and weights go along
+    out: str  # where to write, local or s3://
+    format: Literal["webdataset", "parquet"] = "webdataset"
+    only: Literal["", "kept", "accepted", "all"] = ""
+    with_images: bool = False  # Parquet: put the image files into it as well
+    prefix: str = ""  # WebDataset: before the names of new files, where a corpus has files of these names
+    license: str = "unknown"  # for the card, as the hub spells it: cc-by-4.0
+    title: str = "Recaptioned images"  # for the card
+    cluster: Cluster = field(default_factory=laptop)
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        if self.only == "kept" and not self.mixture:
+            raise ValueError("Which rows are kept is for a mixture to say; give --mixture, or --only accepted.")
+        if self.with_images and self.format != "parquet":
+            raise ValueError("A WebDataset has the images in any case; with_images is for --format parquet.")
+        if self.prefix and not self.prefix.isidentifier():
+            raise ValueError(f"prefix becomes part of file names, so it must be a plain word; found '{self.prefix}'.")
+
+
+def export(options: ExportOptions) -> dict[str, Any]:
+    """Write the export and return its manifest; a line that was cut continues, one that is done is found done."""
+    artifacts = _artifacts(options)
+    out, only = storage.absolute(options.out), options.only or ("kept" if options.mixture else "accepted")
+    config = {name: getattr(options, name) for name in ("format", "with_images", "prefix", "license", "title")}
+    plan = {"config": config | {"only": only}, "inputs": [f"{each.step}/{each.id}" for each in artifacts]}
+    begun = {"id": hashlib.sha256(json.dumps([VERSION, plan]).encode()).hexdigest()[:16], **plan}
+    progress = Progress(f"{'export':<15}")
+    if _is_done(out, begun):
+        progress.close(f"done already: {out}")
+        storage.remove(storage.join(out, WORK))
+        return storage.read_json(storage.join(out, MANIFEST))
+    with Lease(out):
+        storage.write_json(storage.join(out, WORK, BEGUN), begun)
+        started, names = time.time(), joined_names([artifact.path for artifact in artifacts])
+        connect(options.cluster)
+        work = ExportWork(
+            inputs=tuple(artifact.path for artifact in artifacts),
+            sources=_sources(artifacts[0]),
+            out=out,
+            format=options.format,
+            only=only,
+            with_images=options.with_images,
+            prefix=options.prefix,
+        )
+        counts = run_shards(work, names, storage.join(out, WORK), actors=options.cluster.actors, report=progress)
+        files, further = _files(out, names)
+        if not files:
+            raise ValueError(f"None of the {counts['rows_in']} rows is {only}, so there is nothing to export.")
+        summary = counts | {"exported": sum(file["rows"] for file in files.values())} | further
+        manifest = {
+            "step": "export",
+            "version": VERSION,
+            **begun,
+            "summary": summary,
+            "provenance": artifacts[1].summary.get("provenance"),
+            "libraries": libraries(),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+            "seconds": round(time.time() - started, 2),
+        }
+        styles = styles_of(ShardReader([artifacts[1].path], names[0]).names)
+        card = write_card(manifest, artifacts, styles, size=sum(file["size"] for file in files.values())).encode()
+        storage.write_bytes(storage.join(out, CARD), card)
+        files[CARD] = {"size": len(card), "sha256": hashlib.sha256(card).hexdigest()}
+        storage.write_json(storage.join(out, MANIFEST), manifest | {"files": files})
+    storage.remove(storage.join(out, WORK))
+    progress.close(f"{manifest['seconds']:,.1f} s  exported {summary['exported']}  files {len(files) - 1}")
+    return manifest | {"files": files}
+
+
+def _artifacts(options: ExportOptions) -> list[Artifact]:
+    """The index, the captions and the mixture, which must be of one another."""
+    given = [path for path in (options.images, options.captions, options.mixture) if path]
+    images, captions, *mixed = [Artifact.open(storage.absolute(path)) for path in given]
+    if images.step != "ingest":
+        raise ValueError(f"{images.path} was made by {images.step}; give the folder of an ingest as --images.")
+    if not captions.inputs or captions.inputs[0].id != images.id:
+        raise ValueError(f"{captions.path} was not made of the images of {images.path}.")
+    for mixture in mixed:
+        if [each.id for each in mixture.inputs[:2]] != [images.id, captions.id]:
+            raise ValueError(f"{mixture.path} was not mixed of {images.path} and {captions.path}.")
+    return [images, captions, *mixed]
+
+
+def _is_done(out: str, begun: dict[str, Any]) -> bool:
+    """Whether the very same export is there; ValueError if something else is."""
+    for url in (storage.join(out, MANIFEST), storage.join(out, WORK, BEGUN)):
+        if storage.exists(url):
+            if storage.read_json(url).get("id") != begun["id"]:
+                raise ValueError(f"{out} holds another export, or part of one. Give a folder of its own.")
+            return storage.name(url) == MANIFEST
+    if strange := [name for name in storage.list_names(out) if name not in (WORK, "lease.json")]:
+        raise ValueError(f"{out} holds other things, such as {strange[0]}. Give a folder of its own.")
+    return False
+
+
+def _sources(images: Artifact) -> dict[str, Source]:
+    """Where each shard comes from; a corpus that was rendered is found in the artifact, wherever that was moved."""
+    found = {name: from_dict(Source, each) for name, each in storage.read_json(images.url("shards.json")).items()}
+    if isinstance(images.manifest["config"]["corpus"], str):
+        return found
+    plain = {name: to_dict(source) | {"url": images.url(CORPUS, source.name)} for name, source in found.items()}
+    return {name: from_dict(Source, each) for name, each in plain.items()}
+
+
+def _files(out: str, names: list[str]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Size, hash and rows of every file that was written, and how many rows of what sort were left out."""
+    files: dict[str, dict[str, Any]] = {}
+    further: Counter[str] = Counter()
+    for name in names:
+        with storage.open_read(shard_url(storage.join(out, WORK), name)) as file:
+            told = json.loads((pq.read_schema(file).metadata or {})[FILE.encode()])
+        further.update(told["further"])
+        if told["file"]:
+            files[f"{DATA}/{told['name']}"] = told["file"]
+    return files, dict(further)

@@ -1,0 +1,51 @@
+"""The DeepSpeed settings of every training of a recipe, made from the Cluster and shown before anything starts."""
+
+from typing import Any
+
+from infra.cluster import Cluster
+from infra.train.loop import TrainConfig
+from infra.train.optim import OptimConfig
+from infra.train.settings import settings
+from workflows.text_to_image import Recipe
+
+Training = tuple[TrainConfig, dict[str, OptimConfig]]
+"""How long and on how much, and the optimizer of each Update by its name."""
+
+
+def settings_of(recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
+    """By step and Update, what DeepSpeed is given when as many workers train as the Cluster may have.
+
+    Fewer workers of an elastic Cluster take larger shares; `workers` of the Cluster says how many.
+    """
+    shown: dict[str, Any] = {}
+    for step, trainings in trainings_of(recipe).items():
+        # One group of workers trains all of a step.
+        workers = cluster.workers_for(max(config.batch for config, _ in trainings))[1]
+        updates = {}
+        for config, optimizers in trainings:
+            micro_batch, micro_steps = cluster.micro_batches(config.batch, workers)
+            for update, optim in optimizers.items():
+                updates[update] = settings(
+                    cluster.zero_stage, config.precision, micro_batch, micro_steps, optim.clip_norm
+                )
+        shown[step] = {"workers": workers, "updates": updates}
+    return shown
+
+
+def trainings_of(recipe: Recipe) -> dict[str, list[Training]]:
+    """What each step of a recipe trains, in turn."""
+    captioner, tokenizer, prior = recipe.captioner, recipe.tokenizer, recipe.prior
+    captioners: list[Training] = []
+    if captioner.base is not None:
+        captioners.append((captioner.base, {"base": captioner.base_optim}))
+    if captioner.styles:
+        captioners.append((captioner.finetune, {"finetune": captioner.finetune_optim}))
+    tokenizers = {"tokenizer": tokenizer.optim}
+    if tokenizer.critic is not None:
+        tokenizers["critic"] = tokenizer.critic_optim or tokenizer.optim
+    steps = {
+        "train_captioner": captioners,
+        "train_tokenizer": [(tokenizer.train, tokenizers)],
+        "train_prior": [(prior.train, {"prior": prior.optim})],
+    }
+    return {step: trainings for step, trainings in steps.items() if trainings}
