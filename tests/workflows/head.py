@@ -22,6 +22,7 @@ class Cluster:
     """Started on entry, one node after the other; `secrets` are in the environment of its nodes only."""
 
     def __init__(self, secrets):
+        self._secrets = secrets
         self.folder = tempfile.mkdtemp(prefix="rs-")  # short: sockets lie in it
         self.ports = iter(_free_ports(16))
         self.gcs, self.dashboard = next(self.ports), next(self.ports)
@@ -39,6 +40,13 @@ class Cluster:
         }
 
     def __enter__(self):
+        try:
+            return self._begin()
+        except RuntimeError:  # Ray gives a node thirty seconds to start, however much the machine has to do
+            self.__init__(self._secrets)
+            return self._begin()
+
+    def _begin(self):
         try:
             where = ["--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}", "--include-dashboard=true"]
             client = f"--ray-client-server-port={next(self.ports)}"
@@ -96,6 +104,8 @@ class Cluster:
             with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=10) as answer:
                 if answer.read().decode().count('"hostname"') >= nodes:
                     return
+            if any(process.poll() is not None for process in self._started):
+                break
             time.sleep(0.5)
         raise RuntimeError(Path(self.folder, "start.txt").read_text()[-3000:])
 
