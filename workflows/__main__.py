@@ -30,6 +30,7 @@ from workflows.exported import DATA
 from workflows.gallery import gallery as draw_gallery
 from workflows.recaption import recaption
 from workflows.settings import settings_of
+from workflows.submit import logs, send, status, stop
 from workflows.text_to_image import STEPS, Recipe
 
 STORE = "runs"
@@ -136,9 +137,7 @@ def verify(arguments: list[str]) -> dict[str, Any]:
 
 def retry(arguments: list[str]) -> dict[str, Any]:
     """Try failed rows again, as a new revision: `rescribe retry runs/recaption/0123456789abcdef --only oom timeout`."""
-    cluster, arguments = _named_cluster(arguments)
-    default = _RetryOptions(path=tyro.MISSING, cluster=cluster)
-    options = tyro.cli(_RetryOptions, default=default, args=arguments, prog="rescribe retry", config=_ONE_KIND)
+    options = _retry_options(arguments)
     artifact = Artifact.open(storage.absolute(options.path))
     work = WORK[artifact.step]
     if LEDGER not in artifact.manifest["files"]:
@@ -156,10 +155,7 @@ def recaption_corpus(arguments: list[str]) -> dict[str, Any]:
     """Caption a corpus as it lies: `rescribe recaption --corpus PATTERN --captioner PATH_OR_NAME --out PATH`."""
     if "--images" in arguments:  # the plain step, on artifacts
         return run_step(recaption, arguments)
-    cluster, arguments = _named_cluster(arguments)
-    default = DirectOptions(corpus=tyro.MISSING, captioner=tyro.MISSING, out=tyro.MISSING, cluster=cluster)
-    options = tyro.cli(DirectOptions, default=default, args=arguments, prog="rescribe recaption", config=_ONE_KIND)
-    captions = direct(options)
+    captions = direct(_direct_options(arguments))
     counts = {name: captions.summary[name] for name in COUNTS}
     rate = counts["accepted"] / max(captions.manifest["seconds"], 1e-9)
     _say(f"Captions of {counts['accepted']} images: {captions.path}")
@@ -187,9 +183,7 @@ def gallery(arguments: list[str]) -> dict[str, Any]:
 
 def export_corpus(arguments: list[str]) -> dict[str, Any]:
     """Write a captioned corpus for others to read: `rescribe export --images PATH --captions PATH --out PATH`."""
-    cluster, arguments = _named_cluster(arguments)
-    default = ExportOptions(images=tyro.MISSING, captions=tyro.MISSING, out=tyro.MISSING, cluster=cluster)
-    options = tyro.cli(ExportOptions, default=default, args=arguments, prog="rescribe export", config=_ONE_KIND)
+    options = _export_options(arguments)
     manifest = export(options)
     summary = manifest["summary"]
     _say(f"{summary['exported']} of {summary['rows_in']} rows: {storage.absolute(options.out)}")
@@ -206,21 +200,17 @@ def shapes(arguments: list[str]) -> dict[str, Any]:
 
 def run_step(work: Step, arguments: list[str]) -> dict[str, Any]:
     """Run one step on finished artifacts: `rescribe mix --images PATH --captions PATH --min-words 4`."""
-    cluster, arguments = _named_cluster(arguments)
-    hints = get_type_hints(work.work)
-    config = next(iter(hints.values()))
-    fields: list[Any] = [("config", Annotated[config, _FLAT])]
-    fields += [(name, str) for name in work.input_names]
-    further = [p.name for p in inspect.signature(work.work).parameters.values() if p.kind is p.VAR_POSITIONAL]
-    fields += [(name, tuple[str, ...], ()) for name in further]
-    fields += [("store", str, STORE), ("cluster", Cluster, cluster), ("json", bool, False)]
-    options = dataclasses.make_dataclass("Options", fields, kw_only=True, namespace={"__doc__": work.work.__doc__})
-    parsed: Any = tyro.cli(options, args=arguments, prog=f"rescribe {work.name}", config=_ONE_KIND)
+    parsed = _step_options(work, arguments)
     given = [getattr(parsed, name) for name in work.input_names]
-    given += [path for name in further for path in getattr(parsed, name)]
+    given += [path for name in _further(work) for path in getattr(parsed, name)]
     inputs = [Artifact.open(storage.absolute(path)) for path in given]
     artifact = Store(parsed.store, parsed.cluster).step(work, parsed.config, *inputs)
     return {**artifact.summary, "artifact": artifact.path}
+
+
+def submit(arguments: list[str]) -> dict[str, Any]:
+    """Send a recipe or a step to a Ray cluster: `rescribe submit --address http://HEAD:8265 -- run demo --store s3://...`."""
+    return send(arguments, _understand)
 
 
 VERBS: dict[str, Callable[[list[str]], dict[str, Any]]] = {
@@ -235,6 +225,10 @@ VERBS: dict[str, Callable[[list[str]], dict[str, Any]]] = {
     "recaption": recaption_corpus,
     "gallery": gallery,
     "export": export_corpus,
+    "submit": submit,
+    "status": status,
+    "logs": logs,
+    "stop": stop,
 }
 
 
@@ -317,6 +311,57 @@ def _recipe_options(arguments: list[str], verb: str) -> _RecipeOptions:
         recipe = make(**given)
     default = _RecipeOptions(recipe=recipe, cluster=cluster)
     return tyro.cli(_RecipeOptions, default=default, args=rest, prog=f"rescribe {verb} {name}", config=_ONE_KIND)
+
+
+def _retry_options(arguments: list[str]) -> _RetryOptions:
+    cluster, arguments = _named_cluster(arguments)
+    default = _RetryOptions(path=tyro.MISSING, cluster=cluster)
+    return tyro.cli(_RetryOptions, default=default, args=arguments, prog="rescribe retry", config=_ONE_KIND)
+
+
+def _direct_options(arguments: list[str]) -> DirectOptions:
+    cluster, arguments = _named_cluster(arguments)
+    default = DirectOptions(corpus=tyro.MISSING, captioner=tyro.MISSING, out=tyro.MISSING, cluster=cluster)
+    return tyro.cli(DirectOptions, default=default, args=arguments, prog="rescribe recaption", config=_ONE_KIND)
+
+
+def _step_options(work: Step, arguments: list[str]) -> Any:
+    cluster, arguments = _named_cluster(arguments)
+    hints = get_type_hints(work.work)
+    config = next(iter(hints.values()))
+    fields: list[Any] = [("config", Annotated[config, _FLAT])]
+    fields += [(name, str) for name in work.input_names]
+    fields += [(name, tuple[str, ...], ()) for name in _further(work)]
+    fields += [("store", str, STORE), ("cluster", Cluster, cluster), ("json", bool, False)]
+    options = dataclasses.make_dataclass("Options", fields, kw_only=True, namespace={"__doc__": work.work.__doc__})
+    return tyro.cli(options, args=arguments, prog=f"rescribe {work.name}", config=_ONE_KIND)
+
+
+def _further(work: Step) -> list[str]:
+    """The parameter of a step that takes any number of artifacts, if it has one."""
+    return [p.name for p in inspect.signature(work.work).parameters.values() if p.kind is p.VAR_POSITIONAL]
+
+
+def _export_options(arguments: list[str]) -> ExportOptions:
+    cluster, arguments = _named_cluster(arguments)
+    default = ExportOptions(images=tyro.MISSING, captions=tyro.MISSING, out=tyro.MISSING, cluster=cluster)
+    return tyro.cli(ExportOptions, default=default, args=arguments, prog="rescribe export", config=_ONE_KIND)
+
+
+def _understand(line: list[str]) -> Any:
+    """The options of a line that a cluster can run; nothing is done."""
+    verb, arguments = line[0], line[1:]
+    if verb == "run":
+        return _recipe_options(arguments, "run")
+    if verb == "retry":
+        return _retry_options(arguments)
+    if verb == "recaption" and "--images" not in arguments:
+        return _direct_options(arguments)
+    if verb == "export":
+        return _export_options(arguments)
+    if verb in VERBS and verb not in WORK:
+        raise ValueError(f"`{verb}` is done here, without a cluster. Submit run, retry, recaption, export or a step.")
+    return _step_options(_choose(verb, {**VERBS, **WORK}, "command"), arguments)
 
 
 def _take_parameters(make: Callable, name: str, arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
