@@ -57,7 +57,7 @@ class IngestConfig:
     is known of a published corpus. With `image_size` (height, width) the index carries resized PNG copies.
     """
 
-    corpus: str | ShapesConfig
+    corpus: str | ShapesConfig = ""  # to be given
     labels: Literal["json", "nlvr", "emoji"] = "json"
     image_size: tuple[int, int] | None = None
     shard_rows: int = 1000  # of folders; other corpora come in shards
@@ -66,6 +66,8 @@ class IngestConfig:
     caption_column: str | None = None  # of Parquet and tables; by default found by name
 
     def __post_init__(self) -> None:
+        if not self.corpus:
+            raise ValueError("Say which corpus: a path or pattern of WebDataset tars, Parquet files or image folders.")
         if self.image_size is not None and not all(1 <= side <= 8192 for side in self.image_size):
             raise ValueError(f"image_size is (height, width), each from 1 to 8192, but it is {self.image_size}.")
         if self.shard_rows < 1:

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from workflows.__main__ import main
-from workflows.recipes import RECIPES
+from workflows.options import recipe_options
+from workflows.recipes import RECIPES, demo
 from workflows.text_to_image import STEPS
 
 
@@ -103,3 +104,18 @@ def test_it_is_a_module_too():
     assert done.returncode == 1
     assert "Did you mean 'demo'?" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_field_of_a_text_or_a_config_takes_a_text(tmp_path, capsys):
+    """The README says so of a corpus, and of published weights."""
+    with pytest.raises(SystemExit):
+        main(["ingest", "--corpus", str(tmp_path / "none-{0..3}.tar"), "--image-size", "32", "32"])
+    assert "none-" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["ingest", "--image-size", "32", "32"])
+    assert "Say which corpus" in capsys.readouterr().err
+    name = "Salesforce/blip-image-captioning-base"
+    recipe = recipe_options(["demo", "--captioner.model", name, "--captioner.matching.match", "1"], "run").recipe
+    assert recipe.captioner.model == name
+    assert recipe.captioner.matching.match == 1
+    assert recipe_options(["demo"], "run").recipe == demo()

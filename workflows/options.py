@@ -1,0 +1,202 @@
+"""The options of every command, made from the types of what it configures."""
+
+import dataclasses
+import difflib
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, get_args, get_type_hints
+
+import tyro
+
+from infra import storage
+from infra.cluster import CLUSTERS, Cluster, laptop
+from infra.config import from_dict
+from infra.store import Step
+from workflows import recipes
+from workflows.caption_with import caption_with
+from workflows.corpora.shapes import ShapesConfig
+from workflows.deduplicate import deduplicate, hash_images
+from workflows.direct import DirectOptions
+from workflows.examine import examine
+from workflows.export import ExportOptions
+from workflows.text_to_image import STEPS, Recipe
+
+STORE = "runs"
+WORK: dict[str, Step] = {work.name: work for work in (*STEPS, caption_with, hash_images, deduplicate, examine)}
+ONE_KIND = (tyro.conf.AvoidSubcommands,)  # a field of several types keeps that of its default
+_FLAT = tyro.conf.arg(name="")  # its fields are options of the command itself
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecipeOptions:
+    """Any field of the recipe is an option; what is not said stays as the recipe has it."""
+
+    recipe: Annotated[Recipe, _FLAT]
+    store: str = STORE  # folder or s3:// address of all artifacts
+    cluster: Cluster = dataclasses.field(default_factory=laptop)
+    json: bool = False  # the results as one JSON object, last on standard output
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ListOptions:
+    """The finished artifacts of a store."""
+
+    store: str = STORE
+    json: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """Every row accounted for, every byte as it was written; ends with 1 where that is not so."""
+
+    path: tyro.conf.Positional[str]  # an artifact's folder
+    json: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RetryOptions:
+    """Rows that failed are tried again, the others stay as they are; what comes is a new revision."""
+
+    path: tyro.conf.Positional[str]  # an artifact's folder
+    only: tuple[str, ...] = ()  # decode_error, read_error, oom, timeout, error; none: whatever failed
+    cluster: Cluster = dataclasses.field(default_factory=laptop)
+    json: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GalleryOptions:
+    """Rows with their images, captions, scores and verdicts on one page."""
+
+    path: tyro.conf.Positional[str]  # folder of a recaption, or of a mix, whose verdicts are shown too
+    out: str = "gallery.html"
+    count: int = 500  # rows at most, evenly of those kept, rejected and failed
+    seed: int = 0  # of the draw
+    whole: bool = True  # also read every caption, for the habits that they have in common
+    json: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShapesOptions:
+    """The built-in corpus as WebDataset tars."""
+
+    out: str  # folder to write to
+    shapes: Annotated[ShapesConfig, _FLAT] = dataclasses.field(default_factory=ShapesConfig)
+    json: bool = False
+
+
+def recipe_options(arguments: list[str], verb: str) -> RecipeOptions:
+    """`NAME [--corpus PATH] [--seed N] [--cluster NAME]` and any field of the recipe, as `--prior.train.steps 100`."""
+    if not arguments or arguments[0].startswith("-"):
+        raise ValueError(f"Say which recipe: rescribe {verb} {'|'.join(recipes.RECIPES)}, or a .json file of `show`.")
+    name, rest = arguments[0], arguments[1:]
+    cluster, rest = _named_cluster(rest)
+    if name.endswith(".json"):
+        recipe = from_dict(Recipe, storage.read_json(name))
+    else:
+        make = choose(name, recipes.RECIPES, "recipe")
+        given, rest = _take_parameters(make, name, rest)
+        recipe = make(**given)
+    texts, rest = _take_texts(Recipe, rest)
+    default = RecipeOptions(recipe=_put(recipe, texts), cluster=cluster)
+    return tyro.cli(RecipeOptions, default=default, args=rest, prog=f"rescribe {verb} {name}", config=ONE_KIND)
+
+
+def retry_options(arguments: list[str]) -> RetryOptions:
+    """Of `retry`; a cluster is given by name, and its fields may be changed."""
+    cluster, arguments = _named_cluster(arguments)
+    default = RetryOptions(path=tyro.MISSING, cluster=cluster)
+    return tyro.cli(RetryOptions, default=default, args=arguments, prog="rescribe retry", config=ONE_KIND)
+
+
+def direct_options(arguments: list[str]) -> DirectOptions:
+    """Of `recaption --corpus`."""
+    cluster, arguments = _named_cluster(arguments)
+    default = DirectOptions(corpus=tyro.MISSING, captioner=tyro.MISSING, out=tyro.MISSING, cluster=cluster)
+    return tyro.cli(DirectOptions, default=default, args=arguments, prog="rescribe recaption", config=ONE_KIND)
+
+
+def step_options(work: Step, arguments: list[str]) -> Any:
+    """Of a step: the fields of its `config`, its inputs by name, and where the store is."""
+    cluster, arguments = _named_cluster(arguments)
+    hints = get_type_hints(work.work)
+    config = next(iter(hints.values()))
+    texts, arguments = _take_texts(config, arguments)
+    fields: list[Any] = [("config", Annotated[config, _FLAT], *([config(**texts)] if texts else []))]
+    fields += [(name, str) for name in work.input_names]
+    fields += [(name, tuple[str, ...], ()) for name in further_inputs(work)]
+    fields += [("store", str, STORE), ("cluster", Cluster, cluster), ("json", bool, False)]
+    options = dataclasses.make_dataclass("Options", fields, kw_only=True, namespace={"__doc__": work.work.__doc__})
+    return tyro.cli(options, args=arguments, prog=f"rescribe {work.name}", config=ONE_KIND)
+
+
+def further_inputs(work: Step) -> list[str]:
+    """The parameter of a step that takes any number of artifacts, if it has one."""
+    return [p.name for p in inspect.signature(work.work).parameters.values() if p.kind is p.VAR_POSITIONAL]
+
+
+def export_options(arguments: list[str]) -> ExportOptions:
+    """Of `export`."""
+    cluster, arguments = _named_cluster(arguments)
+    default = ExportOptions(images=tyro.MISSING, captions=tyro.MISSING, out=tyro.MISSING, cluster=cluster)
+    return tyro.cli(ExportOptions, default=default, args=arguments, prog="rescribe export", config=ONE_KIND)
+
+
+def choose(name: str, known: dict[str, Any], what: str) -> Any:
+    """What is known by a name; ValueError with the nearest name where none is."""
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"Did you mean '{near[0]}'?" if near else f"There are: {', '.join(known)}."
+    raise ValueError(f"There is no {what} '{name}'. {hint}")
+
+
+def _take_parameters(make: Callable, name: str, arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """The parameters of a recipe's function (`--seed 1`, `--corpus PATH`), taken out of the arguments."""
+    given: dict[str, Any] = {}
+    for parameter in inspect.signature(make).parameters.values():
+        value, arguments = _take(f"--{parameter.name}", arguments)
+        if value is not None:
+            given[parameter.name] = int(value) if parameter.annotation is int else value
+        elif parameter.default is parameter.empty and not {"-h", "--help"} & set(arguments):
+            raise ValueError(
+                f"The recipe '{name}' needs --{parameter.name}, as in: rescribe run {name} --{parameter.name} PATH."
+            )
+        elif parameter.default is parameter.empty:
+            given[parameter.name] = f"<{parameter.name}>"
+    return given, arguments
+
+
+def _take_texts(kind: type, arguments: list[str], prefix: str = "--") -> tuple[dict[str, Any], list[str]]:
+    """Texts for fields that hold either a text or a config (`--corpus PATH`, `--captioner.model NAME`), out of the
+    arguments, by field: tyro keeps such a field as its default has it.
+    """
+    texts: dict[str, Any] = {}
+    for name, hint in get_type_hints(kind).items():
+        value: Any = None
+        if dataclasses.is_dataclass(hint):
+            value, arguments = _take_texts(hint, arguments, f"{prefix}{name}.")  # type: ignore[arg-type]
+        elif str in get_args(hint) and any(map(dataclasses.is_dataclass, get_args(hint))):
+            value, arguments = _take(prefix + name, arguments)
+        texts |= {name: value} if value else {}
+    return texts, arguments
+
+
+def _put(config: Any, texts: dict[str, Any]) -> Any:
+    for name, value in texts.items():
+        chosen = value if isinstance(value, str) else _put(getattr(config, name), value)
+        config = dataclasses.replace(config, **{name: chosen})
+    return config
+
+
+def _named_cluster(arguments: list[str]) -> tuple[Cluster, list[str]]:
+    name, arguments = _take("--cluster", arguments)
+    return (choose(name, CLUSTERS, "cluster")() if name else laptop()), arguments
+
+
+def _take(flag: str, arguments: list[str]) -> tuple[str | None, list[str]]:
+    for index, argument in enumerate(arguments):
+        if argument == flag and index + 1 < len(arguments):
+            return arguments[index + 1], arguments[:index] + arguments[index + 2 :]
+        if argument.startswith(flag + "="):
+            return argument.removeprefix(flag + "="), arguments[:index] + arguments[index + 1 :]
+    return None, arguments

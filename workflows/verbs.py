@@ -1,0 +1,211 @@
+"""What `rescribe` does: run and plan recipes, run single steps, prove, retry, show and export what was made."""
+
+import json
+import sys
+import time
+from typing import Any
+
+import tyro
+
+from infra import storage
+from infra.config import from_dict, to_dict
+from infra.data.ledger import LEDGER
+from infra.data.verify import unlisted, verify_files, verify_shards
+from infra.store import MANIFEST, Artifact, Plan, Step, Store
+from workflows import recipes, text_to_image
+from workflows.corpora.shapes import write_shards
+from workflows.direct import direct
+from workflows.export import export
+from workflows.exported import DATA
+from workflows.gallery import gallery as draw_gallery
+from workflows.options import (
+    ONE_KIND,
+    WORK,
+    GalleryOptions,
+    ListOptions,
+    ShapesOptions,
+    VerifyOptions,
+    direct_options,
+    export_options,
+    further_inputs,
+    recipe_options,
+    retry_options,
+    step_options,
+)
+from workflows.recaption import recaption
+from workflows.settings import settings_of
+
+COUNTS = ("rows_in", "accepted", "rejected", "failed", "shards")
+
+
+def run(arguments: list[str]) -> dict[str, Any]:
+    """Run a recipe: `rescribe run demo`. Run it again and it continues, or says that all is done."""
+    options = recipe_options(arguments, "run")
+    plan = Plan(options.store)
+    text_to_image.run(options.recipe, plan)
+    store = Store(options.store, options.cluster, steps=len(plan.lines))
+    started = time.time()
+    evaluation = text_to_image.run(options.recipe, store)
+    made = {artifact.step: artifact for artifact in store.made}
+    results = {
+        **evaluation.summary,
+        "seconds": round(time.time() - started, 1),
+        "peak_memory_gb": max(artifact.manifest["peak_memory_gb"] for artifact in store.made),
+        "report": evaluation.url("report.html"),
+        "captioner": made["train_captioner"].path,
+        "tokenizer": made["train_tokenizer"].path,
+        "prior": made["train_prior"].path,
+    }
+    done = "All was done already." if all(line[2] == "done" for line in plan.lines) else "Done."
+    say(f"{done} Open {results['report']}")
+    return results
+
+
+def plan(arguments: list[str]) -> dict[str, Any]:
+    """Say what `run` would do, and why: `rescribe plan demo --mix.min-words 4`."""
+    options = recipe_options(arguments, "plan")
+    drawn = Plan(options.store)
+    text_to_image.run(options.recipe, drawn)
+    for step, identity, reason in drawn.lines:
+        print(f"{step:<16} {identity}  {'done' if reason == 'done' else 'RUN: ' + reason}")
+    return {"steps": [dict(zip(("step", "id", "reason"), line, strict=True)) for line in drawn.lines]}
+
+
+def show(arguments: list[str]) -> dict[str, Any]:
+    """Print a recipe or an artifact's manifest: `rescribe show demo`, `rescribe show runs/mix/0123456789abcdef`."""
+    if not arguments:
+        raise ValueError("Say what to show: a recipe's name or an artifact's folder.")
+    target, rest = arguments[0], arguments[1:]
+    if target in recipes.RECIPES or target.endswith(".json"):
+        shown = to_dict(recipe_options([target, *rest], "show").recipe)
+    else:
+        shown = Artifact.open(target).manifest
+    if "--json" not in rest:
+        print(json.dumps(shown, indent=2))
+    return shown
+
+
+def settings(arguments: list[str]) -> dict[str, Any]:
+    """Print what DeepSpeed is given: `rescribe settings demo --cluster one_node --cluster.zero-stage 3`."""
+    options = recipe_options(arguments, "settings")
+    shown = settings_of(options.recipe, options.cluster)
+    if not options.json:
+        print(json.dumps(shown, indent=2))
+    return shown
+
+
+def list_artifacts(arguments: list[str]) -> dict[str, Any]:
+    """List the finished artifacts of a store: `rescribe list --store runs`."""
+    options = tyro.cli(ListOptions, args=arguments, prog="rescribe list")
+    found = []
+    for step in storage.list_names(options.store):
+        for identity in storage.list_names(storage.join(options.store, step)):
+            url = storage.join(options.store, step, identity)
+            if storage.exists(storage.join(url, MANIFEST)):
+                found.append(Artifact.open(url))
+    found.sort(key=lambda artifact: artifact.manifest["started"])
+    for artifact in found:
+        print(f"{artifact.manifest['started']}  {artifact.manifest['seconds']:>8,.1f} s  {artifact.path}")
+    if not found:
+        say(f"There is nothing finished in {options.store} yet. Start with `rescribe run debug`.")
+    return {"artifacts": [artifact.path for artifact in found]}
+
+
+def verify(arguments: list[str]) -> dict[str, Any]:
+    """Prove that an artifact is whole, row by row: `rescribe verify runs/recaption/0123456789abcdef`."""
+    options = tyro.cli(VerifyOptions, args=arguments, prog="rescribe verify")
+    artifact = Artifact.open(storage.absolute(options.path))
+    faults = list(verify_files(artifact.path, artifact.manifest["files"]))
+    if LEDGER in artifact.manifest["files"]:
+        faults += verify_shards(artifact.path, [source.path for source in artifact.inputs], artifact.summary)
+    if artifact.step == "export":
+        faults += unlisted(artifact.path, DATA, artifact.manifest["files"])
+    for fault in faults:
+        say(f"{artifact.path}: {fault}")
+    results = {"artifact": artifact.path, "whole": not faults, "faults": faults}
+    if faults:
+        if options.json:
+            print(json.dumps(results))
+        raise SystemExit(1)
+    counts = {name: artifact.summary[name] for name in COUNTS if name in artifact.summary}
+    said = ", ".join(f"{name} {value}" for name, value in counts.items())
+    say(f"{artifact.path} is whole" + (f": {said}." if said else "."))
+    return results | counts
+
+
+def retry(arguments: list[str]) -> dict[str, Any]:
+    """Try failed rows again, as a new revision: `rescribe retry runs/recaption/0123456789abcdef --only oom timeout`."""
+    options = retry_options(arguments)
+    artifact = Artifact.open(storage.absolute(options.path))
+    work = WORK[artifact.step]
+    if LEDGER not in artifact.manifest["files"]:
+        raise ValueError(f"{artifact.path} has no rows: retry is for what ingest, recaption, mix and encode make.")
+    config = from_dict(work.config_class, artifact.manifest["config"])
+    store = Store(artifact.path.rsplit("/", 2)[0], options.cluster)
+    renewed = store.retry(artifact, work, config, tuple(word for part in options.only for word in part.split(",")))
+    counts = {name: renewed.summary[name] for name in COUNTS}
+    before = artifact.summary["failed"]
+    say(f"{before - counts['failed']} of {before} failed rows were mended: {renewed.path}")
+    return counts | {"artifact": renewed.path}
+
+
+def recaption_corpus(arguments: list[str]) -> dict[str, Any]:
+    """Caption a corpus as it lies: `rescribe recaption --corpus PATTERN --captioner PATH_OR_NAME --out PATH`."""
+    if "--images" in arguments:  # the plain step, on artifacts
+        return run_step(recaption, arguments)
+    captions = direct(direct_options(arguments))
+    counts = {name: captions.summary[name] for name in COUNTS}
+    rate = counts["accepted"] / max(captions.manifest["seconds"], 1e-9)
+    say(f"Captions of {counts['accepted']} images: {captions.path}")
+    return counts | {"images_per_second": round(rate, 2), "captions": captions.path}
+
+
+def gallery(arguments: list[str]) -> dict[str, Any]:
+    """Show captioned rows, good and bad, on one page: `rescribe gallery runs/mix/0123456789abcdef --out rows.html`."""
+    options = tyro.cli(GalleryOptions, args=arguments, prog="rescribe gallery")
+    artifact = Artifact.open(storage.absolute(options.path))
+    if artifact.step == "mix":
+        images, captions = artifact.inputs[:2]
+        mixture: Artifact | None = artifact
+    elif artifact.step in ("recaption", "caption_with"):
+        images, captions, mixture = artifact.inputs[0], artifact, None
+    else:
+        raise ValueError(f"{artifact.path} was made by {artifact.step}; give the folder of a recaption or of a mix.")
+    out = storage.absolute(options.out)
+    results = draw_gallery(
+        images, captions, mixture, out=out, count=options.count, seed=options.seed, whole=options.whole
+    )
+    say(f"{results['rows']} rows: {results['page']}")
+    return results
+
+
+def export_corpus(arguments: list[str]) -> dict[str, Any]:
+    """Write a captioned corpus for others to read: `rescribe export --images PATH --captions PATH --out PATH`."""
+    options = export_options(arguments)
+    manifest = export(options)
+    summary = manifest["summary"]
+    say(f"{summary['exported']} of {summary['rows_in']} rows: {storage.absolute(options.out)}")
+    return {"export": storage.absolute(options.out), **summary}
+
+
+def shapes(arguments: list[str]) -> dict[str, Any]:
+    """Render the built-in corpus as WebDataset tars: `rescribe shapes --out shapes --samples 1000`."""
+    options = tyro.cli(ShapesOptions, args=arguments, prog="rescribe shapes", config=ONE_KIND)
+    paths = write_shards(options.shapes, options.out)
+    say(f"{len(paths)} shards in {options.out}")
+    return {"shards": [str(path) for path in paths]}
+
+
+def run_step(work: Step, arguments: list[str]) -> dict[str, Any]:
+    """Run one step on finished artifacts: `rescribe mix --images PATH --captions PATH --min-words 4`."""
+    parsed = step_options(work, arguments)
+    given = [getattr(parsed, name) for name in work.input_names]
+    given += [path for name in further_inputs(work) for path in getattr(parsed, name)]
+    inputs = [Artifact.open(storage.absolute(path)) for path in given]
+    artifact = Store(parsed.store, parsed.cluster).step(work, parsed.config, *inputs)
+    return {**artifact.summary, "artifact": artifact.path}
+
+
+def say(text: str) -> None:
+    """Tell the user, beside the results."""
+    print(text, file=sys.stderr, flush=True)
