@@ -27,6 +27,8 @@ class Caption:
     decoded) and `attempt_<style>` (which of these stands, from 1); and `logp_alt`. No row is rejected for a faulty
     caption: flags are data, and to drop is policy.
 
+    Without `score_alt` the alt text is not scored, and there is no `logp_alt`.
+
     `words` are the fewest and the most words by style; `retries` are how faulty captions are decoded again, in turn.
     """
 
@@ -37,6 +39,7 @@ class Caption:
     detect: DetectConfig = field(default_factory=DetectConfig)
     words: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     retries: tuple[Search, ...] = RETRIES
+    score_alt: bool = True
     reads: tuple[str, ...] = field(init=False)
     views: dict[str, Callable] = field(init=False)
     writes: tuple[str, ...] = field(init=False)
@@ -52,7 +55,7 @@ class Caption:
                 raise ValueError(f"Captions of {fewest} to {most} words cannot be; order the bounds of '{name}'.")
         self.reads, self.views = (self.tower.view, ALT_COLUMN), {self.tower.view: self.tower.fit}
         self.types = {f"{kind}_{name}": type for name in names for kind, type in KINDS.items()}
-        self.types |= {f"logp_{BASE}": KINDS["logp"]}
+        self.types |= {f"logp_{BASE}": KINDS["logp"]} if self.score_alt else {}
         self.writes = tuple(self.types)
         self.counted = tuple(f"{kind}_{name}" for name in names for kind in ("flag", "tries"))
 
@@ -71,8 +74,10 @@ class Caption:
         model = self.tower.model
         with clocked("encode"):
             features = self.tower.features(batch[self.tower.view])
-        with clocked("score"):
-            columns: dict[str, list] = {f"logp_{BASE}": score(model, features, batch[ALT_COLUMN], Style(name=BASE))}
+        columns: dict[str, list] = {}
+        if self.score_alt:
+            with clocked("score"):
+                columns[f"logp_{BASE}"] = score(model, features, batch[ALT_COLUMN], Style(name=BASE))
         for style in self.styles:
             words = self.words.get(style.name, WORDS)
             prompts = prompts_of(style, batch[ALT_COLUMN], model.vocabulary, model.max_length)

@@ -37,6 +37,7 @@ class RecaptionConfig:
     detect: DetectConfig = field(default_factory=DetectConfig)
     words: dict[str, tuple[int, int]] = field(default_factory=dict)  # fewest and most by style; else 1 to 200
     retries: tuple[Search, ...] = RETRIES
+    score_alt: bool = True  # also the log-probability of the alt text, for a tenth more time with BLIP-base
     matcher: str = ""  # published retrieval weights that judge the captions; none: the captioner's own head, if any
     clip: str = ""  # a CLIP, by folder or hub's name, whose similarity is written beside
 
@@ -72,7 +73,7 @@ def recaption(
     }
     # Signed before anything else can fail a row: its captions stay, and so must what is known of them.
     stages: list[Stage] = [
-        Caption(tower, styles, cpus, gpus, config.detect, config.words, config.retries),
+        Caption(tower, styles, cpus, gpus, config.detect, config.words, config.retries, config.score_alt),
         Sign(records, cpus, gpus),
     ]
     if config.matcher or config.clip or (known.matching is not None and known.matching.match):

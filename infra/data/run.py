@@ -137,6 +137,7 @@ def _results(
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it prints the traceback of what it raises, too
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 0.9  # of actors at work, more are asked for
     context.target_max_block_size = 1  # byte: a result is told as it comes, not with the others of its part
     context.max_consecutive_actor_init_deaths = MAX_ATTEMPTS
     most = min(actors[1], len(names))
@@ -149,7 +150,10 @@ def _results(
             fn_constructor_args=(work, out),
             batch_size=1,
             batch_format="numpy",
-            compute=ActorPoolStrategy(min_size=least, max_size=most, initial_size=least),
+            # One part at a time: else one actor holds two while another has none, which doubles the time of few shards.
+            compute=ActorPoolStrategy(
+                min_size=least, max_size=most, initial_size=least, max_tasks_in_flight_per_actor=1
+            ),
             num_cpus=cpus,
             num_gpus=gpus,
         )

@@ -93,3 +93,11 @@ def test_wrong_bounds_are_refused():
         Caption(Tower("nowhere"), STYLES, words={"medium": (1, 2)})
     with pytest.raises(ValueError, match="order the bounds of 'short'"):
         Caption(Tower("nowhere"), STYLES, words={"short": (3, 2)})
+
+
+def test_alt_texts_are_scored_where_that_is_asked_for(folder, batch):
+    stage = Caption(Tower(folder), STYLES, score_alt=False)
+    assert "logp_alt" not in stage.writes
+    plain, scored = run(stage, batch), run(Caption(Tower(folder), STYLES), batch)
+    assert scored.keys() - plain.keys() == {"logp_alt"}
+    assert all(plain[name] == scored[name] for name in plain)

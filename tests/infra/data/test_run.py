@@ -355,3 +355,21 @@ def test_a_place_that_is_away_ends_the_run_soon_and_in_its_words(ray_cluster, tm
     with pytest.raises(RuntimeError, match=r"60 shards .* ended with The server of s3://x is away\.$"):
         run_shards(Away(str(tmp_path)), MANY, str(tmp_path / "out"))
     assert len(list(tmp_path.glob("0*"))) < 30
+
+
+@dataclass(frozen=True)
+class Signed(Numbers):
+    """Work that says which process did it."""
+
+    def __call__(self, name):
+        table = super().__call__(name)
+        return table.append_column("pid", [[os.getpid()] * len(table)])
+
+
+@pytest.mark.timeout(120)
+def test_two_shards_are_two_actors_work(ray_cluster, tmp_path):
+    """Not one actor's, one after the other, while the second has none."""
+    for attempt in range(3):
+        out = str(tmp_path / str(attempt))
+        run_shards(Signed(seconds=1), ["000000", "000001"], out, actors=(2, 2))
+        assert len({row["pid"] for row in read_rows(out)}) == 2
