@@ -8,7 +8,7 @@ def split(names: Sequence[str], shares: int) -> list[list[str]]:
 
     There are at most 1 + shares * (1 + ln(names / shares)) parts, and the last shares - 1 are of one name, so that no
     actor has much left when the others have none (guided self-scheduling, Polychronopoulos and Kuck 1987). `shares` is
-    some times the number of actors, for each holds one part and waits with another.
+    some times the number of actors, each of which holds one part.
     """
     parts: list[list[str]] = []
     start = 0
