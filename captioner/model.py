@@ -12,6 +12,7 @@ import transformers  # imports a model when it is first named, which takes secon
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from transformers.initialization import no_init_weights
 
 from captioner.matching import Matching, MatchingConfig
 from captioner.styles import Style
@@ -243,7 +244,10 @@ class Captioner(nn.Module):
         about = About.of(config)
         blip = transformers.BlipConfig.from_dict(config["blip"])
         vocabulary = Vocabulary.load(folder, config["blip"]["text_config"]["bos_token_id"])
-        captioner = Captioner(blip, vocabulary, about.decoders, about.styles, about.matching)
+        with no_init_weights():  # to draw what is written over takes as long as all the rest
+            captioner = Captioner(blip, vocabulary, about.decoders, about.styles, about.matching)
+        for decoder in captioner.decoders.values():
+            cast(Any, decoder).tie_weights()  # left out together with the draw
         load_model(captioner, str(Path(folder, "model.safetensors")))
         return captioner.eval()
 
