@@ -93,7 +93,7 @@ def recaption(
 
 
 def _author(config: RecaptionConfig, captioner: Artifact) -> Author:
-    base = captioner.manifest["config"]["model"]  # a name of published weights, or the size of what began with none
+    base = captioner.manifest["config"].get("model")  # a name of published weights, or the size of what began with none
     return Author(
         model=f"{captioner.step}/{captioner.id}",
         backend="rescribe",
