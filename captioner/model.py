@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 import transformers  # imports a model when it is first named, which takes seconds: so annotations are quoted
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_model, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers.initialization import no_init_weights
@@ -224,7 +224,7 @@ class Captioner(nn.Module):
 
     def save(self, folder: str) -> None:
         """Write `model.safetensors`, `config.json`, `tokenizer.json` and `vocab.txt` into a local folder."""
-        save_model(self, str(Path(folder, "model.safetensors")))
+        save_file(_untied(self), str(Path(folder, "model.safetensors")))
         self.vocabulary.save(folder)
         config = {
             "blip": self.config.to_dict(),
@@ -250,6 +250,17 @@ class Captioner(nn.Module):
             cast(Any, decoder).tie_weights()  # left out together with the draw
         load_model(captioner, str(Path(folder, "model.safetensors")))
         return captioner.eval()
+
+
+def _untied(module: nn.Module) -> dict[str, Tensor]:
+    """Each weight once, by the first of its names: the same bytes whenever the same weights are saved.
+
+    safetensors' own `save_model` also notes the names it leaves out, in an order that changes from process to process.
+    """
+    kept: dict[tuple[int, int, torch.Size], tuple[str, Tensor]] = {}
+    for name, tensor in sorted(module.state_dict().items()):
+        kept.setdefault((tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape), (name, tensor))
+    return {name: tensor.contiguous() for name, tensor in kept.values()}
 
 
 def from_pretrained(name: str) -> Captioner:

@@ -192,3 +192,19 @@ def test_a_retrieval_checkpoint_is_refused(published, tmp_path):
 def test_configs_check_themselves(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_the_same_weights_are_the_same_bytes(make_captioner, tmp_path):
+    """Provenance names weights by the hash of their file."""
+    captioner, found = make_captioner(decoders=("alt", "short", "descriptive")), set()
+    for number in range(8):
+        (tmp_path / str(number)).mkdir()
+        captioner.save(str(tmp_path / str(number)))
+        found.add((tmp_path / str(number) / "model.safetensors").read_bytes())
+    assert len(found) == 1
+    again = Captioner.load(str(tmp_path / "0"))
+    ours, theirs = captioner.state_dict(), again.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    head = again.decoders["short"]
+    assert head.cls.predictions.decoder.weight is head.bert.embeddings.word_embeddings.weight
