@@ -1,8 +1,7 @@
 """What is wrong with a caption, judged by its text alone: loops, leaks, refusals, and lengths that cannot be."""
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -123,12 +122,6 @@ def detect(
     if count > max_words:
         return TOO_LONG
     return None if ended else CUT_OFF
-
-
-def rates(flags: Iterable[str | None]) -> dict[str, float]:
-    """The share of each fault that occurs among the flags of a shard's accepted rows, worst first."""
-    counts = Counter(flags)
-    return {fault: counts[fault] / counts.total() for fault in FAULTS if counts[fault]}
 
 
 def _repeats(caption: str, said: Sequence[str], config: DetectConfig) -> bool:

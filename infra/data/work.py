@@ -73,7 +73,7 @@ class StageWork:
         for stage in self.stages:
             views |= getattr(stage, "views", {})
         if "pixels" in reads:
-            views["pixels"] = _whole
+            views["pixels"] = np.asarray  # as they are
         size, ahead = self.batch_size, 2 * self.batch_size
         if "pixels" in reads and (most := reader.largest(indices)):
             ahead = max(4, min(ahead, PICTURES_BYTES // most))
@@ -94,10 +94,6 @@ class StageWork:
                     _fail_lost(batch, seen)
                     batch |= {name: [_of(view, name) for view in seen] for name in views}
             yield part, batch
-
-
-def _whole(pixels: np.ndarray) -> np.ndarray:
-    return pixels
 
 
 def _of(view: Mapping[str, np.ndarray] | Exception, name: str) -> Any:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captioner.detect import FAULTS, DetectConfig, detect, rates
+from captioner.detect import FAULTS, DetectConfig, detect
 from captioner.words import words
 from infra.config import from_dict, to_dict
 
@@ -187,12 +187,6 @@ def test_configs_check_themselves(make, message):
 
 def test_the_config_is_plain_data():
     assert from_dict(DetectConfig, json.loads(json.dumps(to_dict(CONFIG)))) == CONFIG
-
-
-def test_rates_are_shares_of_all_rows():
-    assert rates(["empty", None, "cut off", None, "empty"]) == {"empty": 0.4, "cut off": 0.2}
-    assert rates([None, None]) == {}
-    assert rates([]) == {}
 
 
 @pytest.mark.parametrize(
