@@ -25,6 +25,7 @@ from packaging.utils import canonicalize_name
 from infra.cluster import CLUSTERS
 from tests.infra.kubernetes import KINDS
 from workflows import __main__ as command
+from workflows.options import recipe_options
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "infra" / "deploy"
@@ -89,7 +90,7 @@ def parse_rescribe(arguments: list[str]) -> None:
     verb, *rest = arguments
     assert verb in {**command.VERBS, **command.WORK} or verb == "--help", verb
     if verb in ("run", "plan", "settings"):
-        command._recipe_options(rest, verb)
+        recipe_options(rest, verb)
 
 
 def check_command(words: list[str]) -> None:

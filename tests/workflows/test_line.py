@@ -34,7 +34,7 @@ def here(tmp_path, monkeypatch):
         ("run demo --store s3://bucket/x", "run demo --store s3://bucket/x"),
         ("run nlvr --corpus corpus/*.tar --store ~/x", "run nlvr --corpus HERE/corpus/*.tar --store HOME/x"),
         ("run nlvr --corpus s3://b/*.tar", "run nlvr --store HERE/runs --corpus s3://b/*.tar"),
-        ("ingest corpus:str corpus", "ingest --store HERE/runs corpus:str HERE/corpus"),
+        ("ingest --corpus corpus", "ingest --store HERE/runs --corpus HERE/corpus"),
         ("retry runs/mix/0123 --only oom", "retry HERE/runs/mix/0123 --only oom"),
         (
             "recaption --corpus corpus --captioner Salesforce/blip --out out --styles short",
@@ -81,7 +81,7 @@ def test_shared_folders_are_seen(here):
 
 def test_the_trainings_of_a_line(here):
     assert list(batches(command._understand(["run", "demo"])))
-    assert not list(batches(command._understand(["ingest", "corpus:str", "corpus"])))
+    assert not list(batches(command._understand(["ingest", "--corpus", "corpus"])))
 
 
 SECRETS = {

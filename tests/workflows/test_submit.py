@@ -67,7 +67,7 @@ def command(capsys, *arguments):
 
 @pytest.mark.timeout(240)
 def test_a_job_outlives_its_client_and_the_same_line_does_the_work_once(cluster, capsys, tmp_path, monkeypatch, corpus):
-    line = ["submit", "--address", cluster.url, "--follow", "ingest", "--store", "runs", "corpus:str", corpus]
+    line = ["submit", "--address", cluster.url, "--follow", "ingest", "--store", "runs", "--corpus", corpus]
     client = subprocess.Popen(
         [sys.executable, "-m", "workflows", *line],
         env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=tmp_path, stderr=subprocess.PIPE, text=True,
