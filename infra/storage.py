@@ -315,7 +315,12 @@ def _is_temporary(filename: str) -> bool:
 def _committed(path: str, overwrite: bool) -> Iterator[str]:
     """Yield a temporary name in the same folder, and give its file the real name at the end."""
     folder = os.path.dirname(os.path.abspath(path))
-    os.makedirs(folder, exist_ok=True)
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except FileExistsError:
+        if os.path.lexists(folder):  # a file of that name
+            raise
+        raise FileNotFoundError(errno.ENOENT, "The folder was removed meanwhile", folder) from None
     temporary = os.path.join(folder, f".{name(path)}.{uuid.uuid4().hex}{_TEMPORARY}")
     try:
         yield temporary

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -196,6 +197,7 @@ def test_a_folder_is_removed_while_others_write_into_it(tmp_path, round):
             number += 1
             with suppress(FileNotFoundError):  # its folder went away under it
                 storage.write_bytes(f"{folder}/{threading.get_ident()}-{number}", b"1")
+            time.sleep(0.002)
 
     threads = [threading.Thread(target=write) for _ in range(3)]
     for thread in threads:
