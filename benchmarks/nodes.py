@@ -48,9 +48,13 @@ class Nodes:
             raise
         return self
 
-    def add(self, core: int) -> None:
-        """Start a node of one CPU on a core, and wait until it has joined; nodes are started one after another."""
-        self._start(core, f"--address={self.address}", "--num-cpus=1")
+    def add(self, core: int, cpus: int = 1) -> subprocess.Popen[bytes]:
+        """Start a node on a core, and wait until it has joined; nodes are started one after another.
+
+        Its process leads a group of its own, in which all of the node runs.
+        """
+        self._start(core, f"--address={self.address}", f"--num-cpus={cpus}")
+        return self._started[-1]
 
     def __exit__(self, *_: object) -> None:
         for node in reversed(self._started):

@@ -21,6 +21,9 @@ class Cluster:
     zero_stage: Literal[1, 2, 3] = 1
     feed_tasks: int = 1  # tasks that read, decode and collate at a time for one worker
     micro_batch: int = 0  # rows a worker takes through the model at once; 0: its whole share
+    restarts: int = 3  # of a training, in a row and without a checkpoint in between, before it is given up
+    stall_seconds: float = 100  # without a step or a word of a worker, until all start anew; said after half
+    grow_seconds: float = 30  # that a group trains at least before it makes room for workers that have come
     actors: tuple[int, int] = (1, 2)  # actors of a stage, at least and at most
     cpus_per_actor: float = 1
     gpus_per_actor: float = 0
@@ -35,6 +38,13 @@ class Cluster:
             raise ValueError(f"rows_per_worker must be at least 1, but it is {self.rows_per_worker}.")
         if self.micro_batch < 0:
             raise ValueError(f"micro_batch must be 0 (the whole share) or more, but it is {self.micro_batch}.")
+        if self.restarts < 0 or self.grow_seconds < 0 or not self.stall_seconds > 0:
+            raise ValueError("restarts and grow_seconds must not be negative, and stall_seconds must be positive.")
+
+    @property
+    def worker_resources(self) -> dict[str, float]:
+        """What a training worker holds of its node."""
+        return {"CPU": self.cpus_per_worker} | ({"GPU": self.gpus_per_worker} if self.gpus_per_worker else {})
 
     def workers_for(self, batch: int) -> tuple[int, int]:
         """Training workers, at least and at most, that share a global batch of so many rows."""

@@ -24,7 +24,7 @@ from infra.trouble import explained
 
 _TEMPORARY = ".tmp"  # a file of this ending that begins with a dot is a write in progress, or the rest of a killed one
 _READ_AHEAD = 8 * 2**20
-_REMOVALS = 20
+_REMOVALS = 50
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,12 @@ def newest(folder: str) -> str | None:
     return None
 
 
+def reached(folder: str) -> int:
+    """The step of the newest checkpoint that was committed, whole or not; 0 where there is none."""
+    steps = (step for step in _steps(folder) if storage.exists(storage.join(folder, f"{step:09d}", COMMIT)))
+    return next(steps, 0)
+
+
 def step_of(url: str) -> int:
     """How many training steps led to the checkpoint at `url`."""
     return int(storage.name(url))

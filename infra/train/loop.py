@@ -4,14 +4,14 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 
 from infra.train import checkpoint, world
 from infra.train.engine import Engine, EngineFactory
 from infra.train.optim import learning_rate
-from infra.train.task import Batch, Task, Update
+from infra.train.task import Batch, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,7 @@ class TrainConfig:
     window_shards: int = 16  # rows are permuted within windows of so many permuted shards
     log_every_steps: int = 10
     save_every_steps: int = 200
+    stop_above: float = 1e6  # a loss, which is a mean over targets, of such a size has exploded
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "window_shards", "log_every_steps", "save_every_steps"):
@@ -42,6 +43,39 @@ class Log(Protocol):
         ...
 
 
+class Watch(Protocol):
+    """Who is told where training stands, and says when it is to end before its time."""
+
+    def at(self, phase: Literal["data", "step", "save"], *, step: int) -> None: ...
+
+    def leaving(self) -> bool:
+        """Whether this worker is to save and to leave; if one is, all of them do, after the same step."""
+        ...
+
+
+class Left(Exception):  # noqa: N818 - no error
+    """Training was told to leave, has saved what it has, and can be continued."""
+
+
+class Diverged(FloatingPointError):  # noqa: N818 - a kind of FloatingPointError
+    """A loss or a gradient of a training step is no finite number, or a loss has exploded: `Diverged(text, step)`."""
+
+    def __str__(self) -> str:
+        return self.args[0]
+
+    @property
+    def step(self) -> int:
+        """The training step, from 1."""
+        return self.args[1]
+
+
+class _Unwatched:
+    def at(self, phase: str, *, step: int) -> None: ...
+
+    def leaving(self) -> bool:
+        return False
+
+
 Feed = Callable[[int], Iterator[list[Batch]]]
 """feed(first step) yields, step by step, this worker's micro-batches of the global batch."""
 
@@ -54,11 +88,13 @@ def train(
     config: TrainConfig,
     folder: str,
     log: Log,
+    watch: Watch = _Unwatched(),  # noqa: B008 - it has no state
 ) -> checkpoint.Checkpoint:
     """Train `task` for `config.steps` steps, continuing from the newest whole checkpoint under `folder`.
 
-    `log(step, figures)` is called on rank 0. Returns the checkpoint of the last step. Raises FloatingPointError when
-    the loss is no longer a finite number.
+    `log(step, figures)` is called on rank 0. Returns the checkpoint of the last step. Raises Diverged when a loss or
+    a gradient is no longer a finite number, or a loss is beyond `config.stop_above`: nothing of that step is saved.
+    Raises Left, after a checkpoint, when `watch` says so.
     """
     saved = _newest(folder)
     start = saved.step if saved else 0
@@ -66,29 +102,48 @@ def train(
         return saved
     engines = [make_engine(update, micro_steps, saved) for update in task.updates()]
     clock = _Clock(start)
+
+    def save(step: int) -> None:
+        watch.at("save", step=step)
+        state = {name: tensor for engine in engines for name, tensor in engine.state().items()}
+        meta = {"updates": {engine.update.name: engine.meta() for engine in engines}}
+        if world.rank() == 0:
+            log.flush()
+        checkpoint.write(folder, step, state, meta)
+
+    watch.at("data", step=start)
     for step, micro_batches in zip(range(start, config.steps), feed(start), strict=False):
-        last = step + 1 == config.steps
+        clock.arrived()
+        watch.at("step", step=step)
+        awake = [engine for engine in engines if step >= engine.update.start_step]
+        counts, leaving = _counts(awake, micro_batches, watch.leaving())
+        if leaving:
+            if step > start:
+                save(step)
+            raise Left(f"Left after {step} steps.")
         for batch in micro_batches:
             batch["step"] = torch.tensor(step)
         figures = {}
-        for engine in engines:
-            if step >= engine.update.start_step:
-                figures |= _turn(engine, micro_batches, step, config)
-        if (step + 1) % config.log_every_steps == 0 or last:
-            _report(log, step + 1, figures, clock, config)
-        if (step + 1) % config.save_every_steps == 0 or last:
-            state = {name: tensor for engine in engines for name, tensor in engine.state().items()}
-            meta = {"updates": {engine.update.name: engine.meta() for engine in engines}}
-            if world.rank() == 0:
-                log.flush()
-            checkpoint.write(folder, step + 1, state, meta)
+        for engine in awake:
+            figures |= _turn(engine, micro_batches, counts[engine.update.name], step, config)
+        done, last = step + 1, step + 1 == config.steps
+        saving = done % config.save_every_steps == 0 or last
+        if saving or done % config.log_every_steps == 0:
+            means = _means(figures, done, config.stop_above)  # before a save: what is not a number is never kept
+            if world.rank() == 0 and (last or done % config.log_every_steps == 0):
+                log(done, means | clock.rates(done, config.batch))
+        if saving:
+            save(done)
+        watch.at("data", step=done)
+        clock.waits()
     return _newest(folder) or _no_checkpoint(folder)
 
 
-def _turn(engine: Engine, micro_batches: list[Batch], step: int, config: TrainConfig) -> dict[str, torch.Tensor]:
+def _turn(
+    engine: Engine, micro_batches: list[Batch], counts: dict[str, float], step: int, config: TrainConfig
+) -> dict[str, torch.Tensor]:
     """One optimizer step of one Update: the mean of each loss over all valid targets of the global batch."""
     update = engine.update
-    counts = _counts(update, micro_batches)
     if update.mixes_rows and len(micro_batches) > 1:
         micro_batches = _acquainted(engine, micro_batches)
     sums: dict[str, torch.Tensor] = {}
@@ -100,6 +155,8 @@ def _turn(engine: Engine, micro_batches: list[Batch], step: int, config: TrainCo
             sums[name] = sums.get(name, torch.zeros(())) + value.detach().float().cpu()
     lr = learning_rate(update.optim, step - update.start_step, config.steps - update.start_step)
     norm = engine.step(lr)
+    if not math.isfinite(norm):
+        raise Diverged(f"The gradient of '{update.name}' is no finite number at step {step + 1}.", step + 1)
     figures = {f"{update.name}/{name}": value / counts[name] for name, value in sums.items()}
     return figures | {f"{update.name}/lr": torch.tensor(lr), f"{update.name}/grad_norm": torch.tensor(norm)}
 
@@ -120,39 +177,59 @@ def _acquainted(engine: Engine, micro_batches: list[Batch]) -> list[Batch]:
     ]
 
 
-def _counts(update: Update, micro_batches: list[Batch]) -> dict[str, float]:
-    """Targets of each loss over the global batch; at least 1, so that a batch without targets gives a loss of 0."""
-    local = [update.module.targets(batch) for batch in micro_batches]  # type: ignore[operator]
-    names = sorted(local[0])
-    summed = world.total(
-        torch.stack([torch.stack([torch.as_tensor(t[n]).float().cpu() for n in names]) for t in local]).sum(0)
-    )
-    return {name: max(1.0, float(value)) for name, value in zip(names, summed, strict=True)}
+def _counts(
+    engines: list[Engine], micro_batches: list[Batch], leaving: bool
+) -> tuple[dict[str, dict[str, float]], bool]:
+    """Targets of each loss of each Update over the global batch, and whether any worker is to leave; one collective.
+
+    A count is at least 1, so that a batch without targets gives a loss of 0.
+    """
+    sums: dict[tuple[str, str], float] = {}
+    for engine in engines:
+        for batch in micro_batches:
+            for name, count in engine.update.module.targets(batch).items():  # type: ignore[operator]
+                key = (engine.update.name, name)
+                sums[key] = sums.get(key, 0.0) + float(count)
+    keys = sorted(sums)
+    *totals, leavers = world.total(torch.tensor([*(sums[key] for key in keys), float(leaving)])).tolist()
+    counts: dict[str, dict[str, float]] = {}
+    for (update, name), value in zip(keys, totals, strict=True):
+        counts.setdefault(update, {})[name] = max(1.0, value)
+    return counts, leavers > 0
 
 
-def _report(log: Log, step: int, figures: dict[str, torch.Tensor], clock: "_Clock", config: TrainConfig) -> None:
-    """Log the figures of the step; losses are local sums over global counts: their total over workers is the mean."""
+def _means(figures: dict[str, torch.Tensor], step: int, most: float) -> dict[str, float]:
+    """The figures of a step over all workers; losses are local sums over global counts: their total is the mean."""
     losses = [name for name in figures if not name.endswith(("/lr", "/grad_norm"))]
-    means = world.total(torch.stack([figures[name] for name in losses]))
-    values: dict[str, Any] = {name: float(value) for name, value in zip(losses, means, strict=True)}
-    if not all(math.isfinite(value) for value in values.values()):
-        raise FloatingPointError(f"The loss is no finite number at step {step}: {values}. Lower the learning rate.")
-    values |= {name: float(figures[name]) for name in figures if name not in values}
-    if world.rank() == 0:
-        log(step, values | clock.rates(step, config.batch))
+    totals = world.total(torch.stack([figures[name] for name in losses]))
+    values = dict(zip(losses, totals.tolist(), strict=True))
+    if not all(math.isfinite(value) and abs(value) <= most for value in values.values()):
+        said = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        raise Diverged(f"The loss is no finite number, or beyond {most:g}, at step {step}: {said}.", step)
+    return values | {name: float(value) for name, value in figures.items() if name not in values}
 
 
 class _Clock:
-    """Steps and rows a second since the last report."""
+    """Steps and rows a second since the last report, and the share of that time that was spent waiting for data."""
 
     def __init__(self, step: int) -> None:
         self._step, self._time = step, time.perf_counter()
+        self._waiting, self._asked = 0.0, self._time
+
+    def waits(self) -> None:
+        """The next batch is asked for."""
+        self._asked = time.perf_counter()
+
+    def arrived(self) -> None:
+        """It is there."""
+        self._waiting += time.perf_counter() - self._asked
 
     def rates(self, step: int, batch: int) -> dict[str, float]:
         now = time.perf_counter()
-        rate = (step - self._step) / max(now - self._time, 1e-9)
-        self._step, self._time = step, now
-        return {"steps_per_second": rate, "rows_per_second": rate * batch}
+        seconds = max(now - self._time, 1e-9)
+        rate, waiting = (step - self._step) / seconds, self._waiting / seconds
+        self._step, self._time, self._waiting = step, now, 0.0
+        return {"steps_per_second": rate, "rows_per_second": rate * batch, "waiting_share": waiting}
 
 
 def _newest(folder: str) -> checkpoint.Checkpoint | None:

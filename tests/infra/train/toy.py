@@ -1,8 +1,10 @@
 """A toy task and its feed, and a command that trains it as one worker: `python -m tests.infra.train.toy '{...}'`."""
 
+import dataclasses
 import json
 import os
 import sys
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,6 +79,25 @@ class Toy:
             modules["net"].state_dict() | {"head.weight": modules["net"].head.weight.clone()},
             f"{folder}/net.safetensors",
         )
+
+
+class SlowNet(Net):
+    """A step takes a while, so that faults can come in between."""
+
+    def forward(self, batch):
+        time.sleep(0.05)
+        return super().forward(batch)
+
+
+@dataclass(frozen=True)
+class Slow(Toy):
+    """The same numbers, later."""
+
+    def updates(self):
+        (update,) = super().updates()
+        slow = SlowNet()
+        slow.load_state_dict(update.module.state_dict())
+        return [dataclasses.replace(update, module=slow)]
 
 
 def write_rows(folder):

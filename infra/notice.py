@@ -1,0 +1,56 @@
+"""What a run is told from outside, and what it says: signals, kept until work is saved, and lines on standard error."""
+
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+AGAIN_SECONDS = 30  # between two lines of a kind
+
+
+class Notice:
+    """SIGTERM or SIGINT, kept until what is trained is saved; a second one is not kept."""
+
+    def __init__(self) -> None:
+        self._signal = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Notice":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def given(self) -> bool:
+        return self._signal != 0
+
+    def heed(self) -> None:
+        """End as the signal asks, if there was one."""
+        if self._signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self._signal:
+            raise SystemExit(128 + self._signal)
+
+    def _note(self, number: int, _: Any) -> None:
+        if self._signal:
+            self.heed()
+        self._signal = number
+        print("rescribe: Saving what is trained; once more ends at once.", file=sys.stderr, flush=True)
+
+
+class Teller:
+    """Lines on standard error; the same one only once in a while."""
+
+    def __init__(self) -> None:
+        self._last, self._when = "", 0.0
+
+    def __call__(self, text: str) -> None:
+        kind, now = text.split(":")[0], time.monotonic()
+        if kind != self._last or now - self._when > AGAIN_SECONDS:
+            print(f"rescribe: {text}", file=sys.stderr, flush=True)
+            self._last, self._when = kind, now

@@ -1,0 +1,150 @@
+"""Where a training's workers and its driver meet: workers say how far they are, and learn when to leave."""
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+BEAT_SECONDS = 0.5
+BRISK = ("data", "step")  # phases that a worker leaves within a step's time; the others may read or write much
+
+Phase = Literal["start", "data", "step", "save", "export", "done"]
+DOING: dict[Phase, str] = {
+    "start": "is starting",
+    "data": "waits for data",
+    "step": "computes",
+    "save": "saves",
+    "export": "exports",
+    "done": "has ended",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beat:
+    """Where a worker stands."""
+
+    rank: int
+    node: str = ""  # Ray's id of the machine
+    pid: int = field(default_factory=os.getpid)
+    training: int = 0  # which of the trainings that its group was given
+    step: int = 0
+    phase: Phase = "start"
+    seconds: float = 0.0  # in this phase of this step
+    made: int = 0  # steps by this worker in this group
+    slowest: float = 0.0  # of them, in seconds; the first is not counted
+    figures: Mapping[str, float] = field(default_factory=dict)  # logged last, by rank 0
+
+
+class Board:
+    """Lives in an actor of its own. A word from a group that is no longer the current one is answered with "leave"."""
+
+    def __init__(self) -> None:
+        self._group, self._leave = -1, False
+        self._beats: dict[int, Beat] = {}
+        self._heard: dict[int, float] = {}
+        self._handles: dict[int, Any] = {}
+
+    def open(self, group: int) -> None:
+        """Forget the group before; listen to this one."""
+        self.__init__()
+        self._group = group
+
+    def hello(self, group: int, rank: int, handle: Any) -> None:
+        """A worker comes in, with the actor by which it can be killed."""
+        if group == self._group:
+            self._handles[rank] = handle
+
+    def beat(self, group: int, beat: Beat) -> bool:
+        """Note where a worker stands; returns whether it is to leave."""
+        if group != self._group:
+            return True
+        self._beats[beat.rank], self._heard[beat.rank] = beat, time.monotonic()
+        return self._leave
+
+    def leave(self) -> None:
+        """From now on workers are told to save and to leave."""
+        self._leave = True
+
+    def read(self) -> list[tuple[Beat, float]]:
+        """The last word of each worker, and how many seconds ago it came."""
+        now = time.monotonic()
+        return [(self._beats[rank], now - self._heard[rank]) for rank in sorted(self._beats)]
+
+    def handles(self) -> list[Any]:
+        """The actors of the workers that came in."""
+        return list(self._handles.values())
+
+
+class Pulse:
+    """A worker's side: a thread tells the board, twice a second, where the training thread stands."""
+
+    def __init__(self, rank: int, node: str, tell: Callable[[Beat], bool]) -> None:
+        self._tell = tell
+        self._place: dict[str, Any] = {"rank": rank, "node": node}
+        self._since = time.monotonic()
+        self._slowest, self._begun, self._made = 0.0, 0.0, 0
+        self._leave = False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+
+    def at(self, phase: Phase, **place: Any) -> None:
+        """The training thread is in `phase`; `place` may hold training or step."""
+        now = time.monotonic()
+        if self._place.get("phase") == "step":
+            self._made += 1
+            if self._made > 1 and phase == "data":  # the first one may compile; others end with a save
+                self._slowest = max(self._slowest, now - self._begun)
+        if phase == "data":
+            self._begun = now
+        self._place = {**self._place, "phase": phase, **place}
+        self._since = now
+
+    def logged(self, figures: Mapping[str, float]) -> None:
+        """What the driver is to show."""
+        self._place = {**self._place, "figures": figures}
+
+    def leaving(self) -> bool:
+        """Whether this worker was told to save and to leave."""
+        return self._leave
+
+    def close(self) -> None:
+        """Say the last word."""
+        self._stop.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        while True:
+            last = self._stop.is_set()
+            seconds = time.monotonic() - self._since
+            beat = Beat(**self._place, seconds=seconds, made=self._made, slowest=self._slowest)
+            with contextlib.suppress(Exception):  # the board is the driver's; a worker does not mind
+                self._leave = self._tell(beat) or self._leave
+            if last:
+                return
+            self._stop.wait(BEAT_SECONDS)
+
+
+def silence(words: list[tuple[Beat, float]], patience: float) -> tuple[str, bool] | None:
+    """What is wrong with a group that makes no progress, and whether to give it up; None while all is well.
+
+    A worker may take `patience` seconds for a step, or ten times its slowest one, if that is longer; five times as long
+    to start, save or export; and it must not be silent for `patience` seconds, whatever it does. It is said after half.
+    """
+    worst, worst_of, what = 0.0, None, ""
+    for beat, quiet in words:
+        brisk = beat.phase in BRISK and beat.slowest > 0
+        limit = max(patience, 10 * beat.slowest) if brisk else 5 * patience
+        stuck, silent = (beat.seconds + quiet) / limit, quiet / patience
+        if beat.phase != "done" and max(stuck, silent) > worst:
+            worst, worst_of = max(stuck, silent), beat
+            doing = f"{DOING[beat.phase]} for {beat.seconds + quiet:.0f} s"
+            what = f"says nothing for {quiet:.0f} s" if quiet > beat.seconds else doing
+    if worst_of is None or worst < 0.5:
+        return None
+    others = [f"worker {beat.rank} {DOING[beat.phase]}" for beat, _ in words if beat is not worst_of]
+    who = f"worker {worst_of.rank} (process {worst_of.pid}, node {worst_of.node[:8]}) {what}"
+    return f"No progress at step {worst_of.step}: {', '.join([who, *others[:3]])}.", worst >= 1

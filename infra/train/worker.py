@@ -1,0 +1,143 @@
+"""What runs in every training worker: the trainings of its group, one after another."""
+
+import gc
+import os
+import pickle
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+
+from infra import storage
+from infra.cluster import Cluster
+from infra.metrics import ScalarLog, read_scalars
+from infra.train import checkpoint, world
+from infra.train.board import Beat, Pulse
+from infra.train.engine import load_weights
+from infra.train.loop import Left, TrainConfig, train
+from infra.train.plan import BatchPlan
+from infra.train.task import Task
+
+FINISHED = "finished.json"  # written last: what is trained is not trained again
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is trained, on the rows of which artifacts (of one ingest, joined by shard), how, and where it ends up."""
+
+    task: Task
+    inputs: list[str]
+    config: TrainConfig
+    out: str
+
+    @property
+    def checkpoints(self) -> str:
+        """The folder of its checkpoints."""
+        return storage.join(self.out, "checkpoints")
+
+    def plan(self, counts: dict[str, int]) -> BatchPlan:
+        """The order of its rows, given how many usable ones each shard has. ValueError where there is none."""
+        return BatchPlan(list(counts.values()), self.config.batch, self.config.seed, self.config.window_shards)
+
+    def finished(self) -> bool:
+        """Whether it was trained and exported."""
+        return storage.exists(storage.join(self.out, FINISHED))
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a training worker has to know: the trainings that are left, and the rows of each shard of each."""
+
+    trainings: list[Training]
+    counts: list[dict[str, int]]
+    cluster: Cluster
+
+
+def work(arguments: dict[str, Any]) -> None:
+    """Train what is left to train; returns when all is finished, or when the board said to leave."""
+    from infra.train import zero  # DeepSpeed is loaded where it is used, after the worker's environment is set
+
+    job: Job = pickle.loads(arguments["job"])
+    group, board = arguments["group"], arguments["board"]
+
+    def tell(beat: Beat) -> bool:
+        return ray.get(board.beat.remote(group, beat), timeout=10)
+
+    rank, runtime = int(os.environ["RANK"]), ray.get_runtime_context()
+    board.hello.remote(group, rank, runtime.current_actor)
+    pulse = Pulse(rank, runtime.get_node_id(), tell)
+    try:
+        torch.set_num_threads(job.cluster.threads_per_worker)
+        zero.start(job.cluster.backend)
+        for number, (training, counts) in enumerate(zip(job.trainings, job.counts, strict=True)):
+            pulse.at("start", training=number)
+            if not world.from_first(world.rank() == 0 and training.finished()):
+                _train(training, counts, job.cluster, pulse)
+            gc.collect()  # engines are rings of references: the next one's memory is this one's
+        pulse.at("done")
+    except Left:
+        pulse.at("done")
+    finally:
+        pulse.close()
+
+
+def _train(training: Training, counts: dict[str, int], cluster: Cluster, pulse: Pulse) -> None:
+    from infra.train import zero
+    from infra.train.feed import Feed
+
+    task, config = training.task, training.config
+    micro_batch, micro_steps = cluster.micro_batches(config.batch, world.size())
+    plan = training.plan(counts)
+    feed = Feed(
+        task, training.inputs, list(counts), plan, config.steps, world.rank(), world.size(),
+        micro_batch, micro_steps, cluster.feed_tasks,
+    )  # fmt: skip
+
+    def make_engine(update: Any, micro_steps: int, saved: Any) -> zero.ZeroEngine:
+        return zero.ZeroEngine(
+            update, micro_steps, saved, stage=cluster.zero_stage, precision=config.precision, micro_batch=micro_batch
+        )
+
+    log = _Log(training, pulse)
+    final = train(task, feed, make_engine, micro_steps, config, training.checkpoints, log, pulse)
+    log.close()
+    pulse.at("export")
+    if world.rank() == 0:
+        _export(task, final, storage.join(training.out, "model"))
+        figures = read_scalars(training.out)[-1]
+        storage.write_json(storage.join(training.out, FINISHED), {"rows": sum(counts.values()), **figures})
+
+
+class _Log:
+    """Rank 0's scalar log, opened at its first line; what it is given, the board learns, too."""
+
+    def __init__(self, training: Training, pulse: Pulse) -> None:
+        self._training, self._pulse = training, pulse
+        self._log: ScalarLog | None = None
+
+    def __call__(self, step: int, figures: dict[str, float]) -> None:
+        if self._log is None:
+            newest = checkpoint.newest(self._training.checkpoints)
+            self._log = ScalarLog(self._training.out, checkpoint.step_of(newest) if newest else 0)
+        self._log(step, figures)
+        self._pulse.logged(figures)
+
+    def flush(self) -> None:
+        if self._log is not None:
+            self._log.flush()
+
+    def close(self) -> None:
+        if self._log is not None:
+            self._log.close()
+
+
+def _export(task: Task, saved: checkpoint.Checkpoint, out: str) -> None:
+    """The averaged weights (the last ones, where no average is kept), in the form that users load."""
+    updates = task.updates()
+    for update in updates:
+        load_weights(update, saved, "ema")
+    with tempfile.TemporaryDirectory() as folder:
+        task.export({update.name: update.module.eval() for update in updates}, folder)
+        storage.upload(folder, out)

@@ -1,0 +1,131 @@
+"""The loop leaves when it is told, keeps nothing of a step that diverged, and says how long it waited for data."""
+
+import time
+
+import pytest
+import torch
+
+from infra.train import checkpoint
+from infra.train.engine import PlainEngine
+from infra.train.loop import Diverged, Left, TrainConfig, train
+from tests.infra.train import toy
+
+CONFIG = TrainConfig(steps=12, batch=10, log_every_steps=1, save_every_steps=5)
+
+
+class Told:
+    """A watch that says to leave from some call on."""
+
+    def __init__(self, calls=10**9):
+        self.calls, self.seen = calls, []
+
+    def at(self, phase, *, step):
+        self.seen.append((phase, step))
+
+    def leaving(self):
+        self.calls -= 1
+        return self.calls < 0
+
+
+class Poisoned(toy.Net):
+    """A loss that is not a number, or too much of one, from some step on."""
+
+    def __init__(self, step, value):
+        super().__init__()
+        self.step, self.value = step, value
+
+    def forward(self, batch):
+        losses = super().forward(batch)
+        return {"token": losses["token"] * self.value if batch["step"] >= self.step else losses["token"]}
+
+
+class Sick(toy.Toy):
+    def __init__(self, step, value):
+        super().__init__()
+        object.__setattr__(self, "poison", (step, value))
+
+    def updates(self):
+        (update,) = super().updates()
+        sick = Poisoned(*self.poison)
+        sick.load_state_dict(update.module.state_dict())
+        update.module = sick
+        return [update]
+
+
+def run(folder, task=None, config=CONFIG, watch=None, feed=None):
+    arguments = (
+        task or toy.Toy(),
+        feed or toy.feed(config, 0, 1, 1),
+        PlainEngine,
+        1,
+        config,
+        str(folder),
+        toy.Losses(),
+    )
+    return train(*arguments, *([watch] if watch else []))
+
+
+@pytest.mark.parametrize("steps", [1, 3, 5, 7, 11])
+def test_a_run_that_leaves_has_saved_all_and_ends_bit_equal(tmp_path, steps):
+    whole = toy.final_state(run(tmp_path / "whole"))
+    with pytest.raises(Left):
+        run(tmp_path / "cut", watch=Told(steps))
+    saved = checkpoint.newest(str(tmp_path / "cut"))
+    assert saved
+    assert checkpoint.step_of(saved) == steps
+    state = toy.final_state(run(tmp_path / "cut"))
+    assert state.keys() == whole.keys()
+    assert all(torch.equal(state[name], whole[name]) for name in whole)
+
+
+def test_who_leaves_before_a_step_saves_nothing(tmp_path):
+    with pytest.raises(Left):
+        run(tmp_path, watch=Told(0))
+    assert checkpoint.newest(str(tmp_path)) is None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e9])
+@pytest.mark.parametrize("log_every_steps", [1, 4])
+def test_what_diverges_is_never_saved(tmp_path, value, log_every_steps):
+    config = TrainConfig(steps=12, batch=10, log_every_steps=log_every_steps, save_every_steps=5)
+    with pytest.raises(Diverged, match="step") as raised:
+        run(tmp_path, Sick(7, value), config)
+    assert 8 <= raised.value.step <= 10
+    if value != 1e9:
+        assert raised.value.step == 8, "a gradient that is no number is seen at once"
+    saved = checkpoint.newest(str(tmp_path))
+    assert saved
+    assert checkpoint.step_of(saved) == 5
+    assert all(tensor.isfinite().all() for tensor in toy.final_state(checkpoint.Checkpoint(saved)).values())
+
+
+def test_the_watch_sees_each_phase(tmp_path):
+    watch = Told()
+    run(tmp_path, watch=watch)
+    expected = []
+    for step in range(12):
+        expected += [("data", step), ("step", step)]
+        expected += [("save", step + 1)] if step + 1 in (5, 10, 12) else []
+    assert watch.seen == [*expected, ("data", 12)]
+
+
+def test_the_share_of_time_spent_waiting(tmp_path):
+    class Figures(list):
+        def __call__(self, step, figures):
+            self.append(figures["waiting_share"])
+
+        def flush(self):
+            pass
+
+    def slow(start):
+        for batches in toy.feed(CONFIG, 0, 1, 1)(start):
+            time.sleep(0.05)
+            yield batches
+
+    shares = []
+    for feed in (toy.feed(CONFIG, 0, 1, 1), slow):
+        log = Figures()
+        train(toy.Slow(), feed, PlainEngine, 1, CONFIG, str(tmp_path / str(len(shares))), log)
+        assert all(0 <= share <= 1 for share in log)
+        shares.append(sorted(log)[len(log) // 2])
+    assert shares[0] + 0.2 < shares[1]
