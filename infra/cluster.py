@@ -18,7 +18,9 @@ class Cluster:
     gpus_per_worker: float = 0
     threads_per_worker: int = 1
     rows_per_worker: int = 1  # of a training step, at least: another worker is not worth its start for fewer
-    zero_stage: Literal[1, 2, 3] = 1
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    offload: Literal["none", "optimizer", "parameters"] = "none"  # what GPU workers keep in their node's memory instead
+    recompute: bool = False  # activations of repeated blocks are computed again in the backward pass: time for memory
     feed_tasks: int = 1  # tasks that read, decode and collate at a time for one worker
     micro_batch: int = 0  # rows a worker takes through the model at once; 0: its whole share
     actors: tuple[int, int] = (1, 2)  # actors of a stage, at least and at most
@@ -35,6 +37,18 @@ class Cluster:
             raise ValueError(f"rows_per_worker must be at least 1, but it is {self.rows_per_worker}.")
         if self.micro_batch < 0:
             raise ValueError(f"micro_batch must be 0 (the whole share) or more, but it is {self.micro_batch}.")
+        if self.offload != "none":
+            if not self.gpus_per_worker:
+                raise ValueError(
+                    f"offload='{self.offload}' moves state from GPUs to their node's memory, but gpus_per_worker=0: "
+                    "leave offload at 'none', or give each worker a GPU."
+                )
+            needed = 3 if self.offload == "parameters" else 1
+            if self.zero_stage < needed:
+                raise ValueError(
+                    f"offload='{self.offload}' needs ZeRO stage {needed} or more, but zero_stage={self.zero_stage}: "
+                    "raise the stage, or offload less."
+                )
 
     def workers_for(self, batch: int) -> tuple[int, int]:
         """Training workers, at least and at most, that share a global batch of so many rows."""
@@ -46,6 +60,14 @@ class Cluster:
         share = -(-batch // workers)
         rows = min(self.micro_batch or share, share)
         return rows, -(-share // rows)
+
+    def check(self, precision: str) -> None:
+        """Raises ValueError where these workers cannot train in `precision`."""
+        if precision == "fp16" and not self.gpus_per_worker:
+            raise ValueError(
+                f"fp16 is for GPUs, but the workers of cluster '{self.name}' have none: train in bf16 or fp32, or choose "
+                "a cluster with gpus_per_worker=1."
+            )
 
     @property
     def backend(self) -> Literal["gloo", "nccl"]:
