@@ -65,8 +65,8 @@ class Cluster:
         """Raises ValueError where these workers cannot train in `precision`."""
         if precision == "fp16" and not self.gpus_per_worker:
             raise ValueError(
-                f"fp16 is for GPUs, but the workers of cluster '{self.name}' have none: train in bf16 or fp32, or choose "
-                "a cluster with gpus_per_worker=1."
+                f"fp16 is for GPUs, but the workers of cluster '{self.name}' have none: train in bf16 or fp32, or "
+                "choose a cluster with gpus_per_worker=1."
             )
 
     @property

@@ -177,7 +177,8 @@ class ZeroEngine:
         DeepSpeed's own ways refuse another world size or lose state silently (0.19.8): its partitions are filled here.
         """
         if self._stage == 0:
-            return load_optimizer(self.update, self._optimizer, saved)
+            load_optimizer(self.update, self._optimizer, saved)
+            return
         meta = saved.meta["updates"][self.update.name]
         zero: Any = self._engine.optimizer
         flats = zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups

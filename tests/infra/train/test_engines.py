@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from tests.infra.train.workers import distance, final_state, newest, run_workers
 
 STAGES = (0, 1, 2, 3)
 LONG = {"steps": 50, "save_every_steps": 50}
+CUT = {"steps": 7, "save_every_steps": 7}
 
 
 @pytest.fixture(scope="module")
@@ -38,3 +40,154 @@ def test_every_stage_trains_like_one_plain_process(tmp_path, reference, world):
         for name, value in state.items():
             if name != "net/b/calls":  # micro-steps are calls, too
                 torch.testing.assert_close(value, reference[0][name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.fixture(scope="module")
+def saved_at_four(tmp_path_factory):
+    """By stage, the folder of a training that four workers saved."""
+    place = tmp_path_factory.mktemp("four")
+    folders = {stage: str(place / str(stage)) for stage in STAGES}
+    run_workers(place, 4, [{"folder": folders[stage], "stage": stage, "config": CUT} for stage in STAGES])
+    return folders
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("world", [2, 1, 3])
+def test_what_four_workers_saved_is_exact_at_any_other_world_size_and_stage(tmp_path, saved_at_four, world):
+    pairs = [(stage, other) for stage in STAGES for other in {stage, (stage + world) % 4}]
+    jobs = [
+        {"do": "copy", "folder": saved_at_four[stage], "out": str(tmp_path / f"{stage}-{other}"), "stage": other,
+         "small": bool(world % 2)}
+        for stage, other in pairs
+    ]  # fmt: skip
+    run_workers(tmp_path, world, jobs)
+    for stage, other in pairs:
+        wanted, copy = newest(saved_at_four[stage]), newest(tmp_path / f"{stage}-{other}")
+        assert copy.meta["updates"] == wanted.meta["updates"] == {"net": {"optimizer_step": 7}}
+        assert sorted(copy.names) == sorted(wanted.names)
+        assert {name.split("/")[1] for name in copy.names} == {"w", "b", "exp_avg", "exp_avg_sq", "ema"}
+        assert "net/b/shift" not in copy.names  # not persistent
+        for name in wanted.names:
+            assert copy[name].dtype == wanted[name].dtype
+            assert torch.equal(copy[name], wanted[name]), f"{name}, from stage {stage} at 4 to stage {other} at {world}"
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("world", [2, 1, 3])
+def test_what_four_workers_saved_goes_on_at_any_other_world_size_and_stage(tmp_path, saved_at_four, world):
+    # The cut run planned its cosine for 7 steps: compare with a plain run cut the same way.
+    toy.plain(str(tmp_path / "plain"), **CUT)
+    wanted, wanted_losses = toy.plain(str(tmp_path / "plain"))
+    jobs = []
+    for stage in STAGES:
+        folder = str(tmp_path / f"{stage}")
+        shutil.copytree(saved_at_four[stage], folder)
+        jobs.append({"folder": folder, "stage": (stage + world - 1) % 4, "micro_steps": 1 + world % 2})
+    for job, losses in zip(jobs, run_workers(tmp_path, world, jobs), strict=True):
+        state = final_state(job["folder"])
+        assert losses == pytest.approx(wanted_losses, rel=1e-5)
+        assert distance(state, wanted) < 1e-5
+        for name in wanted.keys() - {"net/b/calls"}:
+            torch.testing.assert_close(state[name], wanted[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.timeout(180)
+def test_a_cut_run_is_bit_equal_on_the_same_world(tmp_path):
+    def jobs(folder, every):
+        config = {"steps": 12, "save_every_steps": every}
+        return [{"folder": str(tmp_path / f"{folder}{stage}"), "stage": stage, "config": config} for stage in STAGES]
+
+    run_workers(tmp_path, 2, jobs("whole", 12) + jobs("cut", 5))
+    for stage in STAGES:
+        os.unlink(tmp_path / f"cut{stage}" / f"{12:09d}" / checkpoint.COMMIT)  # as if killed before the last commit
+    results = run_workers(tmp_path, 2, jobs("cut", 5))
+    for stage, losses in zip(STAGES, results, strict=True):
+        assert len(losses) == 2  # it went on at step 10, not at 0
+        state, whole = (final_state(tmp_path / f"{kind}{stage}") for kind in ("cut", "whole"))
+        assert all(torch.equal(state[name], whole[name]) for name in whole)
+
+
+@pytest.mark.timeout(180)
+def test_memory_is_saved_without_changing_a_number(tmp_path, reference):
+    """Offload and recomputed blocks, against the same training without them."""
+
+    def job(name, stage, **options):
+        return {"folder": str(tmp_path / name), "stage": stage, "micro_steps": 2, "small": True, **options}
+
+    light = {stage: job(f"light{stage}", stage, recompute=True) for stage in STAGES}
+    offloaded = {stage: job(f"offloaded{stage}", stage, offload="optimizer") for stage in (1, 2, 3)}
+    offloaded[4] = job("parameters", 3, offload="parameters", recompute=True)
+    back = {**job("copied", 3, offload="parameters"), "do": "copy", "folder": offloaded[2]["folder"]}
+    back["out"] = str(tmp_path / "copied")
+    forth = {**job("continued", 1, offload="optimizer"), "config": {"steps": 14}, "folder": offloaded[4]["folder"]}
+    jobs = [job(f"{stage}", stage) for stage in STAGES] + [*light.values(), *offloaded.values(), back, forth]
+    results = run_workers(tmp_path, 2, jobs)
+    for stage in STAGES:
+        state, wanted = final_state(tmp_path / f"light{stage}"), final_state(tmp_path / f"{stage}")
+        assert results[4 + stage] == results[stage]
+        assert state.keys() == wanted.keys()
+        assert all(torch.equal(state[name], wanted[name]) for name in wanted), f"stage {stage}, recomputed"
+    wanted, losses = toy.plain(str(tmp_path / "plain"))
+    for number, one in enumerate(offloaded.values()):
+        assert results[8 + number] == pytest.approx(losses, rel=1e-5)
+        if one["stage"] < 3 or one["offload"] == "optimizer":  # the other went on
+            assert distance(final_state(one["folder"]), wanted) < 1e-5
+    saved, copied = final_state(offloaded[2]["folder"]), final_state(tmp_path / "copied")
+    assert all(torch.equal(saved[name], copied[name]) for name in saved)
+    assert len(results[-1]) == 2
+    assert newest(offloaded[4]["folder"]).meta["updates"]["net"] == {"optimizer_step": 14}
+
+
+@pytest.mark.timeout(180)
+def test_sixteen_bits_train(tmp_path, reference):
+    jobs = [
+        {"folder": str(tmp_path / f"{stage}-{precision}"), "stage": stage, "config": {"precision": precision}}
+        for stage in STAGES
+        for precision in ("bf16", "fp16", "fp32")  # the last one as if nothing had been before it
+    ]
+    wanted = toy.plain(str(tmp_path / "plain"))[1]
+    for job, losses in zip(jobs, run_workers(tmp_path, 2, jobs), strict=True):
+        precision = job["config"]["precision"]
+        assert losses == pytest.approx(wanted, rel={"bf16": 0.05, "fp16": 0.01, "fp32": 1e-5}[precision])
+        meta = newest(job["folder"]).meta["updates"]["net"]
+        scale = {"loss_scale": {"value": 65536.0, "good_steps": 12}} if precision == "fp16" else {}
+        assert meta == {"optimizer_step": 12, **scale}
+
+
+@pytest.mark.timeout(180)
+def test_a_gradient_that_is_no_number_is_seen_by_every_worker_and_changes_nothing(tmp_path):
+    jobs = [
+        {"do": "poison", "folder": "", "stage": stage, "offload": offload, "config": {"precision": precision}}
+        for precision in ("fp32", "bf16", "fp16")
+        for stage, offload in [(0, "none"), (1, "none"), (2, "none"), (3, "none"), (2, "optimizer"), (3, "parameters")]
+    ]
+    for job, workers in zip(jobs, run_workers(tmp_path, 2, jobs), strict=True):
+        for seen in workers:
+            finite = [math.isfinite(float(norm)) for norm in seen["norms"]]
+            assert finite == [True, True, False, True], job
+            assert set(seen["changed"]) <= {"net/b/calls"}, job
+            assert seen["moved"]
+            assert [meta["optimizer_step"] for meta in seen["metas"]] == [1, 2, 2, 3]
+            scales = [meta.get("loss_scale") for meta in seen["metas"]]
+            if job["config"]["precision"] == "fp16":
+                pairs = [(65536, 1), (65536, 2), (32768, 0), (32768, 1)]
+                assert scales == [{"value": value, "good_steps": steps} for value, steps in pairs]
+            else:
+                assert scales == [None] * 4
+        assert workers[0]["norms"] == workers[1]["norms"]
+
+
+def test_the_plain_engine_sees_it_too():
+    (update,) = toy.Toy().updates()
+    engine = PlainEngine(update)
+    (batch,) = next(toy.feed(toy.TrainConfig(steps=1, batch=10), 0, 1, 1)(0))
+    engine.backward(engine(batch)["token"])
+    assert math.isfinite(engine.step(1e-3))
+    before, meta = {name: value.clone() for name, value in engine.state().items()}, engine.meta()
+    batch["poison"] = torch.ones(10)
+    batch["poison"][3] = 0
+    engine.backward(engine(batch)["token"])
+    assert not math.isfinite(engine.step(1e-3))
+    after = engine.state()
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {"net/b/calls"}
+    assert engine.meta() == meta

@@ -1,4 +1,4 @@
-"""A toy task and its feed, and a command that does jobs on it as one worker: `python -m tests.infra.train.toy '{...}'`."""
+"""A toy task and its feed, and a command that works on it as one worker: `python -m tests.infra.train.toy '{...}'`."""
 
 import gc
 import json
