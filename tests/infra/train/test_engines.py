@@ -1,13 +1,11 @@
 """Every ZeRO stage at every world size trains as one plain process does, and continues what another saved."""
 
 import math
-import os
 import shutil
 
 import pytest
 import torch
 
-from infra.train import checkpoint
 from infra.train.engine import PlainEngine
 from tests.infra.train import toy
 from tests.infra.train.workers import distance, final_state, newest, run_workers
@@ -22,7 +20,7 @@ def reference(tmp_path_factory):
     return toy.plain(str(tmp_path_factory.mktemp("plain")), **LONG)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_every_stage_trains_like_one_plain_process(tmp_path, reference, world):
     jobs = [
@@ -51,16 +49,21 @@ def saved_at_four(tmp_path_factory):
     return folders
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("world", [2, 1, 3])
-def test_what_four_workers_saved_is_exact_at_any_other_world_size_and_stage(tmp_path, saved_at_four, world):
+def test_what_four_workers_saved_is_exact_and_goes_on_at_any_other_world_size_and_stage(tmp_path, saved_at_four, world):
     pairs = [(stage, other) for stage in STAGES for other in {stage, (stage + world) % 4}]
-    jobs = [
+    copies = [
         {"do": "copy", "folder": saved_at_four[stage], "out": str(tmp_path / f"{stage}-{other}"), "stage": other,
          "small": bool(world % 2)}
         for stage, other in pairs
     ]  # fmt: skip
-    run_workers(tmp_path, world, jobs)
+    going_on = []
+    for stage in STAGES:
+        folder = str(tmp_path / f"{stage}")
+        shutil.copytree(saved_at_four[stage], folder)
+        going_on.append({"folder": folder, "stage": (stage + world) % 4, "micro_steps": 1 + world % 2})
+    results = run_workers(tmp_path, world, copies + going_on)
     for stage, other in pairs:
         wanted, copy = newest(saved_at_four[stage]), newest(tmp_path / f"{stage}-{other}")
         assert copy.meta["updates"] == wanted.meta["updates"] == {"net": {"optimizer_step": 7}}
@@ -70,20 +73,10 @@ def test_what_four_workers_saved_is_exact_at_any_other_world_size_and_stage(tmp_
         for name in wanted.names:
             assert copy[name].dtype == wanted[name].dtype
             assert torch.equal(copy[name], wanted[name]), f"{name}, from stage {stage} at 4 to stage {other} at {world}"
-
-
-@pytest.mark.timeout(180)
-@pytest.mark.parametrize("world", [2, 1, 3])
-def test_what_four_workers_saved_goes_on_at_any_other_world_size_and_stage(tmp_path, saved_at_four, world):
     # The cut run planned its cosine for 7 steps: compare with a plain run cut the same way.
     toy.plain(str(tmp_path / "plain"), **CUT)
     wanted, wanted_losses = toy.plain(str(tmp_path / "plain"))
-    jobs = []
-    for stage in STAGES:
-        folder = str(tmp_path / f"{stage}")
-        shutil.copytree(saved_at_four[stage], folder)
-        jobs.append({"folder": folder, "stage": (stage + world - 1) % 4, "micro_steps": 1 + world % 2})
-    for job, losses in zip(jobs, run_workers(tmp_path, world, jobs), strict=True):
+    for job, losses in zip(going_on, results[len(copies) :], strict=True):
         state = final_state(job["folder"])
         assert losses == pytest.approx(wanted_losses, rel=1e-5)
         assert distance(state, wanted) < 1e-5
@@ -91,24 +84,22 @@ def test_what_four_workers_saved_goes_on_at_any_other_world_size_and_stage(tmp_p
             torch.testing.assert_close(state[name], wanted[name], rtol=1e-3, atol=1e-5, msg=name)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(240)
 def test_a_cut_run_is_bit_equal_on_the_same_world(tmp_path):
-    def jobs(folder, every):
-        config = {"steps": 12, "save_every_steps": every}
-        return [{"folder": str(tmp_path / f"{folder}{stage}"), "stage": stage, "config": config} for stage in STAGES]
-
-    run_workers(tmp_path, 2, jobs("whole", 12) + jobs("cut", 5))
+    jobs = []
     for stage in STAGES:
-        os.unlink(tmp_path / f"cut{stage}" / f"{12:09d}" / checkpoint.COMMIT)  # as if killed before the last commit
-    results = run_workers(tmp_path, 2, jobs("cut", 5))
-    for stage, losses in zip(STAGES, results, strict=True):
-        assert len(losses) == 2  # it went on at step 10, not at 0
+        whole = {"folder": str(tmp_path / f"whole{stage}"), "stage": stage, "config": {"save_every_steps": 12}}
+        cut = {"folder": str(tmp_path / f"cut{stage}"), "stage": stage, "config": {"save_every_steps": 5}}
+        jobs += [whole, cut, {**cut, "do": "tear"}, cut]
+    results = run_workers(tmp_path, 2, jobs)
+    for stage in STAGES:
+        assert len(results[4 * stage + 3]) == 2  # it went on at step 10, not at 0
         state, whole = (final_state(tmp_path / f"{kind}{stage}") for kind in ("cut", "whole"))
         assert all(torch.equal(state[name], whole[name]) for name in whole)
 
 
-@pytest.mark.timeout(180)
-def test_memory_is_saved_without_changing_a_number(tmp_path, reference):
+@pytest.mark.timeout(240)
+def test_memory_is_saved_without_changing_a_number(tmp_path):
     """Offload and recomputed blocks, against the same training without them."""
 
     def job(name, stage, **options):
@@ -138,8 +129,8 @@ def test_memory_is_saved_without_changing_a_number(tmp_path, reference):
     assert newest(offloaded[4]["folder"]).meta["updates"]["net"] == {"optimizer_step": 14}
 
 
-@pytest.mark.timeout(180)
-def test_sixteen_bits_train(tmp_path, reference):
+@pytest.mark.timeout(240)
+def test_sixteen_bits_train(tmp_path):
     jobs = [
         {"folder": str(tmp_path / f"{stage}-{precision}"), "stage": stage, "config": {"precision": precision}}
         for stage in STAGES
@@ -150,11 +141,11 @@ def test_sixteen_bits_train(tmp_path, reference):
         precision = job["config"]["precision"]
         assert losses == pytest.approx(wanted, rel={"bf16": 0.05, "fp16": 0.01, "fp32": 1e-5}[precision])
         meta = newest(job["folder"]).meta["updates"]["net"]
-        scale = {"loss_scale": {"value": 65536.0, "good_steps": 12}} if precision == "fp16" else {}
+        scale = {"loss_scale": {"value": 256.0, "good_steps": 12}} if precision == "fp16" else {}
         assert meta == {"optimizer_step": 12, **scale}
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(240)
 def test_a_gradient_that_is_no_number_is_seen_by_every_worker_and_changes_nothing(tmp_path):
     jobs = [
         {"do": "poison", "folder": "", "stage": stage, "offload": offload, "config": {"precision": precision}}
@@ -170,7 +161,7 @@ def test_a_gradient_that_is_no_number_is_seen_by_every_worker_and_changes_nothin
             assert [meta["optimizer_step"] for meta in seen["metas"]] == [1, 2, 2, 3]
             scales = [meta.get("loss_scale") for meta in seen["metas"]]
             if job["config"]["precision"] == "fp16":
-                pairs = [(65536, 1), (65536, 2), (32768, 0), (32768, 1)]
+                pairs = [(256, 1), (256, 2), (128, 0), (128, 1)]
                 assert scales == [{"value": value, "good_steps": steps} for value, steps in pairs]
             else:
                 assert scales == [None] * 4

@@ -1,5 +1,6 @@
 """A toy task and its feed, and a command that works on it as one worker: `python -m tests.infra.train.toy '{...}'`."""
 
+import functools
 import gc
 import json
 import os
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from infra import storage
-from infra.train.checkpoint import Checkpoint, newest, write
+from infra.train.checkpoint import COMMIT, Checkpoint, newest, write
 from infra.train.engine import PlainEngine
 from infra.train.loop import TrainConfig, train
 from infra.train.optim import OptimConfig
@@ -181,6 +182,15 @@ def copy(job, config):
     write(job["out"], saved.step, engine.state(), {"updates": {update.name: engine.meta()}})
 
 
+def tear(job, config):
+    """Leave the checkpoint of the last step as a worker leaves it that is killed before the commit."""
+    from infra.train import world
+
+    if world.rank() == 0:
+        os.unlink(f"{job['folder']}/{config.steps:09d}/{COMMIT}")
+    world.gather(None)
+
+
 def poison(job, config):
     """Two good steps, one whose last row, of the last worker, has a gradient that is no number, and one good one.
 
@@ -215,6 +225,8 @@ def main() -> None:
     torch.set_num_threads(1)
     zero.start("gloo")
     plain_settings, results = zero.settings, []
+    # The usual scale is too large for a loss that is a sum, and would be lowered for some steps.
+    zero.LossScale = functools.partial(zero.LossScale, value=256.0)
     for job in arguments["jobs"]:
         if job.get("small"):  # no parameter is too small to be spread over the workers
 
@@ -228,7 +240,7 @@ def main() -> None:
         config = TrainConfig(
             **{"steps": 12, "batch": 10, "log_every_steps": 1, "save_every_steps": 6, **job.get("config", {})}
         )
-        do = {"train": train_as_told, "copy": copy, "poison": poison}[job.get("do", "train")]
+        do = {"train": train_as_told, "copy": copy, "poison": poison, "tear": tear}[job.get("do", "train")]
         results.append(do(job, config))
         zero.settings = plain_settings
         gc.collect()

@@ -12,7 +12,7 @@ from infra.train import checkpoint
 from tests.infra.train import toy
 
 
-def run_workers(place, world, jobs, seconds=170):
+def run_workers(place, world, jobs, seconds=230):
     """What each job returned, done by one group of `world` workers, one job after another."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
