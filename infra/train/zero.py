@@ -184,6 +184,8 @@ class ZeroEngine:
         flats = zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups
         trained = [key for key, parameter in self.update.module.named_parameters() if parameter.requires_grad]
         kinds = [kind for kind in STATE_KEYS if f"{self.update.name}/{kind}/{trained[0]}" in saved]
+        if not kinds:  # it slept until there
+            return
         for flat in flats:
             state = self._optimizer.state[flat]
             state.update({kind: torch.zeros_like(flat) for kind in kinds})

@@ -99,6 +99,28 @@ def test_a_cut_run_is_bit_equal_on_the_same_world(tmp_path):
 
 
 @pytest.mark.timeout(240)
+def test_two_engines_take_turns_and_one_that_sleeps_is_saved_asleep(tmp_path):
+    short, long = {"steps": 3, "save_every_steps": 3}, {"steps": 8, "save_every_steps": 8}
+    jobs = [
+        {"folder": str(tmp_path / f"{stage}"), "stage": (stage + turn) % 4, "pair": True, "config": config}
+        for stage in STAGES
+        for turn, config in enumerate((short, long))
+    ]
+    results = run_workers(tmp_path, 2, jobs)
+    toy.plain(str(tmp_path / "plain"), toy.Pair(), **short)
+    wanted, losses = toy.plain(str(tmp_path / "plain"), toy.Pair(), **long)
+    for stage in STAGES:
+        state = final_state(tmp_path / f"{stage}")
+        assert results[2 * stage + 1] == pytest.approx(losses, rel=1e-5)
+        assert state.keys() == wanted.keys()
+        assert max(distance(state, wanted, update) for update in ("net", "late")) < 1e-5
+        steps = {
+            update: meta["optimizer_step"] for update, meta in newest(tmp_path / f"{stage}").meta["updates"].items()
+        }
+        assert steps == {"net": 8, "late": 4}
+
+
+@pytest.mark.timeout(240)
 def test_memory_is_saved_without_changing_a_number(tmp_path):
     """Offload and recomputed blocks, against the same training without them."""
 

@@ -5,7 +5,7 @@ import gc
 import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -95,6 +95,14 @@ class Toy:
         )
 
 
+class Pair(Toy):
+    """Two updates in one step, as generator and critic; the second sleeps at first."""
+
+    def updates(self):
+        (first,) = super().updates()
+        return [first, replace(first, name="late", module=Net(), start_step=4)]
+
+
 def write_rows(folder):
     """An artifact of two shards whose column `row` is what `feed` makes up."""
     for shard in range(2):
@@ -135,11 +143,11 @@ class Losses(list):
         pass
 
 
-def plain(folder, **options):
+def plain(folder, task=None, **options):
     """Train in this process; returns the final state and the logged losses."""
     config = TrainConfig(**{"steps": 12, "batch": 10, "log_every_steps": 1, "save_every_steps": 6, **options})
     losses = Losses()
-    saved = train(Toy(), feed(config, 0, 1, 1), PlainEngine, 1, config, folder, losses)
+    saved = train(task or Toy(), feed(config, 0, 1, 1), PlainEngine, 1, config, folder, losses)
     return final_state(saved), losses
 
 
@@ -170,7 +178,8 @@ def train_as_told(job, config):
 
     losses, micro_steps = Losses(), job.get("micro_steps", 1)
     batches = feed(config, world.rank(), world.size(), micro_steps)
-    train(Toy(), batches, worker_engine(job, config), micro_steps, config, job["folder"], losses)
+    task = Pair() if job.get("pair") else Toy()
+    train(task, batches, worker_engine(job, config), micro_steps, config, job["folder"], losses)
     return losses
 
 

@@ -47,8 +47,8 @@ def final_state(folder):
     return toy.final_state(newest(folder))
 
 
-def distance(a, b):
+def distance(a, b, update="net"):
     """Norm of the difference over norm, whole model."""
-    names = [name for name in a if name.startswith("net/w/")]
+    names = [name for name in a if name.startswith(f"{update}/w/")]
     flat = [torch.cat([state[name].flatten() for name in names]) for state in (a, b)]
     return float((flat[0] - flat[1]).norm() / flat[0].norm())
