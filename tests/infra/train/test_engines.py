@@ -158,8 +158,16 @@ def test_sixteen_bits_train(tmp_path):
         for stage in STAGES
         for precision in ("bf16", "fp16", "fp32")  # the last one as if nothing had been before it
     ]
+    copies = [
+        {"do": "copy", "folder": str(tmp_path / "2-fp16"), "out": str(tmp_path / f"copy{stage}"), "stage": stage,
+         "config": {"precision": "fp16"}}
+        for stage in STAGES
+    ]  # fmt: skip
+    results = run_workers(tmp_path, 2, jobs + copies)
+    for copy in copies:
+        assert newest(copy["out"]).meta["updates"] == newest(copy["folder"]).meta["updates"]
     wanted = toy.plain(str(tmp_path / "plain"))[1]
-    for job, losses in zip(jobs, run_workers(tmp_path, 2, jobs), strict=True):
+    for job, losses in zip(jobs, results, strict=False):
         precision = job["config"]["precision"]
         assert losses == pytest.approx(wanted, rel={"bf16": 0.05, "fp16": 0.01, "fp32": 1e-5}[precision])
         meta = newest(job["folder"]).meta["updates"]["net"]
