@@ -9,7 +9,8 @@ the state of the model. `resident` is what a worker's resident set has grown by 
 5 of arXiv 1910.02054 for our fp32 training: 4 bytes a parameter for weights, 4 for gradients and 12 for the optimizer's
 state (two moments and the moving average), of which stage 1 divides the last by the number of workers, stage 2 the last
 two and stage 3 all. After a step no gradients are held, so `resident` may lie below it; DeepSpeed holds a second copy
-of a worker's own weights at stages 1 and 2, and buckets of gradients.
+of a worker's own weights at stages 1 and 2 and buckets of gradients; a step of AdamW takes copies of a worker's own
+weights while it lasts.
 
 `largest` is the largest prior whose two workers fit in `--memory` GB together, processes and all, by the peak bytes a
 parameter between two depths; `--confirm` trains it and prints the most that the two workers held, a run of minutes.

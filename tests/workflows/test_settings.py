@@ -38,7 +38,7 @@ def test_the_command_prints_what_was_asked_for(capsys):
         "gradient_accumulation_steps": 5,  # 13 rows a worker
         "gradient_clipping": 0.5,
         "torch_autocast": {"enabled": True, "dtype": "bfloat16"},
-        "zero_optimization": {"stage": 3},
+        "zero_optimization": {"stage": 3, "reduce_bucket_size": 50_000_000},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
     }
@@ -138,7 +138,12 @@ def test_the_command_shows_offload_and_refuses_what_cannot_be(capsys):
     main(["settings", "demo", *arguments])
     prior = json.loads(capsys.readouterr().out)["train_prior"]["updates"]["prior"]
     host = {"device": "cpu", "pin_memory": True}
-    assert prior["zero_optimization"] == {"stage": 3, "offload_optimizer": host, "offload_param": host}
+    assert prior["zero_optimization"] == {
+        "stage": 3,
+        "reduce_bucket_size": 50_000_000,
+        "offload_optimizer": host,
+        "offload_param": host,
+    }
     assert prior["zero_force_ds_cpu_optimizer"] is False
     recipe = RECIPES["demo"]
     half = replace(recipe, prior=replace(recipe.prior, train=replace(recipe.prior.train, precision="fp16")))

@@ -237,13 +237,12 @@ def main() -> None:
     # The usual scale is too large for a loss that is a sum, and would be lowered for some steps.
     zero.LossScale = functools.partial(zero.LossScale, value=256.0)
     for job in arguments["jobs"]:
-        if job.get("small"):  # no parameter is too small to be spread over the workers
+        if job.get("small"):  # no parameter is too small to be spread over workers, and some are too large for a bucket
 
             def settings(*given):
                 told = plain_settings(*given)
-                return told | {
-                    "zero_optimization": told["zero_optimization"] | {"stage3_param_persistence_threshold": 0}
-                }
+                small = {"stage3_param_persistence_threshold": 0, "reduce_bucket_size": 100}
+                return told | {"zero_optimization": told["zero_optimization"] | small}
 
             zero.settings = settings
         config = TrainConfig(
