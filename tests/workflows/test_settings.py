@@ -126,9 +126,9 @@ def test_deepspeed_reads_every_setting_that_a_cluster_allows(stage, offload, pre
     if precision != "fp32":
         assert read.torch_autocast_dtype == {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     moved = {"offload_optimizer": offload != "none", "offload_param": offload == "parameters"}
-    for name, given in moved.items():
+    for name, wanted in moved.items():
         one = getattr(read.zero_config, name)
-        assert (one is not None) == given
+        assert (one is not None) == wanted
         assert one is None or (one.device == "cpu" and one.pin_memory)
     assert read.zero_force_ds_cpu_optimizer == (offload == "none")
 
