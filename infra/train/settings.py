@@ -7,7 +7,7 @@ Offload = Literal["none", "optimizer", "parameters"]
 """What GPU workers keep in the memory of their node: the optimizer's state, or that and the weights."""
 
 BUCKET = 5 * 10**7
-"""Gradients that are reduced at once: 200 MB in fp32, held by every worker. DeepSpeed's own choice is ten times that."""
+"""Gradients that are reduced at once: 200 MB in fp32, held by every worker. DeepSpeed's own choice is ten times so."""
 
 
 def settings(
