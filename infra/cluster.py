@@ -18,7 +18,9 @@ class Cluster:
     gpus_per_worker: float = 0
     threads_per_worker: int = 1
     rows_per_worker: int = 1  # of a training step, at least: another worker is not worth its start for fewer
-    zero_stage: Literal[1, 2, 3] = 1
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    offload: Literal["none", "optimizer", "parameters"] = "none"  # what GPU workers keep in their node's memory instead
+    recompute: bool = False  # activations of repeated blocks are computed again in the backward pass: time for memory
     feed_tasks: int = 1  # tasks that read, decode and collate at a time for one worker
     micro_batch: int = 0  # rows a worker takes through the model at once; 0: its whole share
     restarts: int = 3  # of a training, in a row and without a checkpoint in between, before it is given up
@@ -40,6 +42,18 @@ class Cluster:
             raise ValueError(f"micro_batch must be 0 (the whole share) or more, but it is {self.micro_batch}.")
         if self.restarts < 0 or self.grow_seconds < 0 or not self.stall_seconds > 0:
             raise ValueError("restarts and grow_seconds must not be negative, and stall_seconds must be positive.")
+        if self.offload != "none":
+            if not self.gpus_per_worker:
+                raise ValueError(
+                    f"offload='{self.offload}' moves state from GPUs to their node's memory, but gpus_per_worker=0: "
+                    "leave offload at 'none', or give each worker a GPU."
+                )
+            needed = 3 if self.offload == "parameters" else 1
+            if self.zero_stage < needed:
+                raise ValueError(
+                    f"offload='{self.offload}' needs ZeRO stage {needed} or more, but zero_stage={self.zero_stage}: "
+                    "raise the stage, or offload less."
+                )
 
     @property
     def worker_resources(self) -> dict[str, float]:
@@ -56,6 +70,14 @@ class Cluster:
         share = -(-batch // workers)
         rows = min(self.micro_batch or share, share)
         return rows, -(-share // rows)
+
+    def check(self, precision: str) -> None:
+        """Raises ValueError where these workers cannot train in `precision`."""
+        if precision == "fp16" and not self.gpus_per_worker:
+            raise ValueError(
+                f"fp16 is for GPUs, but the workers of cluster '{self.name}' have none: train in bf16 or fp32, or "
+                "choose a cluster with gpus_per_worker=1."
+            )
 
     @property
     def backend(self) -> Literal["gloo", "nccl"]:

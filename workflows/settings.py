@@ -15,7 +15,8 @@ Training = tuple[TrainConfig, dict[str, OptimConfig]]
 def settings_of(recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
     """By step and Update, what DeepSpeed is given when as many workers train as the Cluster may have.
 
-    Fewer workers of an elastic Cluster take larger shares; `workers` of the Cluster says how many.
+    Fewer workers of an elastic Cluster take larger shares; `workers` of the Cluster says how many. Raises ValueError
+    where the Cluster cannot train in the precision that is asked for.
     """
     shown: dict[str, Any] = {}
     for step, trainings in trainings_of(recipe).items():
@@ -23,10 +24,11 @@ def settings_of(recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
         workers = cluster.workers_for(max(config.batch for config, _ in trainings))[1]
         updates = {}
         for config, optimizers in trainings:
+            cluster.check(config.precision)
             micro_batch, micro_steps = cluster.micro_batches(config.batch, workers)
             for update, optim in optimizers.items():
                 updates[update] = settings(
-                    cluster.zero_stage, config.precision, micro_batch, micro_steps, optim.clip_norm
+                    cluster.zero_stage, config.precision, micro_batch, micro_steps, optim.clip_norm, cluster.offload
                 )
         shown[step] = {"workers": workers, "updates": updates}
     return shown

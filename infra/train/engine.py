@@ -1,5 +1,6 @@
 """The Engine contract, and the plain one-process engine that every other must agree with."""
 
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -36,7 +37,12 @@ class Engine(Protocol):
         ...
 
     def step(self, lr: float) -> float:
-        """Clip, update the weights, forget the gradient; returns the norm of the gradient before clipping."""
+        """Clip, update the weights, forget the gradient; returns the norm of the gradient before clipping.
+
+        A gradient that is no finite number gives a norm that is none, on every worker, and updates nothing: weights,
+        moments, averages and the optimizer's count of steps stay. In fp16 that happens now and then and the loss scale
+        is lowered; FloatingPointError is raised where that no longer helps.
+        """
         ...
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -62,7 +68,7 @@ class PlainEngine:
             load_weights(update, saved)
         self._optimizer = AdamW(parameter_groups(self._module, update.optim), update.optim)
         if saved is not None:
-            self._load_optimizer(saved)
+            load_optimizer(update, self._optimizer, saved)
 
     def __call__(self, batch: Batch) -> Losses:
         return self._module(batch)
@@ -71,14 +77,12 @@ class PlainEngine:
         loss.backward()
 
     def step(self, lr: float) -> float:
-        trainable = [p for p in self._module.parameters() if p.requires_grad]
-        limit = self.update.optim.clip_norm or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(trainable, limit)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
+        norm = clip(self.update)
         self._optimizer.step()
         self._optimizer.zero_grad()
-        return float(norm)
+        return norm
 
     def state(self) -> dict[str, torch.Tensor]:
         name = self.update.name
@@ -95,13 +99,20 @@ class PlainEngine:
         steps = [float(state["step"]) for state in self._optimizer.state.values()]
         return {"optimizer_step": max(steps, default=0.0)}
 
-    def _load_optimizer(self, saved: Saved) -> None:
-        step = saved.meta["updates"][self.update.name]["optimizer_step"]
-        for key, parameter in self._module.named_parameters():
-            moments = {moment: f"{self.update.name}/{moment}/{key}" for moment in STATE_KEYS}
-            held = {moment: saved[name].clone() for moment, name in moments.items() if name in saved}
-            if parameter.requires_grad and held:
-                self._optimizer.state[parameter] = {"step": torch.tensor(step), **held}
+
+def clip(update: Update, scale: float = 1.0) -> float:
+    """Divide the gradient by `scale`, clip it, and return its norm before that; no finite number: it is dropped."""
+    trainable = [parameter for parameter in update.module.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        if parameter.grad is None:  # no loss reached it: a gradient of zero, as in ZeRO
+            parameter.grad = torch.zeros_like(parameter)
+        elif scale != 1:
+            parameter.grad.div_(scale)
+    norm = float(torch.nn.utils.clip_grad_norm_(trainable, update.optim.clip_norm or float("inf")))
+    if not math.isfinite(norm):
+        for parameter in trainable:
+            parameter.grad = None
+    return norm
 
 
 def buffers(update: Update) -> dict[str, torch.Tensor]:
@@ -118,3 +129,13 @@ def load_weights(update: Update, saved: Saved, kind: str = "w") -> None:
             parameter.copy_(saved[name if name in saved else f"{update.name}/w/{key}"])
         for name, buffer in buffers(update).items():
             buffer.copy_(saved[name])
+
+
+def load_optimizer(update: Update, optimizer: AdamW, saved: Saved) -> None:
+    """Moments, average and step of an optimizer that holds whole parameters."""
+    step = saved.meta["updates"][update.name]["optimizer_step"]
+    for key, parameter in update.module.named_parameters():
+        names = {kind: f"{update.name}/{kind}/{key}" for kind in STATE_KEYS}
+        held = {kind: saved[name].to(parameter.device, copy=True) for kind, name in names.items() if name in saved}
+        if parameter.requires_grad and held:
+            optimizer.state[parameter] = {"step": torch.tensor(step), **held}

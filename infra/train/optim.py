@@ -65,12 +65,15 @@ class AdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One AdamW step, then `ema <- decay * ema + (1 - decay) * weight`, decay ramped up over the first steps."""
+        """One AdamW step, then `ema <- decay * ema + (1 - decay) * weight`, decay ramped up over the first steps.
+
+        What has no gradient is left alone, its average too.
+        """
         loss = super().step(closure)
         if self._ema_decay:
             for group in self.param_groups:
                 for parameter in group["params"]:
-                    if parameter in self.state:
+                    if parameter.grad is not None:
                         self._average(parameter)
         return loss
 

@@ -1,6 +1,7 @@
 """DeepSpeed ZeRO behind the Engine contract: the only file that knows DeepSpeed."""
 
 import datetime
+import math
 import os
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -14,9 +15,11 @@ import torch.distributed as dist
 from deepspeed.utils import logger, safe_get_full_fp32_param, safe_get_full_optimizer_state
 from torch.distributed import distributed_c10d
 
-from infra.train.engine import STATE_KEYS, Saved, buffers, load_weights
+from infra.train.engine import STATE_KEYS, Saved, buffers, clip, load_optimizer, load_weights
 from infra.train.optim import AdamW, parameter_groups
-from infra.train.settings import Precision, settings
+from infra.train.recompute import recompute as recompute_blocks
+from infra.train.scale import LossScale
+from infra.train.settings import Offload, Precision, settings
 from infra.train.task import Batch, Losses, Update
 
 
@@ -34,7 +37,7 @@ def start(backend: Literal["gloo", "nccl"], timeout_seconds: float = 120) -> Non
 
 
 class ZeroEngine:
-    """One Update under ZeRO stage 1, 2 or 3 (arXiv 1910.02054), in fp32, or with bf16 matrix products."""
+    """One Update under ZeRO stage 0, 1, 2 or 3 (arXiv 1910.02054), in fp32, or with matrix products in 16 bits."""
 
     def __init__(
         self,
@@ -45,15 +48,21 @@ class ZeroEngine:
         stage: int,
         precision: Precision,
         micro_batch: int,
+        offload: Offload = "none",
+        recompute: bool = False,
     ) -> None:
         self.update = update
         self._stage = stage
+        if recompute:
+            recompute_blocks(update.module)
         if saved is not None:
             load_weights(update, saved)  # before DeepSpeed copies the weights into its partitions
         self._optimizer = AdamW(parameter_groups(update.module, update.optim), update.optim)
-        config = settings(stage, precision, micro_batch, micro_steps, update.optim.clip_norm)
+        config = settings(stage, precision, micro_batch, micro_steps, update.optim.clip_norm, offload)
         self._engine: Any = deepspeed.initialize(model=update.module, optimizer=self._optimizer, config=config)[0]
         self._device = self._engine.device
+        meta = saved.meta["updates"][update.name] if saved is not None else {}
+        self._scale = LossScale(**meta.get("loss_scale", {})) if precision == "fp16" else None
         if saved is not None:
             self._load_optimizer(saved)
 
@@ -61,16 +70,40 @@ class ZeroEngine:
         return self._engine({name: column.to(self._device) for name, column in batch.items()})
 
     def backward(self, loss: torch.Tensor) -> None:
+        self._set_scale()
         # DeepSpeed averages over workers where the contract sums.
-        self._engine.backward(loss * dist.get_world_size(), scale_wrt_gas=False)
+        loss = loss * dist.get_world_size()
+        if not self._stage:
+            loss = loss * self._factor
+        self._engine.backward(loss, scale_wrt_gas=False)
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()  # only counts the micro-step; the weights wait for the last one
 
     def step(self, lr: float) -> float:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
-        self._engine.step()
-        return float(self._engine.get_global_grad_norm() or 0.0)
+        if self._stage:
+            self._engine.step()  # leaves out what is no finite number, and says inf
+            norm = float(self._engine.get_global_grad_norm())
+        else:
+            norm = clip(self.update, self._factor)
+            self._engine.step()
+        if self._scale:
+            self._scale.update(math.isfinite(norm))
+        return norm
+
+    @property
+    def _factor(self) -> float:
+        return self._scale.value if self._scale else 1.0
+
+    def _set_scale(self) -> None:
+        """Give DeepSpeed the scale of this step, in place of the scaler that it makes for itself in fp16."""
+        if not self._stage:
+            self._engine.torch_autocast_z0_gradscaler = None
+            return
+        self._engine.optimizer.torch_autocast_gradscaler = None
+        if self._scale:
+            self._engine.optimizer.override_loss_scale(self._factor)
 
     @torch.no_grad()
     def state(self) -> dict[str, torch.Tensor]:
@@ -98,7 +131,8 @@ class ZeroEngine:
     def meta(self) -> dict:
         steps = {float(state["step"]) for state in self._optimizer.state.values() if "step" in state}
         assert len(steps) <= 1, steps
-        return {"optimizer_step": max(steps, default=0.0)}
+        scale = {"loss_scale": self._scale.meta()} if self._scale else {}
+        return {"optimizer_step": max(steps, default=0.0)} | scale
 
     def _kinds(self) -> list[str]:
         states = [state for state in self._optimizer.state.values() if "exp_avg" in state]
@@ -114,6 +148,8 @@ class ZeroEngine:
     def _whole(self, parameters: list[Any], kind: str) -> list[torch.Tensor]:
         """Some parameters' weights (`w`) or states of the optimizer, put together from all workers' parts."""
         key = None if kind == "w" else kind
+        if self._stage == 0:
+            return [self._optimizer.state[each][key] if key else each for each in parameters]
         if self._stage == 3:
             get: Any = (
                 safe_get_full_optimizer_state if key else lambda parameter, _: safe_get_full_fp32_param(parameter)
@@ -140,11 +176,16 @@ class ZeroEngine:
 
         DeepSpeed's own ways refuse another world size or lose state silently (0.19.8): its partitions are filled here.
         """
+        if self._stage == 0:
+            load_optimizer(self.update, self._optimizer, saved)
+            return
         meta = saved.meta["updates"][self.update.name]
         zero: Any = self._engine.optimizer
         flats = zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups
         trained = [key for key, parameter in self.update.module.named_parameters() if parameter.requires_grad]
         kinds = [kind for kind in STATE_KEYS if f"{self.update.name}/{kind}/{trained[0]}" in saved]
+        if not kinds:  # it slept until there
+            return
         for flat in flats:
             state = self._optimizer.state[flat]
             state.update({kind: torch.zeros_like(flat) for kind in kinds})

@@ -28,6 +28,26 @@ def test_what_cannot_be_is_refused(wrong):
         Cluster(name="test", **wrong)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"offload": "optimizer"}, "gpus_per_worker=0"),
+        ({"offload": "optimizer", "zero_stage": 0, "gpus_per_worker": 1}, "needs ZeRO stage 1 or more"),
+        ({"offload": "parameters", "zero_stage": 2, "gpus_per_worker": 1}, "needs ZeRO stage 3 or more"),
+    ],
+)
+def test_state_moves_only_from_gpus_that_share_it(wrong, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Cluster(name="test", **wrong)
+
+
+def test_fp16_is_for_gpus():
+    with pytest.raises(ValueError, match="fp16 is for GPUs, but the workers of cluster 'laptop' have none"):
+        laptop().check("fp16")
+    for name, precision in [("laptop", "bf16"), ("laptop", "fp32"), ("one_node", "fp16"), ("elastic", "bf16")]:
+        CLUSTERS[name]().check(precision)
+
+
 def test_every_named_cluster_stands():
     for name, make in CLUSTERS.items():
         assert make().name == name

@@ -38,7 +38,7 @@ def test_the_command_prints_what_was_asked_for(capsys):
         "gradient_accumulation_steps": 5,  # 13 rows a worker
         "gradient_clipping": 0.5,
         "torch_autocast": {"enabled": True, "dtype": "bfloat16"},
-        "zero_optimization": {"stage": 3},
+        "zero_optimization": {"stage": 3, "reduce_bucket_size": 50_000_000},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
     }
@@ -102,3 +102,52 @@ def test_the_engine_hands_over_the_same_and_deepspeed_understands_it(monkeypatch
     assert (read.gradient_clipping, read.zero_optimization_stage) == (0.25, 2)
     assert read.torch_autocast_enabled
     assert read.torch_autocast_dtype == torch.bfloat16
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("offload", ["none", "optimizer", "parameters"])
+def test_deepspeed_reads_every_setting_that_a_cluster_allows(stage, offload, precision):
+    from infra.train import zero
+
+    try:
+        cluster = Cluster(name="test", gpus_per_worker=1, zero_stage=stage, offload=offload)
+    except ValueError:
+        assert stage < {"none": 0, "optimizer": 1, "parameters": 3}[offload]
+        return
+    config = settings(cluster.zero_stage, precision, 3, 5, 0.25, cluster.offload)
+    read = zero.deepspeed.runtime.config.DeepSpeedConfig(config)
+    assert read.zero_optimization_stage == stage
+    assert read.gradient_clipping == (0.25 if stage else 0)  # at stage 0 the engine clips
+    assert read.torch_autocast_enabled == (precision != "fp32")
+    assert not read.float16_config.enabled
+    assert not read.bfloat16_config.enabled
+    if precision != "fp32":
+        assert read.torch_autocast_dtype == {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    moved = {"offload_optimizer": offload != "none", "offload_param": offload == "parameters"}
+    for name, wanted in moved.items():
+        one = getattr(read.zero_config, name)
+        assert (one is not None) == wanted
+        assert one is None or (one.device == "cpu" and one.pin_memory)
+    assert read.zero_force_ds_cpu_optimizer == (offload == "none")
+
+
+def test_the_command_shows_offload_and_refuses_what_cannot_be(capsys):
+    arguments = ["--cluster", "one_node", "--cluster.zero-stage", "3", "--cluster.offload", "parameters"]
+    main(["settings", "demo", *arguments])
+    prior = json.loads(capsys.readouterr().out)["train_prior"]["updates"]["prior"]
+    host = {"device": "cpu", "pin_memory": True}
+    assert prior["zero_optimization"] == {
+        "stage": 3,
+        "reduce_bucket_size": 50_000_000,
+        "offload_optimizer": host,
+        "offload_param": host,
+    }
+    assert prior["zero_force_ds_cpu_optimizer"] is False
+    recipe = RECIPES["demo"]
+    half = replace(recipe, prior=replace(recipe.prior, train=replace(recipe.prior.train, precision="fp16")))
+    with pytest.raises(ValueError, match="fp16 is for GPUs"):
+        settings_of(half, CLUSTERS["laptop"]())
+    shown = settings_of(half, CLUSTERS["one_node"]())["train_prior"]["updates"]["prior"]
+    assert shown["torch_autocast"] == {"enabled": True, "dtype": "float16"}

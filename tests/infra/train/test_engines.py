@@ -1,91 +1,214 @@
 """Every ZeRO stage at every world size trains as one plain process does, and continues what another saved."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
+import math
+import shutil
 
 import pytest
 import torch
 
-from infra.train import checkpoint
+from infra.train.engine import PlainEngine
 from tests.infra.train import toy
+from tests.infra.train.workers import distance, final_state, newest, run_workers
 
-
-def run_workers(tmp_path, folder, stage, world, micro_steps=1, **config):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    result = str(tmp_path / "losses.json")
-    arguments = {"folder": str(folder), "stage": stage, "micro_steps": micro_steps, "config": config, "result": result}
-    environment = {
-        **os.environ, "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
-    }  # fmt: skip
-    command = [sys.executable, "-W", "ignore", "-m", "tests.infra.train.toy", json.dumps(arguments)]
-    workers = [
-        subprocess.Popen(command, env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(world)
-    ]
-    try:
-        assert [worker.wait(90) for worker in workers] == [0] * world
-    finally:
-        for worker in workers:
-            worker.kill()
-    with open(result) as file:
-        losses = json.load(file)
-    return toy.final_state(checkpoint.Checkpoint(checkpoint.newest(str(folder)))), losses
-
-
-def distance(a, b):
-    """Norm of the difference over norm, whole model."""
-    names = [name for name in a if name.startswith("net/w/")]
-    flat = [torch.cat([state[name].flatten() for name in names]) for state in (a, b)]
-    return float((flat[0] - flat[1]).norm() / flat[0].norm())
+STAGES = (0, 1, 2, 3)
+LONG = {"steps": 50, "save_every_steps": 50}
+CUT = {"steps": 7, "save_every_steps": 7}
 
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    return toy.plain(str(tmp_path_factory.mktemp("plain")))
-
-
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize(("stage", "world", "micro_steps"), [(1, 1, 1), (1, 3, 2), (2, 2, 1), (3, 2, 2), (3, 3, 1)])
-def test_zero_trains_like_one_plain_process(tmp_path, reference, stage, world, micro_steps):
-    state, losses = run_workers(tmp_path, tmp_path / "run", stage, world, micro_steps)
-    assert losses == pytest.approx(reference[1], rel=1e-5)
-    assert distance(state, reference[0]) < 1e-5
-    assert state.keys() == reference[0].keys()
-    for name, value in state.items():
-        torch.testing.assert_close(value, reference[0][name], rtol=1e-3, atol=1e-6, msg=name)
+    return toy.plain(str(tmp_path_factory.mktemp("plain")), **LONG)
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize(("stage", "then_stage", "then_world"), [(1, 1, 2), (2, 3, 3), (3, 2, 1)])
-def test_a_checkpoint_continues_at_any_stage_and_world_size(tmp_path, reference, stage, then_stage, then_world):
-    run_workers(tmp_path, tmp_path / "run", stage, 2, steps=7)
-    state, losses = run_workers(tmp_path, tmp_path / "run", then_stage, then_world, steps=12)
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_every_stage_trains_like_one_plain_process(tmp_path, reference, world):
+    jobs = [
+        # Micro-steps and small parameters, which stage 3 else keeps whole, take turns.
+        {"folder": str(tmp_path / f"{stage}"), "stage": stage, "micro_steps": 1 + (stage + world) % 2,
+         "small": world > 2, "config": LONG}
+        for stage in STAGES
+    ]  # fmt: skip
+    for stage, losses in zip(STAGES, run_workers(tmp_path, world, jobs), strict=True):
+        state = final_state(tmp_path / f"{stage}")
+        assert losses == pytest.approx(reference[1], rel=1e-5)
+        assert distance(state, reference[0]) < 1e-4
+        assert state.keys() == reference[0].keys()
+        assert newest(tmp_path / f"{stage}").meta["updates"]["net"] == {"optimizer_step": 50}
+        for name, value in state.items():
+            if name != "net/b/calls":  # micro-steps are calls, too
+                torch.testing.assert_close(value, reference[0][name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.fixture(scope="module")
+def saved_at_four(tmp_path_factory):
+    """By stage, the folder of a training that four workers saved."""
+    place = tmp_path_factory.mktemp("four")
+    folders = {stage: str(place / str(stage)) for stage in STAGES}
+    run_workers(place, 4, [{"folder": folders[stage], "stage": stage, "config": CUT} for stage in STAGES])
+    return folders
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("world", [2, 1, 3])
+def test_what_four_workers_saved_is_exact_and_goes_on_at_any_other_world_size_and_stage(tmp_path, saved_at_four, world):
+    pairs = [(stage, other) for stage in STAGES for other in {stage, (stage + world) % 4}]
+    copies = [
+        {"do": "copy", "folder": saved_at_four[stage], "out": str(tmp_path / f"{stage}-{other}"), "stage": other,
+         "small": bool(world % 2)}
+        for stage, other in pairs
+    ]  # fmt: skip
+    going_on = []
+    for stage in STAGES:
+        folder = str(tmp_path / f"{stage}")
+        shutil.copytree(saved_at_four[stage], folder)
+        going_on.append({"folder": folder, "stage": (stage + world) % 4, "micro_steps": 1 + world % 2})
+    results = run_workers(tmp_path, world, copies + going_on)
+    for stage, other in pairs:
+        wanted, copy = newest(saved_at_four[stage]), newest(tmp_path / f"{stage}-{other}")
+        assert copy.meta["updates"] == wanted.meta["updates"] == {"net": {"optimizer_step": 7}}
+        assert sorted(copy.names) == sorted(wanted.names)
+        assert {name.split("/")[1] for name in copy.names} == {"w", "b", "exp_avg", "exp_avg_sq", "ema"}
+        assert "net/b/shift" not in copy.names  # not persistent
+        for name in wanted.names:
+            assert copy[name].dtype == wanted[name].dtype
+            assert torch.equal(copy[name], wanted[name]), f"{name}, from stage {stage} at 4 to stage {other} at {world}"
     # The cut run planned its cosine for 7 steps: compare with a plain run cut the same way.
-    toy.plain(str(tmp_path / "plain"), steps=7)
-    wanted, wanted_losses = toy.plain(str(tmp_path / "plain"), steps=12)
-    assert losses == pytest.approx(wanted_losses, rel=1e-5)
-    assert distance(state, wanted) < 1e-5
-    for name, value in state.items():
-        torch.testing.assert_close(value, wanted[name], rtol=1e-3, atol=1e-6, msg=name)
+    toy.plain(str(tmp_path / "plain"), **CUT)
+    wanted, wanted_losses = toy.plain(str(tmp_path / "plain"))
+    for job, losses in zip(going_on, results[len(copies) :], strict=True):
+        state = final_state(job["folder"])
+        assert losses == pytest.approx(wanted_losses, rel=1e-5)
+        assert distance(state, wanted) < 1e-5
+        for name in wanted.keys() - {"net/b/calls"}:
+            torch.testing.assert_close(state[name], wanted[name], rtol=1e-3, atol=1e-5, msg=name)
 
 
 @pytest.mark.timeout(240)
 def test_a_cut_run_is_bit_equal_on_the_same_world(tmp_path):
-    whole, _ = run_workers(tmp_path, tmp_path / "whole", 2, 2, steps=12, save_every_steps=12)
-    run_workers(tmp_path, tmp_path / "cut", 2, 2, steps=12, save_every_steps=5)
-    os.unlink(tmp_path / "cut" / f"{12:09d}" / checkpoint.COMMIT)  # as if killed before the last commit
-    state, losses = run_workers(tmp_path, tmp_path / "cut", 2, 2, steps=12, save_every_steps=5)
-    assert len(losses) == 2  # it went on at step 10, not at 0
-    assert all(torch.equal(state[name], whole[name]) for name in whole)
+    jobs = []
+    for stage in STAGES:
+        whole = {"folder": str(tmp_path / f"whole{stage}"), "stage": stage, "config": {"save_every_steps": 12}}
+        cut = {"folder": str(tmp_path / f"cut{stage}"), "stage": stage, "config": {"save_every_steps": 5}}
+        jobs += [whole, cut, {**cut, "do": "tear"}, cut]
+    results = run_workers(tmp_path, 2, jobs)
+    for stage in STAGES:
+        assert len(results[4 * stage + 3]) == 2  # it went on at step 10, not at 0
+        state, whole = (final_state(tmp_path / f"{kind}{stage}") for kind in ("cut", "whole"))
+        assert all(torch.equal(state[name], whole[name]) for name in whole)
 
 
-@pytest.mark.timeout(120)
-def test_bf16_trains(tmp_path, reference):
-    _, losses = run_workers(tmp_path, tmp_path / "run", 2, 2, precision="bf16")
-    assert losses == pytest.approx(reference[1], rel=0.05)
+@pytest.mark.timeout(240)
+def test_two_engines_take_turns_and_one_that_sleeps_is_saved_asleep(tmp_path):
+    short, long = {"steps": 3, "save_every_steps": 3}, {"steps": 8, "save_every_steps": 8}
+    jobs = [
+        {"folder": str(tmp_path / f"{stage}"), "stage": (stage + turn) % 4, "pair": True, "config": config}
+        for stage in STAGES
+        for turn, config in enumerate((short, long))
+    ]
+    results = run_workers(tmp_path, 2, jobs)
+    toy.plain(str(tmp_path / "plain"), toy.Pair(), **short)
+    wanted, losses = toy.plain(str(tmp_path / "plain"), toy.Pair(), **long)
+    for stage in STAGES:
+        state = final_state(tmp_path / f"{stage}")
+        assert results[2 * stage + 1] == pytest.approx(losses, rel=1e-5)
+        assert state.keys() == wanted.keys()
+        assert max(distance(state, wanted, update) for update in ("net", "late")) < 1e-5
+        steps = {
+            update: meta["optimizer_step"] for update, meta in newest(tmp_path / f"{stage}").meta["updates"].items()
+        }
+        assert steps == {"net": 8, "late": 4}
+
+
+@pytest.mark.timeout(240)
+def test_memory_is_saved_without_changing_a_number(tmp_path):
+    """Offload and recomputed blocks, against the same training without them."""
+
+    def job(name, stage, **options):
+        return {"folder": str(tmp_path / name), "stage": stage, "micro_steps": 2, "small": True, **options}
+
+    light = {stage: job(f"light{stage}", stage, recompute=True) for stage in STAGES}
+    offloaded = {stage: job(f"offloaded{stage}", stage, offload="optimizer") for stage in (1, 2, 3)}
+    offloaded[4] = job("parameters", 3, offload="parameters", recompute=True)
+    back = {**job("copied", 3, offload="parameters"), "do": "copy", "folder": offloaded[2]["folder"]}
+    back["out"] = str(tmp_path / "copied")
+    forth = {**job("continued", 1, offload="optimizer"), "config": {"steps": 14}, "folder": offloaded[4]["folder"]}
+    jobs = [job(f"{stage}", stage) for stage in STAGES] + [*light.values(), *offloaded.values(), back, forth]
+    results = run_workers(tmp_path, 2, jobs)
+    for stage in STAGES:
+        state, wanted = final_state(tmp_path / f"light{stage}"), final_state(tmp_path / f"{stage}")
+        assert results[4 + stage] == results[stage]
+        assert state.keys() == wanted.keys()
+        assert all(torch.equal(state[name], wanted[name]) for name in wanted), f"stage {stage}, recomputed"
+    wanted, losses = toy.plain(str(tmp_path / "plain"))
+    for number, one in enumerate(offloaded.values()):
+        assert results[8 + number] == pytest.approx(losses, rel=1e-5)
+        if one["stage"] < 3 or one["offload"] == "optimizer":  # the other went on
+            assert distance(final_state(one["folder"]), wanted) < 1e-5
+    saved, copied = final_state(offloaded[2]["folder"]), final_state(tmp_path / "copied")
+    assert all(torch.equal(saved[name], copied[name]) for name in saved)
+    assert len(results[-1]) == 2
+    assert newest(offloaded[4]["folder"]).meta["updates"]["net"] == {"optimizer_step": 14}
+
+
+@pytest.mark.timeout(240)
+def test_sixteen_bits_train(tmp_path):
+    jobs = [
+        {"folder": str(tmp_path / f"{stage}-{precision}"), "stage": stage, "config": {"precision": precision}}
+        for stage in STAGES
+        for precision in ("bf16", "fp16", "fp32")  # the last one as if nothing had been before it
+    ]
+    copies = [
+        {"do": "copy", "folder": str(tmp_path / "2-fp16"), "out": str(tmp_path / f"copy{stage}"), "stage": stage,
+         "config": {"precision": "fp16"}}
+        for stage in STAGES
+    ]  # fmt: skip
+    results = run_workers(tmp_path, 2, jobs + copies)
+    for copy in copies:
+        assert newest(copy["out"]).meta["updates"] == newest(copy["folder"]).meta["updates"]
+    wanted = toy.plain(str(tmp_path / "plain"))[1]
+    for job, losses in zip(jobs, results, strict=False):
+        precision = job["config"]["precision"]
+        assert losses == pytest.approx(wanted, rel={"bf16": 0.05, "fp16": 0.01, "fp32": 1e-5}[precision])
+        meta = newest(job["folder"]).meta["updates"]["net"]
+        scale = {"loss_scale": {"value": 256.0, "good_steps": 12}} if precision == "fp16" else {}
+        assert meta == {"optimizer_step": 12, **scale}
+
+
+@pytest.mark.timeout(240)
+def test_a_gradient_that_is_no_number_is_seen_by_every_worker_and_changes_nothing(tmp_path):
+    jobs = [
+        {"do": "poison", "folder": "", "stage": stage, "offload": offload, "config": {"precision": precision}}
+        for precision in ("fp32", "bf16", "fp16")
+        for stage, offload in [(0, "none"), (1, "none"), (2, "none"), (3, "none"), (2, "optimizer"), (3, "parameters")]
+    ]
+    for job, workers in zip(jobs, run_workers(tmp_path, 2, jobs), strict=True):
+        for seen in workers:
+            finite = [math.isfinite(float(norm)) for norm in seen["norms"]]
+            assert finite == [True, True, False, True], job
+            assert set(seen["changed"]) <= {"net/b/calls"}, job
+            assert seen["moved"]
+            assert [meta["optimizer_step"] for meta in seen["metas"]] == [1, 2, 2, 3]
+            scales = [meta.get("loss_scale") for meta in seen["metas"]]
+            if job["config"]["precision"] == "fp16":
+                pairs = [(256, 1), (256, 2), (128, 0), (128, 1)]
+                assert scales == [{"value": value, "good_steps": steps} for value, steps in pairs]
+            else:
+                assert scales == [None] * 4
+        assert workers[0]["norms"] == workers[1]["norms"]
+
+
+def test_the_plain_engine_sees_it_too():
+    (update,) = toy.Toy().updates()
+    engine = PlainEngine(update)
+    (batch,) = next(toy.feed(toy.TrainConfig(steps=1, batch=10), 0, 1, 1)(0))
+    engine.backward(engine(batch)["token"])
+    assert math.isfinite(engine.step(1e-3))
+    before, meta = {name: value.clone() for name, value in engine.state().items()}, engine.meta()
+    batch["poison"] = torch.ones(10)
+    batch["poison"][3] = 0
+    engine.backward(engine(batch)["token"])
+    assert not math.isfinite(engine.step(1e-3))
+    after = engine.state()
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {"net/b/calls"}
+    assert engine.meta() == meta

@@ -1,11 +1,12 @@
-"""A toy task and its feed, and a command that trains it as one worker: `python -m tests.infra.train.toy '{...}'`."""
+"""A toy task and its feed, and a command that works on it as one worker: `python -m tests.infra.train.toy '{...}'`."""
 
-import dataclasses
+import functools
+import gc
 import json
 import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from infra import storage
-from infra.train.checkpoint import Checkpoint
+from infra.train.checkpoint import COMMIT, Checkpoint, newest, write
 from infra.train.engine import PlainEngine
 from infra.train.loop import TrainConfig, train
 from infra.train.optim import OptimConfig
@@ -26,7 +27,11 @@ ROWS = 50
 
 
 class Net(nn.Module):
-    """Two groups of parameters, a frozen one, a tied one, a buffer, and a loss over a number of targets that varies."""
+    """What may go wrong in a checkpoint, small.
+
+    Two groups of parameters whose sizes no number of workers divides, a frozen one, a tied one, an unused one, buffers
+    that are kept, change and are not kept, blocks that repeat, and a loss over a number of targets that varies.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,10 +39,14 @@ class Net(nn.Module):
         self.frozen = nn.Linear(16, 16)
         self.frozen.requires_grad_(False)
         self.hidden = nn.Linear(16, 16)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(16, 7), nn.Tanh(), nn.Linear(7, 16)) for _ in range(2))
+        self.unused = nn.Linear(3, 5)
         self.norm = nn.LayerNorm(16)
         self.head = nn.Linear(16, 11, bias=False)
         self.head.weight = self.embed.weight
         self.register_buffer("scale", torch.rand(1) + 1)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("shift", torch.ones(1), persistent=False)
 
     def _mask(self, batch):
         return (batch["ids"][:, 1:] > 0) * batch["weight"][:, None]
@@ -46,8 +55,14 @@ class Net(nn.Module):
         return {"token": self._mask(batch).sum()}
 
     def forward(self, batch):
-        x = self.norm(torch.tanh(self.hidden(self.frozen(self.embed(batch["ids"])))) * self.scale)
-        logits = self.head(x)[:, :-1]
+        x = torch.tanh(self.hidden(self.frozen(self.embed(batch["ids"])))) * self.scale * self.shift
+        for block in self.blocks:
+            x = x + block(x)
+        if "poison" in batch:  # where it is 0 the value is 0, but the gradient is no number
+            x = torch.sqrt(batch["poison"][:, None, None] * x * x)
+        if self.training:
+            self.calls += len(x) > 0
+        logits = self.head(self.norm(x))[:, :-1]
         loss = nn.functional.cross_entropy(logits.float().transpose(1, 2), batch["ids"][:, 1:], reduction="none")
         return {"token": (loss * self._mask(batch)).sum()}
 
@@ -97,7 +112,15 @@ class Slow(Toy):
         (update,) = super().updates()
         slow = SlowNet()
         slow.load_state_dict(update.module.state_dict())
-        return [dataclasses.replace(update, module=slow)]
+        return [replace(update, module=slow)]
+
+
+class Pair(Toy):
+    """Two updates in one step, as generator and critic; the second sleeps at first."""
+
+    def updates(self):
+        (first,) = super().updates()
+        return [first, replace(first, name="late", module=Net(), start_step=4)]
 
 
 def write_rows(folder):
@@ -140,51 +163,118 @@ class Losses(list):
         pass
 
 
-def plain(folder, **options):
+def plain(folder, task=None, **options):
     """Train in this process; returns the final state and the logged losses."""
     config = TrainConfig(**{"steps": 12, "batch": 10, "log_every_steps": 1, "save_every_steps": 6, **options})
     losses = Losses()
-    saved = train(Toy(), feed(config, 0, 1, 1), PlainEngine, 1, config, folder, losses)
+    saved = train(task or Toy(), feed(config, 0, 1, 1), PlainEngine, 1, config, folder, losses)
     return final_state(saved), losses
 
 
-def main() -> None:
-    """One worker of a DeepSpeed group; rank 0 writes its losses to `result`."""
+def worker_engine(job, config):
+    """What makes the engine of this worker."""
     from infra.train import world, zero
 
-    arguments = json.loads(sys.argv[1])
-    torch.set_num_threads(1)
-    zero.start("gloo")
-    config = TrainConfig(
-        **{"steps": 12, "batch": 10, "log_every_steps": 1, "save_every_steps": 6, **arguments["config"]}
-    )
-    micro_steps = arguments["micro_steps"]
     share = -(-config.batch // world.size())
-    batches = feed(config, world.rank(), world.size(), micro_steps)
 
     def make_engine(update, micro_steps, saved):
         return zero.ZeroEngine(
             update,
             micro_steps,
             saved,
-            stage=arguments["stage"],
+            stage=job["stage"],
             precision=config.precision,
             micro_batch=-(-share // micro_steps),
+            offload=job.get("offload", "none"),
+            recompute=job.get("recompute", False),
         )
 
-    losses = Losses()
-    train(
-        Toy(),
-        batches,
-        make_engine,
-        micro_steps,
-        config,
-        arguments["folder"],
-        losses,
-    )
+    return make_engine
+
+
+def train_as_told(job, config):
+    """Train; returns the losses of the logged steps."""
+    from infra.train import world
+
+    losses, micro_steps = Losses(), job.get("micro_steps", 1)
+    batches = feed(config, world.rank(), world.size(), micro_steps)
+    task = Pair() if job.get("pair") else Toy()
+    train(task, batches, worker_engine(job, config), micro_steps, config, job["folder"], losses)
+    return losses
+
+
+def copy(job, config):
+    """Load the newest checkpoint of `folder` into an engine and save it from there to `out`."""
+    saved = Checkpoint(newest(job["folder"]))
+    (update,) = Toy().updates()
+    engine = worker_engine(job, config)(update, 1, saved)
+    write(job["out"], saved.step, engine.state(), {"updates": {update.name: engine.meta()}})
+
+
+def tear(job, config):
+    """Leave the checkpoint of the last step as a worker leaves it that is killed before the commit."""
+    from infra.train import world
+
+    if world.rank() == 0:
+        os.unlink(f"{job['folder']}/{config.steps:09d}/{COMMIT}")
+    world.gather(None)
+
+
+def poison(job, config):
+    """Two good steps, one whose last row, of the last worker, has a gradient that is no number, and one good one.
+
+    Returns what every worker saw: the norms, and what the poisoned step changed.
+    """
+    from infra.train import world
+
+    (update,) = Toy().updates()
+    engine = worker_engine(job, config)(update, 1, None)
+    steps = feed(config, world.rank(), world.size(), 1)(0)
+    norms, states, metas = [], [], []
+    for step, (batch,) in zip(range(4), steps, strict=False):
+        if step == 2:
+            batch["poison"] = torch.ones(len(batch["ids"]))
+            batch["poison"][-1] = float(world.rank() + 1 < world.size())
+        engine.backward(engine(batch)["token"] / config.batch)
+        norms.append(engine.step(1e-3))
+        states.append(engine.state())
+        metas.append(engine.meta())
+    changed = [name for name in states[1] if not torch.equal(states[1][name], states[2][name])]
+    moved = [name for name in states[2] if not torch.equal(states[2][name], states[3][name])]
+    # JSON knows no inf.
+    seen = {"norms": [str(norm) for norm in norms], "changed": changed, "moved": len(moved), "metas": metas}
+    return world.gather(seen)
+
+
+def main() -> None:
+    """One worker of a DeepSpeed group that does job after job; rank 0 writes what each returned to `result`."""
+    from infra.train import world, zero
+
+    arguments = json.loads(sys.argv[1])
+    torch.set_num_threads(1)
+    zero.start("gloo")
+    plain_settings, results = zero.settings, []
+    # The usual scale is too large for a loss that is a sum, and would be lowered for some steps.
+    zero.LossScale = functools.partial(zero.LossScale, value=256.0)
+    for job in arguments["jobs"]:
+        if job.get("small"):  # no parameter is too small to be spread over workers, and some are too large for a bucket
+
+            def settings(*given):
+                told = plain_settings(*given)
+                small = {"stage3_param_persistence_threshold": 0, "reduce_bucket_size": 100}
+                return told | {"zero_optimization": told["zero_optimization"] | small}
+
+            zero.settings = settings
+        config = TrainConfig(
+            **{"steps": 12, "batch": 10, "log_every_steps": 1, "save_every_steps": 6, **job.get("config", {})}
+        )
+        do = {"train": train_as_told, "copy": copy, "poison": poison, "tear": tear}[job.get("do", "train")]
+        results.append(do(job, config))
+        zero.settings = plain_settings
+        gc.collect()
     if world.rank() == 0:
         with open(arguments["result"], "w") as file:
-            json.dump(losses, file)
+            json.dump(results, file)
     world.gather(None)
     os._exit(0)  # gloo sometimes aborts while it is torn down
 
