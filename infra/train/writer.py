@@ -58,14 +58,17 @@ class Writer:
     def save(self, step: int, state: dict[str, torch.Tensor], meta: dict[str, Any], score: float | None = None) -> None:
         """Save `state` (this worker's share) as the checkpoint after `step` steps, once the save before it has ended.
 
-        The tensors are the writer's from now on: with `background` they may not change until the save has ended.
+        The tensors are the writer's from now on: one that changes before the save has ended makes it an error.
         `meta` and `score` (lower is better, as a mean loss) are rank 0's. A step just saved is not saved again.
         """
         self.wait()
         if step == self._step:
             return
         self._saves, self._step = self._saves + 1, step
-        arguments = (step, f"{self._token}-{self._saves}", dict(state), meta, score)
+        score = float(score) if score is not None and math.isfinite(score) else None
+        # Torch counts the changes of a tensor, with those of all views of it.
+        held = [(name, tensor, tensor._version) for name, tensor in state.items()]
+        arguments = (step, f"{self._token}-{self._saves}", held, meta, score)
         if not self._background:
             self._run(*arguments)
             self.check()
@@ -106,23 +109,22 @@ class Writer:
         except BaseException as error:
             self._error = error
 
-    def _save(
-        self, step: int, token: str, state: dict[str, torch.Tensor], meta: dict[str, Any], score: float | None
-    ) -> None:
+    def _save(self, step: int, token: str, held: list[Any], meta: dict[str, Any], score: float | None) -> None:
         target = checkpoint.place(self._folder, step)
         names = [f"part-{rank:05d}-of-{self._size:05d}-{token}.safetensors" for rank in range(self._size)]
         mine = names[self._rank]
         try:
-            written = _Hash(pieces(state))
+            written = _Hash(pieces({name: tensor for name, tensor, _ in held}))
             storage.write_pieces(storage.join(target, mine), written)
+            if changed := [name for name, tensor, version in held if tensor._version != version]:
+                raise RuntimeError(f"'{changed[0]}' changed while step {step} was saved. Give the Writer copies.")
         except Exception as error:
             with suppress(OSError):  # rank 0 need not wait for what will never come, if it can be told
                 storage.write_json(storage.join(target, _record(mine)), {"error": str(error)})
             raise
-        state.clear()  # what waits below for other workers needs none of it
+        held.clear()  # what waits below for other workers needs none of it
         storage.write_json(storage.join(target, _record(mine)), {"name": mine, **written.told()})
         if self._rank == 0 and (parts := self._gather(target, names)):
-            score = score if score is not None and math.isfinite(score) else None
             checkpoint.write_commit(target, {**meta, "step": step, "score": score, "parts": parts})
             _trim(self._folder, step, self._keep)
 

@@ -479,6 +479,18 @@ def test_training_goes_on_while_one_save_is_under_way(tmp_path, monkeypatch):
     assert found(tmp_path) == 2
 
 
+def test_a_state_that_changes_while_it_is_saved_is_refused(tmp_path, monkeypatch):
+    gate, writer = Gate(monkeypatch), Writer(str(tmp_path))
+    parameter = torch.nn.Parameter(torch.ones(3))
+    writer.save(1, {"fixed": torch.ones(1), "w": parameter.detach()}, META)
+    with torch.no_grad():
+        torch._foreach_add_([parameter], 1.0)
+    gate.open.set()
+    with pytest.raises(RuntimeError, match=r"'w' changed while step 1 was saved\. Give the Writer copies"):
+        writer.close()
+    assert checkpoint.newest(str(tmp_path)) is None
+
+
 def save_and_fail(writer):
     with writer:
         writer.save(1, state(1), META)
@@ -630,15 +642,12 @@ def test_sigkill_in_a_save_leaves_a_whole_one_and_the_rest_is_swept(tmp_path, ba
         time.sleep(rng.uniform(0, 0.03))
         process.kill()
         process.join()
-        url = checkpoint.newest(folder)
-        if url is not None:
-            saved = checkpoint.Checkpoint(url)
-            # What was said to count counts: it, or one after it, is found, and is what its step saved.
-            assert saved.step >= max(_last(noted), last)
-            last = saved.step
-            assert saved.meta["of"] == last
-            wanted = saver.state(last)
-            assert all(torch.equal(saved[name], tensor) for name, tensor in wanted.items())
+        saved = checkpoint.Checkpoint(checkpoint.newest(folder))
+        # What was said to count counts: it, or one after it, is found, and is what its step saved.
+        assert saved.step >= max(_last(noted), last)
+        last = saved.step
+        assert saved.meta["of"] == last
+        assert all(torch.equal(saved[name], tensor) for name, tensor in saver.state(last).items())
         kept = [step for step in checkpoint.steps(folder) if checkpoint.read_commit(checkpoint.place(folder, step))]
         whole = {part for step in kept for part in _named(folder, step)}
         torn += {str(path.relative_to(folder)) for path in files(folder)} != whole
