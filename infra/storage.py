@@ -9,8 +9,8 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -24,6 +24,7 @@ from infra.trouble import explained
 
 _TEMPORARY = ".tmp"  # a file of this ending that begins with a dot is a write in progress, or the rest of a killed one
 _READ_AHEAD = 8 * 2**20
+_UPLOAD = 50 * 2**20  # bytes of one part of an upload in parts; S3 takes at most 10,000 parts
 _REMOVALS = 50
 
 
@@ -132,6 +133,47 @@ def write_bytes(url: str, data: bytes, overwrite: bool = True) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+
+
+def write_pieces(url: str, pieces: Iterable[bytes | memoryview]) -> None:
+    """Write a file at once, as `write_bytes` does, of pieces that need never be in memory together."""
+    with _explained(url):
+        files, path = _open(url)
+        if is_local(url):
+            with _committed(path, overwrite=True) as temporary, open(temporary, "wb") as file:
+                file.writelines(pieces)
+                file.flush()
+                os.fsync(file.fileno())
+            return
+        file = files.open(path, "wb", block_size=_UPLOAD)
+        try:
+            for piece in pieces:
+                file.write(piece)
+            file.close()
+        except BaseException:
+            file.closed = True  # else s3fs would complete, when it forgets the file, what is not complete
+            with suppress(Exception):  # what went wrong before is what is said
+                file.discard()
+            raise
+
+
+def sweep(folder: str) -> None:
+    """Remove what killed writes left anywhere below a folder: temporary files, and on S3 uploads that never ended.
+
+    Only for who knows that nobody is writing there.
+    """
+    with _explained(folder):
+        files, path = _open(folder)
+        if is_local(folder):
+            for one in files.find(path):
+                if _is_temporary(name(one)):
+                    files.rm_file(one)
+            return
+        bucket, key, _ = files.split_path(path)
+        # S3 names a thousand at a time: what is left then is swept the next time.
+        for one in files.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{key}/").get("Uploads", []):
+            with suppress(FileNotFoundError):  # aborted, and its answer lost
+                files.abort_mpu(bucket, one["Key"], one["UploadId"])
 
 
 def read_json(url: str) -> Any:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import subprocess
 import uuid
 
 import pytest
@@ -49,6 +50,20 @@ def s3(s3_server):
 def place(request, tmp_path):
     """An empty folder, once local and once on S3."""
     return str(tmp_path) if request.param == "local" else request.getfixturevalue("s3")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of one megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("only root may mount a small disk")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Storage on a server that fails, refuses and breaks off, and on a full disk."""
 
 import os
-import subprocess
 import threading
 import time
 from contextlib import suppress
@@ -33,20 +32,6 @@ def through(s3, s3_server, monkeypatch):
     yield start
     for proxy in proxies:
         proxy.__exit__()
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of one megabyte."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("only root may mount a small disk")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
 
 
 @pytest.mark.timeout(120)
