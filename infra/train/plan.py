@@ -40,7 +40,11 @@ class BatchPlan:
 
     @cached_property
     def rows_per_epoch(self) -> int:
-        return int(sum(self.counts))
+        return int(self._counts.sum())
+
+    @cached_property
+    def _counts(self) -> np.ndarray:
+        return np.asarray(self.counts, dtype=np.int64)
 
     def steps(self, start: int, stop: int) -> Rows:
         """The rows of training steps [start, stop), in order: (stop - start) * batch of them."""
@@ -68,13 +72,13 @@ class BatchPlan:
 
     def _of_epoch(self, epoch: int, start: int, stop: int) -> Rows:
         order = permutation(len(self.counts), self.seed, epoch)
-        sizes = np.asarray(self.counts, dtype=np.int64)[order]
+        sizes = self._counts[order]
         ends = np.cumsum(np.add.reduceat(sizes, np.arange(0, len(sizes), self.window_shards)))
         first, last = np.searchsorted(ends, [start, stop - 1], side="right")
         shards, rows = [], []
         for window in range(int(first), int(last) + 1):
             members = order[window * self.window_shards : (window + 1) * self.window_shards]
-            count = np.asarray(self.counts, dtype=np.int64)[members]
+            count = self._counts[members]
             shard = np.repeat(members, count)
             row = np.concatenate([np.arange(n) for n in count])
             shuffled = permutation(len(row), self.seed, epoch, window)
