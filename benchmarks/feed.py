@@ -57,7 +57,7 @@ from t2i.tokenizers.task import TokenizerTask
 from t2i.vocabulary import TextVocabulary
 from workflows.ingest import IngestConfig, ingest
 
-WORDS = "a red blue green small large circle square triangle on the left of near under grey yellow field".split()
+WORDS = ["red", "blue", "green", "small", "large", "circle", "square", "triangle", "left", "of", "the", "grey", "field"]
 SHUFFLE = 1000
 Reader = Callable[[], Iterator[dict[str, Any]]]
 

@@ -135,7 +135,8 @@ class _Segment:
     def following(self) -> int:
         """How long the chunks of the next are to be."""
         fit = SEGMENT_BYTES * self.length // max(1, sum(table.nbytes for table in self.tables))
-        return max(1, min(fit, self.length * 2 if self.seconds < SEGMENT_SECONDS else self.length))
+        growth = min(4, max(1, SEGMENT_SECONDS / self.seconds))
+        return max(1, min(fit, int(growth * self.length)))
 
 
 def _ahead(function: Callable[..., _Segment], *arguments: Any) -> "Future[_Segment]":
