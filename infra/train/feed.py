@@ -4,13 +4,13 @@ import pickle
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
 import ray.data
 import torch
@@ -24,7 +24,7 @@ from infra.train.task import Batch, Task
 FIRST_ROWS = 64  # of a task of the first segment: the first step is not to wait for more
 SEGMENT = 4  # tasks of a segment for each that runs at a time
 SEGMENT_SECONDS = 4  # that a segment is to take, so that it is worth the start of an execution
-SEGMENT_BYTES = 2**26  # of its batches at most; two segments are held at a time
+SEGMENT_BYTES = 2**28  # of its batches at most; two segments are held at a time
 PATIENCE = 300  # seconds without a prepared chunk after which the feed gives up
 RETRIES = 3  # of a task whose process died; Ray Data itself tries for ever
 
@@ -71,9 +71,8 @@ class Feed:
                 start = segment.stop
                 if start < self.steps:
                     coming = _ahead(self._prepare, start, segment.following())
-                while segment.tables:
-                    for batch in unpack(segment.tables.pop(0)):
-                        yield self._micro_batches(batch)
+                while segment.batches:
+                    yield self._micro_batches(segment.batches.popleft())
         finally:
             wait([coming], timeout=10)  # an execution that is left behind would take the processor from what follows
 
@@ -101,7 +100,8 @@ class Feed:
                 compute=ray.data.TaskPoolStrategy(size=self.tasks),
             )
             try:
-                tables = list(prepared.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+                tables = prepared.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+                batches = deque(batch for table in tables for batch in unpack(table))  # taken out of Ray's store
             except RayTaskError as error:  # its own text is a traceback, and ends with advice on Ray Data's settings
                 cause = f"{type(error.cause).__name__}: {error.cause}"
                 raise RuntimeError(f"The feed failed at steps {start} to {stop - 1}: {cause}") from error
@@ -111,7 +111,7 @@ class Feed:
                     f"The feed waited {PATIENCE} seconds for its tasks, and none has ended: {free:g} of {whole:g} CPUs "
                     "of the cluster are free, and each task needs one beside those of the training workers."
                 ) from error
-        return _Segment(stop, length, tables, time.perf_counter() - began)
+        return _Segment(stop, length, batches, time.perf_counter() - began)
 
     def chunks(self, start: int, stop: int, length: int) -> Iterator[Chunk]:
         """This worker's rows of training steps [start, stop), `length` steps a chunk: all that a task has to know."""
@@ -129,12 +129,13 @@ class _Segment:
 
     stop: int  # the training step after its last
     length: int  # training steps of a chunk
-    tables: list[pa.Table]
+    batches: deque[dict[str, np.ndarray]]
     seconds: float
 
     def following(self) -> int:
         """How long the chunks of the next are to be."""
-        fit = SEGMENT_BYTES * self.length // max(1, sum(table.nbytes for table in self.tables))
+        held = sum(array.nbytes for batch in self.batches for array in batch.values())
+        fit = SEGMENT_BYTES * self.length // max(1, held)
         growth = min(4, max(1, SEGMENT_SECONDS / self.seconds))
         return max(1, min(fit, int(growth * self.length)))
 

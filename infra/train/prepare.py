@@ -90,7 +90,7 @@ class Prepare:
 
 def _tries() -> int:
     """How often this task was begun before."""
-    worker = ray._private.worker.global_worker  # pyright: ignore[reportAttributeAccessIssue] - Ray shows it nowhere else
+    worker = ray._private.worker.global_worker  # pyright: ignore[reportPrivateImportUsage] - Ray shows it nowhere else
     return worker.core_worker.get_current_task_attempt_number() if worker.connected else 0
 
 
