@@ -26,10 +26,10 @@ class BatchPlan:
     """Every row once an epoch: shards permuted, then rows permuted within windows of `window_shards` shards.
 
     Training step s takes rows [s * batch, (s + 1) * batch) of the endless sequence of epochs; a batch may straddle two.
-    Looking up a step costs the same at step 0 and at step 1,000,000: a permutation of the shards, and of the rows of the
-    windows that it falls into. How far the order is from a full shuffle is measured by `benchmarks.shuffle`: where
-    shards are mixed it trains as well with any window; of a corpus sorted by class a batch sees at most some
-    `window_shards` classes, and windows should be wide.
+    Looking up a step costs the same at step 0 and at step 1,000,000: a permutation of the shards, and of the rows of
+    the windows that it falls into. How far the order is from a full shuffle is measured by `benchmarks.shuffle`: where
+    shards are mixed, any window trains as well; of a corpus sorted by class a batch sees at most some `window_shards`
+    classes, and windows should be wide.
     """
 
     counts: Sequence[int]  # usable rows of each shard
