@@ -89,8 +89,8 @@ class Prepare:
 
 
 def _tries() -> int:
-    """How often this task was begun before."""
-    worker = ray._private.worker.global_worker  # pyright: ignore[reportPrivateImportUsage] - Ray shows it nowhere else
+    """How often this task was begun before; Ray says it nowhere else."""
+    worker: Any = ray._private.worker.global_worker  # pyright: ignore
     return worker.core_worker.get_current_task_attempt_number() if worker.connected else 0
 
 
