@@ -1,26 +1,44 @@
 """Ray Data reads, decodes and collates each worker's part of the plan, in order, on any CPU of the cluster."""
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import pickle
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import ray
 import ray.data
-import safetensors.numpy
 import torch
+from ray.data.exceptions import ExecutionTimeoutError
+from ray.exceptions import RayTaskError
 
-from infra.data.shards import ShardReader, select_rows
-from infra.train.draw import numeric_ids, uniforms
-from infra.train.plan import BatchPlan, Rows
+from infra.train.plan import BatchPlan
+from infra.train.prepare import Chunk, Prepare, unpack
 from infra.train.task import Batch, Task
 
-SEGMENT = 4  # chunks that each task prepares before the next segment begins
+FIRST_ROWS = 64  # of a task of the first segment: the first step is not to wait for more
+SEGMENT = 4  # tasks of a segment for each that runs at a time
+SEGMENT_SECONDS = 4  # that a segment is to take, so that it is worth the start of an execution
+SEGMENT_BYTES = 2**28  # of its batches at most; two segments are held at a time
+PATIENCE = 300  # seconds without a prepared chunk after which the feed gives up
+RETRIES = 3  # of a task whose process died; Ray Data itself tries for ever
 
 
 @dataclass(frozen=True)
 class Feed:
-    """The micro-batches of one worker: `feed(step)` yields those of each training step from `step` on."""
+    """The micro-batches of one worker: `feed(step)` yields those of each training step from `step` on.
+
+    A batch has the columns of the task's `collate`, `weight` (B,) float32 and `id` (B,) int64, the rows' numeric ids.
+
+    What goes wrong is a RuntimeError where the next batch is asked for, and nothing is passed over: an error in reading
+    or collating at once, with its message; the death of the process that prepares, if RETRIES more tries die as well;
+    and PATIENCE seconds in which no task ended, as when no CPU is free for one.
+    """
 
     task: Task
     inputs: list[str]  # artifacts whose columns are joined shard by shard
@@ -32,87 +50,105 @@ class Feed:
     micro_batch: int
     micro_steps: int
     tasks: int = 1  # that prepare at a time for this worker
+    key: str = field(default_factory=lambda: uuid.uuid4().hex)  # of what its tasks keep between chunks
 
     @property
-    def chunk(self) -> int:
-        """Training steps that one task prepares: some hundred rows, so that a task is worth its start."""
-        return max(1, min(32, 512 // (self.micro_batch * self.micro_steps)))
+    def rows(self) -> int:
+        """Rows of this worker in a training step, with padding."""
+        return self.micro_batch * self.micro_steps
 
     def __call__(self, start: int) -> Iterator[list[Batch]]:
         """Segments of the plan, one prepared while the one before is trained on.
 
         Each segment is an execution of its own that runs to its end: under backpressure Ray Data's scheduling loop
-        spins (2.60), and takes half of the Python of the worker that it feeds.
+        spins (2.60), and takes half of the Python of the worker that it feeds. Segments grow until the start of an
+        execution no longer counts or they hold SEGMENT_BYTES; no batch depends on where they are cut.
         """
-        starts = range(start, self.steps, self.chunk)
-        segments = [
-            starts[first : first + SEGMENT * self.tasks] for first in range(0, len(starts), SEGMENT * self.tasks)
-        ]
-        with ThreadPoolExecutor(1) as ahead:
-            coming = ahead.submit(self._prepare, segments[0])
-            for following in [*segments[1:], None]:
-                blobs = coming.result()
-                if following is not None:
-                    coming = ahead.submit(self._prepare, following)
-                for blob in blobs:
-                    batch = {name: torch.from_numpy(array) for name, array in safetensors.numpy.load(blob).items()}
-                    parts = {name: column.chunk(self.micro_steps) for name, column in batch.items()}
-                    yield [{name: part[i] for name, part in parts.items()} for i in range(self.micro_steps)]
+        coming = _ahead(self._prepare, start, max(1, FIRST_ROWS // self.rows))
+        try:
+            while start < self.steps:
+                segment = coming.result()
+                start = segment.stop
+                if start < self.steps:
+                    coming = _ahead(self._prepare, start, segment.following())
+                while segment.batches:
+                    yield self._micro_batches(segment.batches.popleft())
+        finally:
+            wait([coming], timeout=10)  # an execution that is left behind would take the processor from what follows
 
-    def _prepare(self, starts: Sequence[int]) -> list[bytes]:
-        """The batches of some chunks, one blob a training step."""
+    def _micro_batches(self, batch: dict[str, np.ndarray]) -> list[Batch]:
+        parts = {name: torch.from_numpy(array).chunk(self.micro_steps) for name, array in batch.items()}
+        return [{name: part[i] for name, part in parts.items()} for i in range(self.micro_steps)]
+
+    def _prepare(self, start: int, length: int) -> "_Segment":
+        """Chunks of `length` training steps from `start` on, some for each task."""
+        began = time.perf_counter()
+        stop = min(start + SEGMENT * self.tasks * length, self.steps)
+        items = [{"chunk": pickle.dumps(chunk)} for chunk in self.chunks(start, stop, length)]
         context = ray.data.DataContext.get_current().copy()
         context.enable_progress_bars = False
         context.execution_options.preserve_order = True
+        context.raise_original_map_exception = True
+        context.execution_no_progress_timeout_s = PATIENCE
         with ray.data.DataContext.current(context):
-            chunks = ray.data.from_items([{"start": first} for first in starts], override_num_blocks=len(starts))
-            prepared = chunks.map_batches(
-                _Prepare(self),
+            prepared = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+                Prepare(self.task, self.inputs, self.plan.seed, self.rows, RETRIES, self.key),
                 batch_size=1,
-                batch_format="numpy",
+                batch_format="pyarrow",
                 zero_copy_batch=True,
                 num_cpus=1,
                 compute=ray.data.TaskPoolStrategy(size=self.tasks),
             )
-            return [row["batch"] for row in prepared.take_all()]
+            try:
+                tables = prepared.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+                batches = deque(batch for table in tables for batch in unpack(table))  # taken out of Ray's store
+            except RayTaskError as error:  # its own text is a traceback, and ends with advice on Ray Data's settings
+                cause = f"{type(error.cause).__name__}: {error.cause}"
+                raise RuntimeError(f"The feed failed at steps {start} to {stop - 1}: {cause}") from error
+            except ExecutionTimeoutError as error:
+                free, whole = (f.get("CPU", 0) for f in (ray.available_resources(), ray.cluster_resources()))
+                raise RuntimeError(
+                    f"The feed waited {PATIENCE} seconds for its tasks, and none has ended: {free:g} of {whole:g} CPUs "
+                    "of the cluster are free, and each task needs one beside those of the training workers."
+                ) from error
+        return _Segment(stop, length, batches, time.perf_counter() - began)
+
+    def chunks(self, start: int, stop: int, length: int) -> Iterator[Chunk]:
+        """This worker's rows of training steps [start, stop), `length` steps a chunk: all that a task has to know."""
+        rows, weight = self.plan.share(start, stop, self.rank, self.world, self.rows)
+        for first in range(0, len(rows), length * self.rows):
+            part = slice(first, first + length * self.rows)
+            shards, shard = np.unique(rows.shard[part], return_inverse=True)
+            names = [self.shards[number] for number in shards]
+            yield Chunk(names, shard, rows.row[part], rows.epoch[part], weight[part])
 
 
-class _Prepare:
-    """Chunk after chunk of training steps, each step's share of the global batch as one safetensors blob."""
+@dataclass(frozen=True)
+class _Segment:
+    """What one execution prepared."""
 
-    def __init__(self, feed: Feed) -> None:
-        self._feed = feed
+    stop: int  # the training step after its last
+    length: int  # training steps of a chunk
+    batches: deque[dict[str, np.ndarray]]
+    seconds: float
 
-    def __call__(self, chunk: Any) -> Any:
-        batches = [blob for start in chunk["start"] for blob in self._prepare(int(start))]
-        return {"batch": batches}
+    def following(self) -> int:
+        """How long the chunks of the next are to be."""
+        held = sum(array.nbytes for batch in self.batches for array in batch.values())
+        fit = SEGMENT_BYTES * self.length // max(1, held)
+        growth = min(4, max(1, SEGMENT_SECONDS / self.seconds))
+        return max(1, min(fit, int(growth * self.length)))
 
-    def _prepare(self, start: int) -> Iterator[bytes]:
-        feed = self._feed
-        stop = min(start + feed.chunk, feed.steps)
-        padded = feed.micro_batch * feed.micro_steps
-        rows, weight = feed.plan.share(start, stop, feed.rank, feed.world, padded)
-        columns = self._read(rows)
-        for step in range(stop - start):
-            part = slice(step * padded, (step + 1) * padded)
-            yield safetensors.numpy.save(
-                self._collate({k: v[part] for k, v in columns.items()}, rows.epoch[part], weight[part])
-            )
 
-    def _read(self, rows: Rows) -> dict[str, list]:
-        """The task's columns of `rows`, in their order; each shard is opened once."""
-        columns: dict[str, list] = {name: [None] * len(rows) for name in ("sample_id", *self._feed.task.reads)}
-        for shard in np.unique(rows.shard):
-            places = np.flatnonzero(rows.shard == shard)
-            reader = ShardReader(self._feed.inputs, self._feed.shards[shard])
-            usable = select_rows(reader, self._feed.task.where, self._feed.task.where_reads)
-            table = reader.rows(tuple(columns), usable[rows.row[places]])
-            for name, values in table.items():
-                for place, value in zip(places, values, strict=True):
-                    columns[name][place] = value
-        return columns
+def _ahead(function: Callable[..., _Segment], *arguments: Any) -> "Future[_Segment]":
+    """Call a function in a thread that no end of the process waits for."""
+    future: Future[_Segment] = Future()
 
-    def _collate(self, columns: dict[str, list], epochs: np.ndarray, weight: np.ndarray) -> dict[str, Any]:
-        ids = numeric_ids(columns["sample_id"])
-        arrays = self._feed.task.collate(columns, lambda salt: uniforms(self._feed.plan.seed, epochs, ids, salt))
-        return {"weight": weight} | {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    def call() -> None:
+        try:
+            future.set_result(function(*arguments))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=call, name="feed", daemon=True).start()
+    return future

@@ -26,7 +26,10 @@ class BatchPlan:
     """Every row once an epoch: shards permuted, then rows permuted within windows of `window_shards` shards.
 
     Training step s takes rows [s * batch, (s + 1) * batch) of the endless sequence of epochs; a batch may straddle two.
-    Looking up a step costs the same at step 0 and at step 1,000,000.
+    Looking up a step costs the same at step 0 and at step 1,000,000: a permutation of the shards, and of the rows of
+    the windows that it falls into. How far the order is from a full shuffle is measured by `benchmarks.shuffle`: where
+    shards are mixed, any window trains as well; of a corpus sorted by class a batch sees at most some `window_shards`
+    classes, and windows should be wide.
     """
 
     counts: Sequence[int]  # usable rows of each shard
@@ -40,7 +43,11 @@ class BatchPlan:
 
     @cached_property
     def rows_per_epoch(self) -> int:
-        return int(sum(self.counts))
+        return int(self._counts.sum())
+
+    @cached_property
+    def _counts(self) -> np.ndarray:
+        return np.asarray(self.counts, dtype=np.int64)
 
     def steps(self, start: int, stop: int) -> Rows:
         """The rows of training steps [start, stop), in order: (stop - start) * batch of them."""
@@ -68,13 +75,13 @@ class BatchPlan:
 
     def _of_epoch(self, epoch: int, start: int, stop: int) -> Rows:
         order = permutation(len(self.counts), self.seed, epoch)
-        sizes = np.asarray(self.counts, dtype=np.int64)[order]
+        sizes = self._counts[order]
         ends = np.cumsum(np.add.reduceat(sizes, np.arange(0, len(sizes), self.window_shards)))
         first, last = np.searchsorted(ends, [start, stop - 1], side="right")
         shards, rows = [], []
         for window in range(int(first), int(last) + 1):
             members = order[window * self.window_shards : (window + 1) * self.window_shards]
-            count = np.asarray(self.counts, dtype=np.int64)[members]
+            count = self._counts[members]
             shard = np.repeat(members, count)
             row = np.concatenate([np.arange(n) for n in count])
             shuffled = permutation(len(row), self.seed, epoch, window)

@@ -1,13 +1,23 @@
 """The feed gives each worker its rows, from any step on, and leaves the processor to the trainer."""
 
+import os
 import time
+from dataclasses import replace
 from itertools import islice
 
+import numpy as np
 import pytest
+import ray
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 
 from infra.data.shards import count_rows
+from infra.train import feed as feed_module
+from infra.train import prepare
 from infra.train.feed import Feed
+from infra.train.ids import check, row_ids
 from infra.train.plan import BatchPlan
 from tests.infra.train import toy
 
@@ -36,6 +46,11 @@ def test_it_gives_what_the_plan_says_from_any_step_on(feed):
         for a, b in zip(ours, theirs, strict=True):
             assert torch.equal(a["ids"], b["ids"])
             assert torch.equal(a["weight"], b["weight"])
+            a["ids"] += 1  # batches are the trainer's own
+            a["ids"] -= 1
+    used = {step: torch.cat([batch["id"] for batch in batches]).tolist() for step, batches in enumerate(whole)}
+    source = feed(steps)
+    assert check(used, source.plan, row_ids(source.inputs, source.shards, source.task)) == 30
     late = list(feed(steps)(137))
     assert len(late) == 13
     assert all(torch.equal(a[1]["ids"], b[1]["ids"]) for a, b in zip(late, whole[137:], strict=True))
@@ -58,3 +73,94 @@ def test_a_feed_that_is_ahead_does_not_spin(feed):
     started = time.process_time()
     time.sleep(3)
     assert time.process_time() - started < 1
+
+
+class Raises(toy.Toy):
+    def collate(self, rows, draw):
+        raise ValueError("the image of sample 77 is lost")
+
+
+class Dies(toy.Toy):
+    def collate(self, rows, draw):
+        os._exit(1)
+
+
+class Claims(toy.Toy):
+    def collate(self, rows, draw):
+        return super().collate(rows, draw) | {"id": np.zeros(len(rows["row"]))}
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("task", "message"), [(Raises, "steps 0 to 9: ValueError: the image of sample 77 is lost"), (Claims, "'id'")]
+)
+def test_an_error_is_raised_where_the_batch_is_asked_for(feed, task, message):
+    with pytest.raises(RuntimeError, match=message):
+        next(replace(feed(10), task=task())(0))
+
+
+@pytest.mark.timeout(240)
+def test_processes_that_die_are_not_tried_for_ever(feed, monkeypatch):
+    monkeypatch.setattr(feed_module, "RETRIES", 1)
+    with pytest.raises(RuntimeError, match="died 2 times on the same rows"):
+        next(replace(feed(10), task=Dies())(0))
+
+
+@pytest.mark.timeout(120)
+def test_a_feed_without_a_free_cpu_says_so(feed, monkeypatch):
+    monkeypatch.setattr(feed_module, "PATIENCE", 3)
+    taken = [ray.util.placement_group([{"CPU": 1}] * 8)]
+    try:
+        ray.get(taken[0].ready(), timeout=60)
+        with pytest.raises(RuntimeError, match="0 of 8 CPUs"):
+            next(feed(10)(0))
+    finally:
+        ray.util.remove_placement_group(taken[0])
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.dictionaries(
+            st.text(max_size=3),
+            arrays.arrays(
+                st.sampled_from([np.uint8, np.int64, np.float32, bool]), arrays.array_shapes(min_dims=0, min_side=0)
+            ),
+            min_size=1,
+            max_size=3,
+        ),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_what_is_packed_is_unpacked(batches):
+    for found, wanted in zip(prepare.unpack(prepare.pack(batches)), batches, strict=True):
+        assert found.keys() == wanted.keys()
+        for name, array in wanted.items():
+            np.testing.assert_array_equal(found[name], array)
+            assert found[name].dtype == array.dtype
+            assert found[name].flags.writeable
+
+
+def test_starting_late_opens_no_more_than_starting_at_once(tmp_path, monkeypatch):
+    toy.write_rows(f"{tmp_path}/rows")
+    opened = []
+
+    class Counting(prepare.ShardReader):
+        def __init__(self, inputs, name):
+            opened.append(name)
+            super().__init__(inputs, f"{int(name) % 2:06d}")  # two shards stand for all
+
+    monkeypatch.setattr(prepare, "ShardReader", Counting)
+    shards = [f"{number:06d}" for number in range(100_000)]
+    plan = BatchPlan([toy.ROWS // 2] * len(shards), 10, 0, 4)
+    opens = []
+    for start in (0, 1_000_000):
+        source = Feed(toy.Toy(), [f"{tmp_path}/rows"], shards, plan, start + 40, 0, 1, 10, 1)
+        work = prepare.Prepare(source.task, source.inputs, 0, 10, 0, source.key)
+        batches = [batch for chunk in source.chunks(start, start + 20, 5) for batch in work.batches(chunk)]
+        assert len(batches) == 20
+        opens.append(len(opened))
+        assert len(set(opened)) == len(opened) <= 12  # three windows at most, and each of their shards once
+        opened.clear()
+    assert max(opens) - min(opens) <= 4

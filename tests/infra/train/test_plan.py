@@ -1,10 +1,13 @@
 """The plan of the rows: complete, exact at every world size, and the same from wherever one starts."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infra.train import plan as plan_module
 from infra.train.draw import numeric_ids, permutation, uniforms
 from infra.train.plan import BatchPlan
 
@@ -53,9 +56,27 @@ def test_workers_together_compute_the_global_batch(plan, world, step, extra):
         assert [t for part in together for t in part[i]] == triples(plan.steps(step + i, step + i + 1))
 
 
-def test_a_million_steps_in_costs_what_the_first_step_costs():
-    plan = BatchPlan([1000] * 1000, 256, 0, 16)
-    assert len(plan.steps(1_000_000, 1_000_001)) == 256
+def test_a_million_steps_in_costs_what_the_first_step_costs(monkeypatch):
+    made = []
+
+    def counting(size, *key):
+        made.append(size)
+        return permutation(size, *key)
+
+    monkeypatch.setattr(plan_module, "permutation", counting)
+    plan = BatchPlan([10_000] * 100_000, 256, 0, 16)  # 10^9 rows: four million steps an epoch
+    for step in (0, 1_000_000, 3_906_249, 10_000_000):
+        made.clear()
+        tracemalloc.start()
+        rows = plan.steps(step, step + 1)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(rows) == 256
+        # The shards of the epoch, and the rows of one or two windows; two epochs where the step straddles them.
+        straddles = len(set(rows.epoch)) == 2
+        assert made.count(100_000) == 1 + straddles
+        assert sum(made) <= (1 + straddles) * 100_000 + 2 * 16 * 10_000
+        assert peak < 50e6  # an int64 a row would be 8e9
 
 
 def test_epochs_differ():
