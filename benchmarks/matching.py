@@ -176,6 +176,8 @@ class Log(list):
         self.append({"step": step} | {name: round(value, 4) for name, value in figures.items()})
         print(self[-1], flush=True)
 
+    def begin(self, step: int) -> None: ...
+
     def flush(self) -> None: ...
 
 

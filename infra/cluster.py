@@ -26,6 +26,7 @@ class Cluster:
     restarts: int = 3  # of a training, in a row and without a checkpoint in between, before it is given up
     stall_seconds: float = 100  # without a step or a word of a worker, until all start anew; said after half
     grow_seconds: float = 30  # that a group trains at least before it makes room for workers that have come
+    log_ids: bool = False  # which rows each training step used is written down, to a folder that workers share
     actors: tuple[int, int] = (1, 2)  # actors of a stage, at least and at most
     cpus_per_actor: float = 1
     gpus_per_actor: float = 0
@@ -80,9 +81,9 @@ class Cluster:
             )
 
     @property
-    def backend(self) -> Literal["gloo", "nccl"]:
-        """What workers talk over."""
-        return "nccl" if self.gpus_per_worker else "gloo"
+    def backend(self) -> str:
+        """What workers talk over; what they agree on beside the gradients lies in the CPU's memory."""
+        return "cpu:gloo,cuda:nccl" if self.gpus_per_worker else "gloo"
 
 
 def laptop() -> Cluster:

@@ -17,7 +17,7 @@ from infra.data.shards import ShardReader, shard_names
 from infra.metrics import Report
 from infra.store import Artifact, step
 from infra.train.fit import Training, fit
-from infra.train.loop import TrainConfig
+from infra.train.loop import TrainConfig, is_loss
 from infra.train.optim import OptimConfig
 
 MODEL = "model"  # the folder, within the artifact, of what users load
@@ -116,7 +116,7 @@ def train_captioner(
     with tempfile.TemporaryDirectory() as folder:  # weights as they were published become a captioner of ours
         load_captioner(source).save(folder)
         storage.upload(folder, storage.join(out, MODEL))
-    losses = {name.replace("/", "_"): value for name, value in figures.items() if _is_loss(name)}
+    losses = {name.replace("/", "_"): value for name, value in figures.items() if is_loss(name)}
     return {"vocabulary": len(vocabulary), "styles": [style.name for style in config.styles], **losses}
 
 
@@ -170,7 +170,3 @@ def _demand_references(styles: tuple[Style, ...], images: Artifact) -> None:
 def _source(model: CaptionerConfig | str) -> CaptionerConfig | str:
     # Workers may run in another folder than the command did.
     return storage.absolute(model) if isinstance(model, str) and storage.exists(model) else model
-
-
-def _is_loss(name: str) -> bool:
-    return "/" in name and not name.endswith(("/lr", "/grad_norm"))

@@ -7,7 +7,7 @@ from infra.cluster import Cluster
 from infra.metrics import Report
 from infra.store import Artifact, step
 from infra.train.fit import Training, fit
-from infra.train.loop import TrainConfig
+from infra.train.loop import TrainConfig, is_loss
 from infra.train.optim import OptimConfig
 from t2i.tokenizers.losses import CriticConfig, LossConfig
 from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
@@ -61,8 +61,4 @@ def image_size(images: Artifact) -> tuple[int, int]:
 
 def losses_of(figures: dict[str, Any]) -> dict[str, float]:
     """The last logged losses, by a name that suits a table."""
-    return {
-        name.split("/")[-1] + "_loss": value
-        for name, value in figures.items()
-        if "/" in name and not name.endswith(("/lr", "/grad_norm"))
-    }
+    return {name.split("/")[-1] + "_loss": value for name, value in figures.items() if is_loss(name)}

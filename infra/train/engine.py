@@ -46,7 +46,7 @@ class Engine(Protocol):
         ...
 
     def state(self) -> dict[str, torch.Tensor]:
-        """This worker's share of the full fp32 state; the shares of all workers are disjoint and complete."""
+        """Copies of this worker's share of the full fp32 state; those of all workers are disjoint and complete."""
         ...
 
     def meta(self) -> dict:
@@ -86,13 +86,13 @@ class PlainEngine:
 
     def state(self) -> dict[str, torch.Tensor]:
         name = self.update.name
-        state = buffers(self.update)
+        state = {key: value.clone() for key, value in buffers(self.update).items()}
         for key, parameter in self._module.named_parameters():
-            state[f"{name}/w/{key}"] = parameter.detach()
+            state[f"{name}/w/{key}"] = parameter.detach().clone()
             for moment in STATE_KEYS:
                 value = self._optimizer.state.get(parameter, {}).get(moment)
                 if value is not None:
-                    state[f"{name}/{moment}/{key}"] = value
+                    state[f"{name}/{moment}/{key}"] = value.clone()
         return state
 
     def meta(self) -> dict:

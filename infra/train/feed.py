@@ -17,6 +17,7 @@ import torch
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayTaskError
 
+from infra.data.shards import ShardReader, select_rows
 from infra.train.plan import BatchPlan
 from infra.train.prepare import Chunk, Prepare, unpack
 from infra.train.task import Batch, Task
@@ -74,7 +75,7 @@ class Feed:
                 while segment.batches:
                     yield self._micro_batches(segment.batches.popleft())
         finally:
-            wait([coming], timeout=10)  # an execution that is left behind would take the processor from what follows
+            wait([coming], timeout=1)  # an execution that is left behind takes the processor from what follows
 
     def _micro_batches(self, batch: dict[str, np.ndarray]) -> list[Batch]:
         parts = {name: torch.from_numpy(array).chunk(self.micro_steps) for name, array in batch.items()}
@@ -112,6 +113,19 @@ class Feed:
                     "of the cluster are free, and each task needs one beside those of the training workers."
                 ) from error
         return _Segment(stop, length, batches, time.perf_counter() - began)
+
+    def sample_ids(self, step: int) -> list[str]:
+        """The sample ids of the global batch of a training step, from 0."""
+        rows = self.plan.steps(step, step + 1)
+        ids = [""] * len(rows)
+        for shard in np.unique(rows.shard):
+            places = np.flatnonzero(rows.shard == shard)
+            reader = ShardReader(self.inputs, self.shards[shard])
+            usable = select_rows(reader, self.task.where, self.task.where_reads)
+            found = reader.stored(["sample_id"], usable[rows.row[places]])["sample_id"]
+            for place, sample_id in zip(places, found, strict=True):
+                ids[place] = str(sample_id)
+        return ids
 
     def chunks(self, start: int, stop: int, length: int) -> Iterator[Chunk]:
         """This worker's rows of training steps [start, stop), `length` steps a chunk: all that a task has to know."""

@@ -12,6 +12,7 @@ from infra.cluster import Cluster
 from infra.metrics import Report
 from infra.notice import Notice, Teller
 from infra.train.board import Beat, silence
+from infra.train.loop import is_loss
 from infra.train.worker import Job, work
 
 LOOK_SECONDS = 0.3  # between two looks at a group
@@ -116,7 +117,7 @@ class Group:
     def _show(self, words: list[tuple[Beat, float]], report: Report) -> None:
         for beat, _ in words:
             if beat.rank == 0 and beat.figures:
-                losses = {name: value for name, value in beat.figures.items() if _is_loss(name)}
+                losses = {name: value for name, value in beat.figures.items() if is_loss(name)}
                 report(beat.step, self._job.trainings[beat.training].config.steps, "steps", **losses)
 
     def _why_leave(self, words: list[tuple[Beat, float]], room: "Room", notice: Notice) -> str:
@@ -167,7 +168,3 @@ class Room:
 def _told(failure: BaseException) -> BaseException:
     """What the worker raised, out of what Ray Train wraps it in."""
     return getattr(failure, "_base_exc", failure)
-
-
-def _is_loss(name: str) -> bool:
-    return "/" in name and not name.endswith(("/lr", "/grad_norm"))

@@ -11,7 +11,9 @@ import torch
 from infra.train import checkpoint, world
 from infra.train.engine import Engine, EngineFactory
 from infra.train.optim import learning_rate
-from infra.train.task import Batch, Task
+from infra.train.settings import Precision
+from infra.train.task import Batch, Task, Update
+from infra.train.writer import Writer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +23,7 @@ class TrainConfig:
     steps: int
     batch: int = 64  # rows of the global batch of one training step, over all workers
     seed: int = 0  # of the order of the rows and of every draw that belongs to a row
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     window_shards: int = 16  # rows are permuted within windows of so many permuted shards
     log_every_steps: int = 10
     save_every_steps: int = 200
@@ -36,6 +38,10 @@ class TrainConfig:
 class Log(Protocol):
     """Where rank 0 writes the figures of a training step."""
 
+    def begin(self, step: int) -> None:
+        """Training goes on after so many steps: what was logged of later ones is void."""
+        ...
+
     def __call__(self, step: int, figures: dict[str, float]) -> None: ...
 
     def flush(self) -> None:
@@ -44,13 +50,32 @@ class Log(Protocol):
 
 
 class Watch(Protocol):
-    """Who is told where training stands, and says when it is to end before its time."""
+    """Who is told where training stands, on every worker, and says when it is to end before its time."""
+
+    def begin(self, step: int) -> None:
+        """Training goes on after so many steps; a collective."""
+        ...
 
     def at(self, phase: Literal["data", "step", "save"], *, step: int) -> None: ...
+
+    def uses(self, step: int, micro_batches: list[Batch]) -> None:
+        """These are this worker's rows of a training step, from 0."""
+        ...
 
     def leaving(self) -> bool:
         """Whether this worker is to save and to leave; if one is, all of them do, after the same step."""
         ...
+
+
+class _Unwatched:
+    def begin(self, step: int) -> None: ...
+
+    def at(self, phase: str, *, step: int) -> None: ...
+
+    def uses(self, step: int, micro_batches: list[Batch]) -> None: ...
+
+    def leaving(self) -> bool:
+        return False
 
 
 class Left(Exception):  # noqa: N818 - no error
@@ -69,11 +94,9 @@ class Diverged(FloatingPointError):  # noqa: N818 - a kind of FloatingPointError
         return self.args[1]
 
 
-class _Unwatched:
-    def at(self, phase: str, *, step: int) -> None: ...
-
-    def leaving(self) -> bool:
-        return False
+def is_loss(figure: str) -> bool:
+    """Whether a logged figure is a loss of an Update, by its name."""
+    return "/" in figure and not figure.endswith(("/lr", "/grad_norm"))
 
 
 Feed = Callable[[int], Iterator[list[Batch]]]
@@ -96,47 +119,64 @@ def train(
     a gradient is no longer a finite number, or a loss is beyond `config.stop_above`: nothing of that step is saved.
     Raises Left, after a checkpoint, when `watch` says so.
     """
-    saved = _newest(folder)
+    saved = checkpoint.restore(folder)
     start = saved.step if saved else 0
     if saved and start >= config.steps:
         return saved
     engines = [make_engine(update, micro_steps, saved) for update in task.updates()]
-    clock = _Clock(start)
+    clock, score = _Clock(start), _Score(engines[0].update)
+    if world.rank() == 0:
+        log.begin(start)
+    watch.begin(start)
 
     def save(step: int) -> None:
         watch.at("save", step=step)
-        state = {name: tensor for engine in engines for name, tensor in engine.state().items()}
-        meta = {"updates": {engine.update.name: engine.meta() for engine in engines}}
         if world.rank() == 0:
             log.flush()
-        checkpoint.write(folder, step, state, meta)
+        writer.save(
+            step,
+            {name: tensor for engine in engines for name, tensor in engine.state().items()},
+            {"updates": {engine.update.name: engine.meta() for engine in engines}},
+            score.taken(),
+        )
 
-    watch.at("data", step=start)
-    for step, micro_batches in zip(range(start, config.steps), feed(start), strict=False):
-        clock.arrived()
-        watch.at("step", step=step)
-        awake = [engine for engine in engines if step >= engine.update.start_step]
-        counts, leaving = _counts(awake, micro_batches, watch.leaving())
-        if leaving:
-            if step > start:
-                save(step)
-            raise Left(f"Left after {step} steps.")
-        for batch in micro_batches:
-            batch["step"] = torch.tensor(step)
-        figures = {}
-        for engine in awake:
-            figures |= _turn(engine, micro_batches, counts[engine.update.name], step, config)
-        done, last = step + 1, step + 1 == config.steps
-        saving = done % config.save_every_steps == 0 or last
-        if saving or done % config.log_every_steps == 0:
-            means = _means(figures, done, config.stop_above)  # before a save: what is not a number is never kept
-            if world.rank() == 0 and (last or done % config.log_every_steps == 0):
-                log(done, means | clock.rates(done, config.batch))
-        if saving:
-            save(done)
-        watch.at("data", step=done)
-        clock.waits()
-    return _newest(folder) or _no_checkpoint(folder)
+    with Writer(folder) as writer:
+        try:
+            watch.at("data", step=start)
+            for step, micro_batches in zip(range(start, config.steps), feed(start), strict=False):
+                clock.arrived()
+                writer.check()
+                watch.at("step", step=step)
+                awake = [engine for engine in engines if step >= engine.update.start_step]
+                counts, leaving = _counts(awake, micro_batches, watch.leaving())
+                if leaving:
+                    if step > start:
+                        save(step)
+                    raise Left(f"Left after {step} steps.")
+                watch.uses(step, micro_batches)
+                for batch in micro_batches:
+                    batch["step"] = torch.tensor(step)
+                figures = {}
+                for engine in awake:
+                    figures |= _turn(engine, micro_batches, counts[engine.update.name], step, config)
+                done = step + 1
+                saving = done % config.save_every_steps == 0 or done == config.steps
+                logging = done % config.log_every_steps == 0 or done == config.steps
+                if saving or logging:
+                    means = _means(
+                        figures, done, config.stop_above
+                    )  # before a save: what diverged is never kept
+                    score.add(means)
+                    if logging and world.rank() == 0:
+                        log(done, means | clock.rates(done, config.batch))
+                if saving:
+                    save(done)
+                watch.at("data", step=done)
+                clock.waits()
+        except (Left, Diverged):  # all workers raise it at the same step: what they saved is to count
+            writer.close()
+            raise
+    return checkpoint.Checkpoint(checkpoint.place(folder, config.steps))
 
 
 def _turn(
@@ -155,7 +195,7 @@ def _turn(
             sums[name] = sums.get(name, torch.zeros(())) + value.detach().float().cpu()
     lr = learning_rate(update.optim, step - update.start_step, config.steps - update.start_step)
     norm = engine.step(lr)
-    if not math.isfinite(norm):
+    if not math.isfinite(norm) and config.precision != "fp16":  # there it marks a step that the scale was too large for
         raise Diverged(f"The gradient of '{update.name}' is no finite number at step {step + 1}.", step + 1)
     figures = {f"{update.name}/{name}": value / counts[name] for name, value in sums.items()}
     return figures | {f"{update.name}/lr": torch.tensor(lr), f"{update.name}/grad_norm": torch.tensor(norm)}
@@ -200,13 +240,31 @@ def _counts(
 
 def _means(figures: dict[str, torch.Tensor], step: int, most: float) -> dict[str, float]:
     """The figures of a step over all workers; losses are local sums over global counts: their total is the mean."""
-    losses = [name for name in figures if not name.endswith(("/lr", "/grad_norm"))]
+    losses = [name for name in figures if is_loss(name)]
     totals = world.total(torch.stack([figures[name] for name in losses]))
     values = dict(zip(losses, totals.tolist(), strict=True))
     if not all(math.isfinite(value) and abs(value) <= most for value in values.values()):
         said = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         raise Diverged(f"The loss is no finite number, or beyond {most:g}, at step {step}: {said}.", step)
     return values | {name: float(value) for name, value in figures.items() if name not in values}
+
+
+class _Score:
+    """The mean, over what was logged since the last save, of an Update's weighted loss: by it the best is kept."""
+
+    def __init__(self, update: Update) -> None:
+        self._update, self._seen = update, []
+
+    def add(self, means: dict[str, float]) -> None:
+        prefix, weights = f"{self._update.name}/", self._update.loss_weights
+        names = [name for name in means if name.startswith(prefix) and is_loss(name)]
+        if names:
+            self._seen.append(sum(weights.get(name.removeprefix(prefix), 1.0) * means[name] for name in names))
+
+    def taken(self) -> float | None:
+        """The mean, and begin anew; None where nothing was logged."""
+        seen, self._seen = self._seen, []
+        return sum(seen) / len(seen) if seen else None
 
 
 class _Clock:
@@ -230,13 +288,3 @@ class _Clock:
         rate, waiting = (step - self._step) / seconds, self._waiting / seconds
         self._step, self._time, self._waiting = step, now, 0.0
         return {"steps_per_second": rate, "rows_per_second": rate * batch, "waiting_share": waiting}
-
-
-def _newest(folder: str) -> checkpoint.Checkpoint | None:
-    """What rank 0 finds is what all continue from."""
-    url = world.from_first(checkpoint.newest(folder) if world.rank() == 0 else None)
-    return checkpoint.Checkpoint(url) if url else None
-
-
-def _no_checkpoint(folder: str) -> checkpoint.Checkpoint:
-    raise RuntimeError(f"Training ended, but no checkpoint under {folder} is whole; run the same line again.")

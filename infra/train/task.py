@@ -10,7 +10,8 @@ import torch
 from infra.train.optim import OptimConfig
 
 Batch = dict[str, torch.Tensor]
-"""Columns of one micro-batch, first axis B; always with `"weight"` (B,) float32: 1 for a row, 0 for padding.
+"""Columns of one micro-batch, first axis B; always with `"weight"` (B,) float32: 1 for a row, 0 for padding, and, from
+the feed, `"id"` (B,) int64: the row's numeric id.
 
 The loop adds `"step"`, the training step as a scalar, for what changes in the course of a training.
 """

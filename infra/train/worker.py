@@ -5,7 +5,7 @@ import os
 import pickle
 import tempfile
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import torch
@@ -16,9 +16,13 @@ from infra.metrics import ScalarLog, read_scalars
 from infra.train import checkpoint, world
 from infra.train.board import Beat, Pulse
 from infra.train.engine import load_weights
-from infra.train.loop import Left, TrainConfig, train
+from infra.train.ids import IdLog
+from infra.train.loop import Diverged, Left, TrainConfig, train
 from infra.train.plan import BatchPlan
-from infra.train.task import Task
+from infra.train.task import Batch, Task
+
+if TYPE_CHECKING:
+    from infra.train.feed import Feed
 
 FINISHED = "finished.json"  # written last: what is trained is not trained again
 
@@ -97,11 +101,15 @@ def _train(training: Training, counts: dict[str, int], cluster: Cluster, pulse: 
 
     def make_engine(update: Any, micro_steps: int, saved: Any) -> zero.ZeroEngine:
         return zero.ZeroEngine(
-            update, micro_steps, saved, stage=cluster.zero_stage, precision=config.precision, micro_batch=micro_batch
-        )
+            update, micro_steps, saved, stage=cluster.zero_stage, precision=config.precision, micro_batch=micro_batch,
+            offload=cluster.offload, recompute=cluster.recompute,
+        )  # fmt: skip
 
-    log = _Log(training, pulse)
-    final = train(task, feed, make_engine, micro_steps, config, training.checkpoints, log, pulse)
+    log, watch = _Log(training, pulse), _Watch(pulse, storage.join(training.out, "ids") if cluster.log_ids else None)
+    try:
+        final = train(task, feed, make_engine, micro_steps, config, training.checkpoints, log, watch)
+    except Diverged as error:
+        raise Diverged(f"{error} {_blamed(training, feed, error.step)}", error.step) from None
     log.close()
     pulse.at("export")
     if world.rank() == 0:
@@ -110,17 +118,44 @@ def _train(training: Training, counts: dict[str, int], cluster: Cluster, pulse: 
         storage.write_json(storage.join(training.out, FINISHED), {"rows": sum(counts.values()), **figures})
 
 
+def _blamed(training: Training, feed: "Feed", step: int) -> str:
+    """The rows of a step that diverged, listed in a file, and what to do."""
+    ids, url = feed.sample_ids(step - 1), storage.join(training.out, "diverged.json")
+    if world.rank() == 0:
+        storage.write_json(url, {"step": step, "sample_ids": ids})
+    return (
+        f"Its {len(ids)} rows are listed in {url}: {', '.join(ids[:3])}, ... The last checkpoint is good: lower the "
+        "learning rate, or leave out rows that are broken."
+    )
+
+
+class _Watch:
+    """The loop's Watch: the pulse, and a log of the rows that are used, where one is wanted."""
+
+    def __init__(self, pulse: Pulse, ids: str | None) -> None:
+        self._folder, self._ids = ids, None
+        self.at, self.leaving = pulse.at, pulse.leaving
+
+    def begin(self, step: int) -> None:
+        self._ids = IdLog(self._folder, step) if self._folder else None
+
+    def uses(self, step: int, micro_batches: list[Batch]) -> None:
+        if self._ids is not None:
+            self._ids(step, micro_batches)
+
+
 class _Log:
-    """Rank 0's scalar log, opened at its first line; what it is given, the board learns, too."""
+    """Rank 0's scalar log; what it is given, the board learns, too."""
 
     def __init__(self, training: Training, pulse: Pulse) -> None:
-        self._training, self._pulse = training, pulse
+        self._out, self._pulse = training.out, pulse
         self._log: ScalarLog | None = None
 
+    def begin(self, step: int) -> None:
+        self._log = ScalarLog(self._out, step)
+
     def __call__(self, step: int, figures: dict[str, float]) -> None:
-        if self._log is None:
-            newest = checkpoint.newest(self._training.checkpoints)
-            self._log = ScalarLog(self._training.out, checkpoint.step_of(newest) if newest else 0)
+        assert self._log is not None
         self._log(step, figures)
         self._pulse.logged(figures)
 

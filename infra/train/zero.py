@@ -4,7 +4,7 @@ import datetime
 import math
 import os
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if os.path.exists("/dev/nvidiactl") else "cpu")  # read at import
 
@@ -23,7 +23,7 @@ from infra.train.settings import Offload, Precision, settings
 from infra.train.task import Batch, Losses, Update
 
 
-def start(backend: Literal["gloo", "nccl"], timeout_seconds: float = 120) -> None:
+def start(backend: str, timeout_seconds: float = 120) -> None:
     """Join the process group that the environment names (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
 
     DeepSpeed's own groups take torch's default time-out of 30 minutes whatever the launcher says: it is set here, so

@@ -227,6 +227,9 @@ class Log(list):
     def __call__(self, step, figures):
         self.append(figures)
 
+    def begin(self, step):
+        pass
+
     def flush(self):
         pass
 

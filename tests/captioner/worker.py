@@ -72,6 +72,9 @@ class Log(list):
     def __call__(self, step, figures):
         self.append([figures[f"base/{name}"] for name in ("alt", "contrastive", "match", "grad_norm")])
 
+    def begin(self, step):
+        pass
+
     def flush(self):
         pass
 

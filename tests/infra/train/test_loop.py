@@ -19,6 +19,12 @@ class Told:
     def __init__(self, calls=10**9):
         self.calls, self.seen = calls, []
 
+    def begin(self, step):
+        pass
+
+    def uses(self, step, micro_batches):
+        pass
+
     def at(self, phase, *, step):
         self.seen.append((phase, step))
 
@@ -113,6 +119,9 @@ def test_the_share_of_time_spent_waiting(tmp_path):
     class Figures(list):
         def __call__(self, step, figures):
             self.append(figures["waiting_share"])
+
+        def begin(self, step):
+            pass
 
         def flush(self):
             pass

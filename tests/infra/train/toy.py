@@ -16,12 +16,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from infra import storage
-from infra.train.checkpoint import COMMIT, Checkpoint, newest, write
+from infra.train.checkpoint import COMMIT, Checkpoint, newest
 from infra.train.engine import PlainEngine
 from infra.train.loop import TrainConfig, train
 from infra.train.optim import OptimConfig
 from infra.train.plan import BatchPlan
 from infra.train.task import Update
+from infra.train.writer import Writer
 
 ROWS = 50
 
@@ -159,6 +160,9 @@ class Losses(list):
     def __call__(self, step, figures):
         self.append(figures["net/token"])
 
+    def begin(self, step):
+        pass
+
     def flush(self):
         pass
 
@@ -208,7 +212,8 @@ def copy(job, config):
     saved = Checkpoint(newest(job["folder"]))
     (update,) = Toy().updates()
     engine = worker_engine(job, config)(update, 1, saved)
-    write(job["out"], saved.step, engine.state(), {"updates": {update.name: engine.meta()}})
+    with Writer(job["out"]) as writer:
+        writer.save(saved.step, engine.state(), {"updates": {update.name: engine.meta()}})
 
 
 def tear(job, config):
