@@ -163,9 +163,7 @@ def train(
                 saving = done % config.save_every_steps == 0 or done == config.steps
                 logging = done % config.log_every_steps == 0 or done == config.steps
                 if saving or logging:
-                    means = _means(
-                        figures, done, config.stop_above
-                    )  # before a save: what diverged is never kept
+                    means = _means(figures, done, config.stop_above)  # before a save: what diverged is never kept
                     score.add(means)
                     if logging and world.rank() == 0:
                         log(done, means | clock.rates(done, config.batch))

@@ -53,6 +53,10 @@ def parameter_groups(module: torch.nn.Module, config: OptimConfig) -> list[dict[
     return [group for group in groups if group["params"]]
 
 
+# Without the wrapper around it, which imports torch's compiler, a second of each start, to set what `no_grad` sets.
+_STEP = getattr(torch.optim.AdamW.step, "__wrapped__", torch.optim.AdamW.step)
+
+
 class AdamW(torch.optim.AdamW):
     """AdamW whose state holds, beside `exp_avg` and `exp_avg_sq`, the moving average `ema` of the weights.
 
@@ -69,7 +73,7 @@ class AdamW(torch.optim.AdamW):
 
         What has no gradient is left alone, its average too.
         """
-        loss = super().step(closure)
+        loss = _STEP(self, closure)
         if self._ema_decay:
             for group in self.param_groups:
                 for parameter in group["params"]:

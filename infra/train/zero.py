@@ -1,8 +1,10 @@
 """DeepSpeed ZeRO behind the Engine contract: the only file that knows DeepSpeed."""
 
 import datetime
+import importlib
 import math
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,9 +33,28 @@ def start(backend: str, timeout_seconds: float = 120) -> None:
     and a kill during its build hangs every later start.
     """
     logger.setLevel("ERROR")
+    _leave_out_the_compiler()
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     distributed_c10d.default_pg_timeout = datetime.timedelta(seconds=timeout_seconds)
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+def _leave_out_the_compiler() -> None:
+    """Below ZeRO 3, some 3 s of every start would go to importing torch's compiler, which nobody uses here.
+
+    DeepSpeed imports its Muon optimizer to see that ours is another one, and Muon is decorated with `torch.compile`.
+    Torch's optimizers import the compiler to keep it out of their methods; the mark that they set is set here.
+    """
+    compiled = torch.compile
+    torch.compile = lambda function=None, **_: function or (lambda function: function)  # type: ignore[assignment]
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    finally:
+        torch.compile = compiled
+    if "torch._dynamo" not in sys.modules:
+        for method in vars(torch.optim.Optimizer).values():
+            if (plain := getattr(method, "__wrapped__", None)) is not None:
+                plain.__dynamo_disable = plain
 
 
 class ZeroEngine:

@@ -225,6 +225,11 @@ def tear(job, config):
     world.gather(None)
 
 
+def compilers(job, config):
+    """Those that are loaded."""
+    return [name for name in ("torch._dynamo", "torch._inductor") if name in sys.modules]
+
+
 def poison(job, config):
     """Two good steps, one whose last row, of the last worker, has a gradient that is no number, and one good one.
 
@@ -273,7 +278,9 @@ def main() -> None:
         config = TrainConfig(
             **{"steps": 12, "batch": 10, "log_every_steps": 1, "save_every_steps": 6, **job.get("config", {})}
         )
-        do = {"train": train_as_told, "copy": copy, "poison": poison, "tear": tear}[job.get("do", "train")]
+        do = {"train": train_as_told, "copy": copy, "poison": poison, "tear": tear, "compilers": compilers}[
+            job.get("do", "train")
+        ]
         results.append(do(job, config))
         zero.settings = plain_settings
         gc.collect()
