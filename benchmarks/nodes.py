@@ -1,5 +1,6 @@
 """Several Ray nodes on this machine, each a process group: a head without CPUs, and nodes that do the work."""
 
+import json
 import os
 import secrets
 import shutil
@@ -10,6 +11,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).parents[1]
 START_SECONDS = 150  # of a node, on a machine that is busy
@@ -55,6 +58,26 @@ class Nodes:
         """
         self._start(core, f"--address={self.address}", f"--num-cpus={cpus}")
         return self._started[-1]
+
+    def drain(self, node: subprocess.Popen[bytes], seconds: int = 60) -> None:
+        """Tell the cluster that a node will be taken away in so many seconds, as a spot machine's notice does."""
+        listed = "{node['NodeID']: node['NodeManagerPort'] for node in ray.nodes() if node['Alive']}"
+        told = self._ray(
+            f"import json, ray; ray.init('{self.address}', logging_level='error', log_to_driver=False); "
+            f"print(json.dumps({listed}))"
+        )
+        family = [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]
+        mine = {each.laddr.port for one in family for each in one.net_connections("tcp") if each.status == "LISTEN"}
+        (identity,) = [identity for identity, port in json.loads(told).items() if port in mine]
+        self._ray(f"from ray.scripts.scripts import cli; cli(['drain-node', '--address={self.address}', "
+                  f"'--node-id={identity}', '--reason=DRAIN_NODE_REASON_PREEMPTION', '--reason-message=spot', "
+                  f"'--deadline-remaining-seconds={seconds}'])")  # fmt: skip
+
+    def _ray(self, program: str) -> str:
+        """The last line that a Python program prints which joins this cluster."""
+        command = [sys.executable, "-W", "ignore", "-c", program]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60, check=True)
+        return (done.stdout.strip().splitlines() or [""])[-1]
 
     def __exit__(self, *_: object) -> None:
         for node in reversed(self._started):

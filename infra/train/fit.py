@@ -3,7 +3,7 @@
 import itertools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,8 @@ from infra.train.board import Board
 from infra.train.group import Group
 from infra.train.restarts import Restarts, root, sentence
 from infra.train.worker import FINISHED, Job, Training
+
+PAUSES = (1, 5, 15, 30, 60)  # seconds between questions to a store that is away
 
 __all__ = ["Training", "fit"]
 
@@ -57,7 +59,8 @@ def _supervise(job: Job, report: Report, notice: "Notice") -> None:
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     board: Any = ray.remote(num_cpus=0, label_selector=here)(Board).remote()
     restarts = Restarts(cluster.restarts, _reached(job))
-    say, diary = Teller(), _Diary(job.trainings[0].out)
+    say = Teller()
+    diary = _Diary(job.trainings[0].out, say)
     for number in itertools.count():
         nodes: list[str] = []
         if low < high:
@@ -72,9 +75,9 @@ def _supervise(job: Job, report: Report, notice: "Notice") -> None:
         failures = group.run(report, notice, say, partial(diary, group, "first step"))
         diary(group, "ends", why=sentence(root(failures)) if failures else group.why or "all was trained")
         notice.heed()
-        if not failures and all(training.finished() for training in job.trainings):
+        if not failures and _patiently(lambda: all(training.finished() for training in job.trainings), say):
             return
-        if failures and not restarts.again(failures, _reached(job)):
+        if failures and not restarts.again(failures, _patiently(lambda: _reached(job), say)):
             cause = root(failures)
             raise RuntimeError(f"Training failed: {sentence(cause)}") from cause
         if failures:
@@ -89,11 +92,22 @@ def _reached(job: Job) -> int:
     )
 
 
+def _patiently(ask: Callable[[], Any], say: Teller) -> Any:
+    """The answer of a store that may be away for a while: nothing could be saved meanwhile, so there is no hurry."""
+    for pause in PAUSES:
+        try:
+            return ask()
+        except storage.UnavailableError as error:
+            say(str(error))
+            time.sleep(pause)
+    return ask()
+
+
 class _Diary:
     """What befell the groups: a line an event in `groups.jsonl`, beside the scalars of the first training."""
 
-    def __init__(self, out: str) -> None:
-        self._url = storage.join(out, "groups.jsonl")
+    def __init__(self, out: str, say: Teller) -> None:
+        self._url, self._say = storage.join(out, "groups.jsonl"), say
         self._lines = storage.read_bytes(self._url) if storage.exists(self._url) else b""
 
     def __call__(self, group: Group, event: str, **more: Any) -> None:
@@ -105,4 +119,7 @@ class _Diary:
             **more,
         }
         self._lines += json.dumps(line).encode() + b"\n"
-        storage.write_bytes(self._url, self._lines)
+        try:
+            storage.write_bytes(self._url, self._lines)
+        except OSError as error:  # training goes on; the next line brings this one
+            self._say(str(error))

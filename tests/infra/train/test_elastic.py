@@ -1,10 +1,7 @@
 """Workers, nodes and the driver come and go, with notice and without; the numbers stay those of an undisturbed run."""
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import psutil
@@ -12,13 +9,17 @@ import pytest
 
 from benchmarks.nodes import Nodes
 from infra.metrics import read_scalars
-from infra.train import checkpoint
+from infra.train import checkpoint, ids
+from infra.train.loop import TrainConfig
+from infra.train.plan import BatchPlan
 from tests.infra.train import toy
 from tests.infra.train.drive import Driver, groups
+from tests.proxy import Proxy
 
 STEPS = 500
 CONFIG = {"steps": STEPS, "batch": 10, "log_every_steps": 5, "save_every_steps": 20}
-NODES = {"workers": (1, 2), "zero_stage": 2, "grow_seconds": 2}
+NODES = {"workers": (1, 2), "zero_stage": 2, "grow_seconds": 2, "log_ids": True}
+PAIR = {"workers": (2, 2), "log_ids": True}
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(400)]
 
 
@@ -35,9 +36,16 @@ def undisturbed(tmp_path_factory):
 
 
 def check(place, undisturbed):
+    """The same losses at the same steps, and every row once an epoch, as the workers wrote it down."""
     rows = read_scalars(f"{place}/out")
     assert [row["step"] for row in rows] == list(range(5, STEPS + 1, 5))
     assert [row["net/token"] for row in rows] == pytest.approx(undisturbed, rel=1e-3)
+    used = ids.read_ids(f"{place}/out/ids")
+    assert len(used) == STEPS
+    inputs, shards = [f"{place}/rows"], ["000000", "000001"]
+    each = ids.row_ids(inputs, shards, toy.Toy())
+    plan = BatchPlan([len(one) for one in each], CONFIG["batch"], 0, TrainConfig(steps=1).window_shards)
+    assert ids.check(used, plan, each) == STEPS * CONFIG["batch"] // toy.ROWS
 
 
 def kill_node(node, sent=signal.SIGKILL):
@@ -55,7 +63,7 @@ def test_a_node_dies_one_joins_and_one_is_drained(place, undisturbed):
             driver.wait_for_group(2)
             assert groups(place)[1]["why"] == "there is room for more workers"
             before = read_scalars(f"{place}/out")[-1]["step"]
-            drain(nodes, joins)
+            nodes.drain(joins)
             driver.wait(lambda: len(groups(place)) == 3)
             kill_node(joins)
             saved = checkpoint.newest(f"{place}/out/checkpoints")
@@ -67,31 +75,6 @@ def test_a_node_dies_one_joins_and_one_is_drained(place, undisturbed):
         assert stays.poll() is None
     assert [group["workers"] for group in groups(place)] == [2, 1, 2, 1]
     check(place, undisturbed)
-
-
-def drain(nodes, node):
-    """Tell the cluster that a node will be taken away in a while, as a spot instance's notice does."""
-    script = """
-import json, sys, ray
-ray.init(address=sys.argv[1], logging_level="error", log_to_driver=False)
-print(json.dumps({n["NodeID"]: n["NodeManagerPort"] for n in ray.nodes() if n["Alive"]}))
-"""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script, nodes.address],
-        env=nodes.environment, capture_output=True, text=True, timeout=60, check=True,
-    )  # fmt: skip
-    ports = json.loads(done.stdout.strip().splitlines()[-1])
-    family = [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]
-    mine = {c.laddr.port for process in family for c in process.net_connections("tcp") if c.status == "LISTEN"}
-    (identity,) = [identity for identity, port in ports.items() if port in mine]
-    command = [
-        "drain-node", f"--address={nodes.address}", f"--node-id={identity}",
-        "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot", "--deadline-remaining-seconds=60",
-    ]  # fmt: skip
-    subprocess.run(
-        [sys.executable, "-m", "ray.scripts.scripts", *command], env=nodes.environment, timeout=60, check=True,
-        capture_output=True,
-    )  # fmt: skip
 
 
 def test_a_raylet_and_then_two_workers_one_after_another(place, undisturbed):
@@ -122,7 +105,7 @@ def trainers(node):
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_driver_that_is_told_to_go_saves_first(place, undisturbed, sent):
-    with Driver(place, CONFIG, task="Slow", workers=(2, 2)) as driver:
+    with Driver(place, CONFIG, task="Slow", **PAIR) as driver:
         driver.wait_for_step(30)
         driver.process.send_signal(sent)
         begun = time.monotonic()
@@ -138,14 +121,14 @@ def test_a_driver_that_is_told_to_go_saves_first(place, undisturbed, sent):
     step = checkpoint.step_of(saved)
     assert step >= 30
     assert step == max(row["step"] for row in read_scalars(f"{place}/out")) // 5 * 5 + step % 5, "no step was lost"
-    with Driver(place, CONFIG, task="Toy", workers=(2, 2)) as driver:
+    with Driver(place, CONFIG, task="Toy", **PAIR) as driver:
         code, said = driver.end()
         assert code == 0, said
     check(place, undisturbed)
 
 
 def test_a_worker_that_hangs_is_told_of_and_replaced(place, undisturbed):
-    with Driver(place, CONFIG, task="Slow", workers=(2, 2), stall_seconds=12) as driver:
+    with Driver(place, CONFIG, task="Slow", stall_seconds=12, **PAIR) as driver:
         driver.wait_for_step(30)
         hung = driver.workers()[1]
         hung.suspend()
@@ -157,3 +140,37 @@ def test_a_worker_that_hangs_is_told_of_and_replaced(place, undisturbed):
     assert "says nothing for" in said
     assert f"process {hung.pid}" in said
     check(place, undisturbed)
+
+
+def test_killed_twice_while_it_saves_every_step(place, undisturbed):
+    config = CONFIG | {"save_every_steps": 1}
+    with Driver(place, config, task="Toy", **PAIR) as driver:
+        for number, step in enumerate((30, 60)):
+            driver.wait_for_group(number)
+            driver.wait_for_step(step)
+            driver.workers()[number].kill()
+            driver.wait(lambda number=number: len(groups(place)) == number + 1)
+        code, said = driver.end()
+        assert code == 0, said
+    check(place, undisturbed)
+
+
+def test_a_store_on_s3_that_is_away_for_ten_seconds(tmp_path, s3, s3_server, undisturbed):
+    """Saves and figures fail meanwhile; training ends all the same, with the same losses."""
+    away = []
+
+    def script(method, path, count):
+        if not away and "000000040" in path:
+            away.append(time.monotonic())
+        return "503" if away and time.monotonic() - away[0] < 10 else None
+
+    toy.write_rows(f"{s3}/rows")
+    with Proxy(s3_server, script=script) as proxy:
+        environment = {"AWS_ENDPOINT_URL": proxy.url}
+        with Driver(s3, CONFIG, environment, "Slow", workers=(2, 2)) as driver:
+            code, said = driver.end(240)
+        assert code == 0, said
+        assert proxy.met["503"] > 1
+    rows = read_scalars(f"{s3}/out")
+    assert [row["step"] for row in rows] == list(range(5, STEPS + 1, 5))
+    assert [row["net/token"] for row in rows] == pytest.approx(undisturbed, rel=1e-3)
