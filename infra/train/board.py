@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-BEAT_SECONDS = 0.5
+BEAT_SECONDS = 0.5  # of a worker; the board hears BEATS a second at most
+BEATS = 500
 BRISK = ("data", "step")  # phases that a worker leaves within a step's time; the others may read or write much
 
 Phase = Literal["start", "data", "step", "save", "export", "done"]
@@ -79,10 +80,10 @@ class Board:
 
 
 class Pulse:
-    """A worker's side: a thread tells the board, twice a second, where the training thread stands."""
+    """A worker's side: a thread tells the board, twice a second where few do, where the training thread stands."""
 
-    def __init__(self, rank: int, node: str, tell: Callable[[Beat], bool]) -> None:
-        self._tell = tell
+    def __init__(self, rank: int, node: str, tell: Callable[[Beat], bool], workers: int = 1) -> None:
+        self._tell, self._every = tell, max(BEAT_SECONDS, workers / BEATS)
         self._place: dict[str, Any] = {"rank": rank, "node": node}
         self._since = time.monotonic()
         self._slowest, self._begun, self._made = 0.0, 0.0, 0
@@ -125,7 +126,7 @@ class Pulse:
                 self._leave = self._tell(beat) or self._leave
             if last:
                 return
-            self._stop.wait(BEAT_SECONDS)
+            self._stop.wait(self._every)
 
 
 def silence(words: list[tuple[Beat, float]], patience: float) -> tuple[str, bool] | None:

@@ -71,7 +71,7 @@ def work(arguments: dict[str, Any]) -> None:
 
     rank, runtime = int(os.environ["RANK"]), ray.get_runtime_context()
     board.hello.remote(group, rank, runtime.current_actor)
-    pulse = Pulse(rank, runtime.get_node_id(), tell)
+    pulse = Pulse(rank, runtime.get_node_id(), tell, int(os.environ["WORLD_SIZE"]))
     try:
         torch.set_num_threads(job.cluster.threads_per_worker)
         zero.start(job.cluster.backend)
@@ -145,17 +145,19 @@ class _Watch:
 
 
 class _Log:
-    """Rank 0's scalar log; what it is given, the board learns, too."""
+    """Rank 0's scalar log, opened at its first line, since TensorBoard is slow to import; the board learns all, too."""
 
     def __init__(self, training: Training, pulse: Pulse) -> None:
         self._out, self._pulse = training.out, pulse
+        self._start = 0
         self._log: ScalarLog | None = None
 
     def begin(self, step: int) -> None:
-        self._log = ScalarLog(self._out, step)
+        self._start = step
 
     def __call__(self, step: int, figures: dict[str, float]) -> None:
-        assert self._log is not None
+        if self._log is None:
+            self._log = ScalarLog(self._out, self._start)
         self._log(step, figures)
         self._pulse.logged(figures)
 
