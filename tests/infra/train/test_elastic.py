@@ -127,6 +127,18 @@ def test_a_driver_that_is_told_to_go_saves_first(place, undisturbed, sent):
     check(place, undisturbed)
 
 
+def test_sigkill_of_the_driver(place, undisturbed):
+    with Driver(place, CONFIG, task="Toy", **PAIR) as driver:
+        driver.wait_for_step(60)
+        driver.process.kill()
+        driver.end()
+    assert checkpoint.newest(f"{place}/out/checkpoints")
+    with Driver(place, CONFIG, task="Toy", **PAIR) as driver:
+        code, said = driver.end()
+        assert code == 0, said
+    check(place, undisturbed)
+
+
 def test_a_worker_that_hangs_is_told_of_and_replaced(place, undisturbed):
     with Driver(place, CONFIG, task="Slow", stall_seconds=12, **PAIR) as driver:
         driver.wait_for_step(30)

@@ -116,6 +116,13 @@ class Slow(Toy):
         return [replace(update, module=slow)]
 
 
+class Sick(Toy):
+    """One row, number 7, has a gradient that is no number."""
+
+    def collate(self, rows, draw):
+        return super().collate(rows, draw) | {"poison": (np.array(rows["row"]) != 7).astype(np.float32)}
+
+
 class Pair(Toy):
     """Two updates in one step, as generator and critic; the second sleeps at first."""
 
