@@ -213,15 +213,15 @@ class ZeroEngine:
             state["step"] = torch.tensor(meta["optimizer_step"])  # its own tensor: a shared one counts too fast
         self._link()
         for key, parameter in self._engine.module.named_parameters():
-            if parameter.requires_grad:
+            # Below stage 3 without a mapping: no part of it is ours, and none is read.
+            if parameter.requires_grad and (self._stage == 3 or parameter._hp_mapping is not None):
                 for kind in ("w", *kinds):
                     self._fill(parameter, saved[f"{self.update.name}/{kind}/{key}"], None if kind == "w" else kind)
 
     def _fill(self, parameter: Any, value: torch.Tensor, kind: str | None) -> None:
         zero: Any = self._engine.optimizer
         if self._stage < 3:
-            if parameter._hp_mapping is not None:  # None: no part of it is ours
-                parameter.set_full_hp_param(value.to(self._device), kind)
+            parameter.set_full_hp_param(value.to(self._device), kind)
             return
         partition, _ = zero._get_fp32_opt_state_partition(parameter, release_swap_buffers=False, optim_state_key=kind)
         size = -(-parameter.ds_numel // dist.get_world_size())
