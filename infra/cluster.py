@@ -127,7 +127,6 @@ def connect(cluster: Cluster) -> None:
         with _told(f"The Ray cluster at {cluster.address} could not be joined. Is it up, and is its token set here?"):
             ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         return
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away with notice
     with (
         _told("Ray did not start on this machine, which may have too much to do. Give the same command again."),
         _silent(),
