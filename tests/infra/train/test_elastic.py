@@ -16,7 +16,7 @@ from tests.infra.train import toy
 from tests.infra.train.drive import Driver, groups
 from tests.proxy import Proxy
 
-STEPS = 500
+STEPS = 400
 CONFIG = {"steps": STEPS, "batch": 10, "log_every_steps": 5, "save_every_steps": 20}
 NODES = {"workers": (1, 2), "zero_stage": 2, "grow_seconds": 2, "log_ids": True}
 PAIR = {"workers": (2, 2), "log_ids": True}
@@ -77,50 +77,35 @@ def test_a_node_dies_one_joins_and_one_is_drained(place, undisturbed):
     check(place, undisturbed)
 
 
-def test_a_raylet_and_then_two_workers_one_after_another(place, undisturbed):
+def test_a_raylet_dies_and_its_node_is_done_without(place, undisturbed):
     with Nodes() as nodes:
-        first = nodes.add(0, cpus=2)
+        nodes.add(0, cpus=2)
         second = nodes.add(1, cpus=2)
         with Driver(place, CONFIG, nodes.environment, "Slow", address=nodes.address, **NODES) as driver:
             driver.wait_for_step(30)
-            raylet = [p for p in psutil.Process(second.pid).children(recursive=True) if p.name() == "raylet"]
-            raylet[0].kill()
-            for number in (1, 2):
-                driver.wait_for_group(number)
-                trainers(first)[0].kill()
+            (raylet,) = [p for p in psutil.Process(second.pid).children(recursive=True) if p.name() == "raylet"]
+            raylet.kill()
             code, said = driver.end()
             assert code == 0, said
             assert "goes on from what was saved last" in said
-    assert [group["workers"] for group in groups(place)] == [2, 1, 1, 1]
+    assert [group["workers"] for group in groups(place)] == [2, 1]
     check(place, undisturbed)
 
 
-def trainers(node):
-    return [
-        process
-        for process in psutil.Process(node.pid).children(recursive=True)
-        if "RayTrainWorker" in " ".join(process.cmdline())
-    ]
-
-
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-def test_a_driver_that_is_told_to_go_saves_first(place, undisturbed, sent):
+def test_a_driver_that_is_told_to_go_saves_first(place, undisturbed):
     with Driver(place, CONFIG, task="Slow", **PAIR) as driver:
         driver.wait_for_step(30)
-        driver.process.send_signal(sent)
+        driver.process.send_signal(signal.SIGTERM)
         begun = time.monotonic()
         code, said = driver.end(60)
         assert time.monotonic() - begun < 30
-    if sent == signal.SIGTERM:
-        assert code == 143, said
-    else:
-        assert code != 0
+    assert code == 143, said
     assert "Saving what is trained" in said
     saved = checkpoint.newest(f"{place}/out/checkpoints")
     assert saved
     step = checkpoint.step_of(saved)
     assert step >= 30
-    assert step == max(row["step"] for row in read_scalars(f"{place}/out")) // 5 * 5 + step % 5, "no step was lost"
+    assert len(ids.read_ids(f"{place}/out/ids")) == step, "no step was lost"
     with Driver(place, CONFIG, task="Toy", **PAIR) as driver:
         code, said = driver.end()
         assert code == 0, said
