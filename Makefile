@@ -6,7 +6,7 @@ READY  := $(VENV)/.installed
 
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: demo install test test-faults check format clean
+.PHONY: demo install test test-faults check audit format clean
 
 demo: $(READY)  ## the whole path on the built-in corpus; prints where the report is
 	$(BIN)/rescribe run demo --json
@@ -25,10 +25,14 @@ test: $(READY)  ## the suite; set RESCRIBE_CORPORA to a folder with nlvr/ and no
 test-faults: $(READY)  ## kills real processes
 	$(BIN)/python -m pytest -m faults
 
-check: $(READY)  ## format, lint, types
+check: $(READY)  ## format, lint, types, known vulnerabilities
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+	$(BIN)/python infra/deploy/audit.py requirements.lock
+
+audit: $(READY)  ## known vulnerabilities of what is pinned; "not audited" where PyPI cannot be asked
+	$(BIN)/python infra/deploy/audit.py requirements.lock
 
 format: $(READY)
 	$(BIN)/ruff format .
