@@ -32,9 +32,9 @@ class Original:
 def read_originals(source: Source, entries: list[Entry] | None = None) -> Iterator[Original]:
     """Yield the samples of one source in its order; OSError where it cannot be read.
 
-    Those of tars and folders have the very bytes of their files, but for those whose endings cannot be a name's. Those of
-    Parquet rows and of tables have files made of their fields: the picture as it is, its text as `txt` and the other
-    fields as `json`.
+    Those of tars and folders have the very bytes of their files, without those whose endings cannot be part of a name.
+    Those of Parquet rows and of tables have files made of their fields: the picture as it is, its text as `txt` and the
+    other fields as `json`.
     """
     if source.kind == "tar":
         for key, occurrence, every in read_files(source.url):
@@ -54,7 +54,7 @@ def read_originals(source: Source, entries: list[Entry] | None = None) -> Iterat
 
 
 def fits_webdataset(key: str) -> bool:
-    """Whether loaders of WebDataset would read a key back as it is, and it names a file below where a tar is unpacked."""
+    """Whether loaders of WebDataset would read a key back as it is, and who unpacks it gets a file below his folder."""
     return bool(_KEY.fullmatch(key)) and ".." not in key.split("/") and _is_plain(key, LONGEST_KEY)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,7 @@ def test_pickled_weights_alone(model, mark):
     torch.save(weights, folder / "pytorch_model.bin")
     load(folder)
     torch.save({**weights, "bad": Bomb(mark)}, folder / "pytorch_model.bin")
-    with pytest.raises(Exception, match="(?i)weights_only|unsupported|pickle"):
+    with pytest.raises(Exception, match=r"(?i)weights_only|unsupported|pickle"):
         load(folder)
 
 
@@ -106,10 +107,8 @@ def test_code_beside_a_model(model, mark, file, renamed, monkeypatch):
     if renamed and file == "tokenizer_config.json":
         found["tokenizer_class"] = "Evil"
     (folder / file).write_text(json.dumps(found))
-    try:
+    with suppress(ValueError, OSError, ImportError):
         load(folder)
-    except (ValueError, OSError, ImportError) as error:
-        assert str(error)
 
 
 def test_a_pickle_in_place_of_our_own_weights(make_captioner, tmp_path, mark):
@@ -118,5 +117,5 @@ def test_a_pickle_in_place_of_our_own_weights(make_captioner, tmp_path, mark):
     make_captioner().save(str(folder))
     Captioner.load(str(folder))
     Path(folder, "model.safetensors").write_bytes(pickle.dumps(Bomb(mark)))
-    with pytest.raises(Exception, match="(?i)safetensors|header|deseriali"):
+    with pytest.raises(Exception, match=r"(?i)safetensors|header|deseriali"):
         Captioner.load(str(folder))

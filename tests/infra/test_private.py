@@ -3,6 +3,7 @@
 import ipaddress
 import json
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -82,7 +83,8 @@ def listening(driver: subprocess.Popen[str]) -> set[tuple[str, str]]:
             found |= {
                 (process.name(), each.laddr.ip)
                 for each in connections
-                if each.laddr and (each.status == psutil.CONN_LISTEN or each.type == 2 and not each.raddr)
+                if each.laddr
+                and (each.status == psutil.CONN_LISTEN or (each.type == socket.SOCK_DGRAM and not each.raddr))
             }
         except psutil.Error:
             continue  # it has ended meanwhile

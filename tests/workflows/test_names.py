@@ -1,6 +1,7 @@
-"""Whatever names a corpus holds, nothing is written outside of the folders that were given, nor by who unpacks an export."""
+"""Whatever names a corpus holds, nothing is written outside of the folders that were given, nor where it is unpacked."""
 
 import io
+import json
 import os
 import tarfile
 import tempfile
@@ -118,8 +119,6 @@ def test_keys_of_parquet_rows(here, boxed, keys):  # noqa: F811
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names=st.lists(KEYS, max_size=6))
 def test_files_that_a_table_names(here, boxed, names):  # noqa: F811
-    import json
-
     rows = [{"file_name": name, "text": "a text"} for name in ("good.png", "/etc/hostname", *names)]
 
     def write(corpus):
