@@ -1,4 +1,4 @@
-"""Whatever names a corpus holds, nothing is written outside of the folders that were given, nor where it is unpacked."""
+"""Whatever names a corpus holds, nothing is written outside of the given folders, nor where an export is unpacked."""
 
 import io
 import json
