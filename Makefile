@@ -29,10 +29,10 @@ check: $(READY)  ## format, lint, types, known vulnerabilities
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	$(BIN)/python infra/deploy/audit.py requirements.lock
+	$(BIN)/python tests/audit.py requirements.lock
 
 audit: $(READY)  ## known vulnerabilities of what is pinned; "not audited" where PyPI cannot be asked
-	$(BIN)/python infra/deploy/audit.py requirements.lock
+	$(BIN)/python tests/audit.py requirements.lock
 
 format: $(READY)
 	$(BIN)/ruff format .

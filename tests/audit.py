@@ -1,4 +1,4 @@
-"""Audit the packages of a lock file: `python infra/deploy/audit.py requirements.lock`.
+"""Audit the packages of a lock file: `python tests/audit.py requirements.lock`.
 
 Known vulnerabilities are asked of PyPI by pip-audit. One that a newer version mends is a failure (exit code 1), unless
 `audit.toml` beside this file lists it with a reason. Where nobody can be asked, that is said, and is no failure.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-AUDIT = Path(__file__).parents[2] / "infra" / "deploy" / "audit.py"
+AUDIT = Path(__file__).with_name("audit.py")
 SOUND = {"name": "sound", "version": "1.0", "vulns": []}
 SKIPPED = {"name": "odd", "skip_reason": "Dependency not found on PyPI and could not be audited: odd (1.0)"}
 
