@@ -6,7 +6,7 @@ READY  := $(VENV)/.installed
 
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: demo install test test-faults soak check format clean
+.PHONY: demo install test test-faults soak check audit format clean
 
 demo: $(READY)  ## the whole path on the built-in corpus; prints where the report is
 	$(BIN)/rescribe run demo --json
@@ -25,13 +25,21 @@ test: $(READY)  ## the suite; set RESCRIBE_CORPORA to a folder with nlvr/ and no
 test-faults: $(READY)  ## kills real processes
 	$(BIN)/python -m pytest -m faults
 
+<<<<<<< HEAD
 soak: $(READY)  ## half an hour of random faults under one training
 	$(BIN)/python -m benchmarks.soak_training --minutes 30
 
 check: $(READY)  ## format, lint, types
+=======
+check: $(READY)  ## format, lint, types, known vulnerabilities
+>>>>>>> h-secure
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+	$(BIN)/python tests/audit.py requirements.lock
+
+audit: $(READY)  ## known vulnerabilities of what is pinned; "not audited" where PyPI cannot be asked
+	$(BIN)/python tests/audit.py requirements.lock
 
 format: $(READY)
 	$(BIN)/ruff format .

@@ -29,7 +29,7 @@ class Clip:
         from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil  # needs no torchvision
 
         try:
-            model_type = transformers.AutoConfig.from_pretrained(name).model_type
+            model_type = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
         except OSError as error:
             raise FileNotFoundError(f"There is no CLIP at {name}: no config.json was found.") from error
         if model_type != "clip":
@@ -37,7 +37,7 @@ class Clip:
         model: Any = transformers.CLIPModel.from_pretrained(name)
         self._model = model.to(device, kind).eval()
         self._fit: Any = CLIPImageProcessorPil.from_pretrained(name)
-        self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(name)
+        self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         self.longest = int(self._model.config.text_config.max_position_embeddings)  # 77 tokens, with first and last
 
     @torch.no_grad()

@@ -281,7 +281,7 @@ def from_pretrained(name: str) -> Captioner:
             f"{name} lacks {len(report['missing_keys'])} weights of a BLIP captioner, such as "
             f"{min(report['missing_keys'])}. Choose a checkpoint that was trained for captioning, or for retrieval."
         )
-    tokenizer = transformers.AutoTokenizer.from_pretrained(name).backend_tokenizer
+    tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False).backend_tokenizer
     captioner = Captioner(blip.config, Vocabulary(tokenizer, blip.config.text_config.bos_token_id), decoders=())
     captioner.vision = blip.vision_model
     if retrieval:
@@ -294,6 +294,6 @@ def from_pretrained(name: str) -> Captioner:
 def published(name: str) -> "transformers.PreTrainedConfig":
     """What a published model says of itself; FileNotFoundError where there is none."""
     try:
-        return transformers.AutoConfig.from_pretrained(name)
+        return transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
     except OSError as error:
         raise FileNotFoundError(f"There is no captioner at {name}: no config.json was found.") from error

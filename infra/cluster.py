@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+from infra.private import ensure_token, loopback
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
@@ -114,6 +116,7 @@ CLUSTERS = {cluster.__name__: cluster for cluster in (laptop, one_node, elastic)
 def connect(cluster: Cluster) -> None:
     """Join the Ray cluster, or start one on this machine; does nothing where that is done already.
 
+    What is started here listens on loopback alone, and asks for a token (`docs/security.md`).
     Raises RuntimeError where Ray cannot be joined, or does not start.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -130,7 +133,9 @@ def connect(cluster: Cluster) -> None:
     with (
         _told("Ray did not start on this machine, which may have too much to do. Give the same command again."),
         _silent(),
+        loopback(),
     ):
+        ensure_token()
         # More logical CPUs than cores: on two, some plans of Ray Data wait for ever for a place to run.
         ray.init(
             address="local",  # never somebody else's cluster on this machine

@@ -40,6 +40,8 @@ def from_dict(cls: Any, data: Any) -> Any:
         return _dataclass_from_dict(cls, data)
     if origin in (typing.Union, types.UnionType):
         return _union_from_dict(args, data)
+    if origin is typing.Literal and data not in args:
+        raise ValueError(f"Expected one of {', '.join(map(repr, args))} but found {data!r}.")
     if origin is tuple:
         inner = [args[0]] * len(data) if len(args) == 2 and args[1] is Ellipsis else args
         return tuple(from_dict(kind, value) for kind, value in zip(inner, data, strict=True))

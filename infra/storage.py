@@ -292,6 +292,8 @@ def _below(url: str) -> list[str]:
         found = files.find(path)
     if not found:
         raise FileNotFoundError(f"{url} does not exist.")
+    if leaving := [one for one in found if ".." in one.split("/")]:  # an object may be called anything
+        raise ValueError(f"{url} holds {leaving[0]!r}, a name that leads out of its folder. Remove that object.")
     return [one.removeprefix(path) for one in found]
 
 

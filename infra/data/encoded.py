@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra import storage
 from infra.data.ahead import ahead
 from infra.data.clock import clocked
+from infra.data.plain import check_plain
 
 SPAN_BYTES = 8 * 2**20  # neighbours are read together up to here: one request to S3 rather than hundreds
 GAP_BYTES = 64 * 2**10
@@ -97,6 +99,7 @@ def _fetch_rows(source: str, places: list[Place]) -> Iterator[bytes | Exception]
 def read_rows(url: str, column: str, rows: Sequence[int]) -> Iterator[bytes | None]:
     """Binary values of a Parquet column (plain, or `bytes` of a struct) at ascending rows; each page is read once."""
     with storage.open_read(url) as file, pq.ParquetFile(file) as parquet:
+        check_plain(pa.schema([parquet.schema_arrow.field(column)]), url)
         sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
         starts = np.concatenate([[0], np.cumsum(sizes)])
         for group, wanted in groupby(rows, key=lambda row: int(np.searchsorted(starts, row, side="right")) - 1):

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from infra import storage
 from infra.data.ahead import ahead
+from infra.data.plain import check_plain
 from infra.data.shards import shard_names, shard_url
 from infra.data.stage import ACCEPTED, FAILED, REJECTED
 
@@ -43,7 +44,9 @@ def commit(out: str, name: str, table: pa.Table) -> Record:
 def inspect(out: str, name: str) -> Record:
     """The record of a committed shard, made anew from its file."""
     data = storage.read_bytes(shard_url(out, name))
-    columns = ["state", "reason", *counted(pq.read_schema(pa.BufferReader(data)))]
+    schema = pq.read_schema(pa.BufferReader(data))
+    check_plain(schema, shard_url(out, name))
+    columns = ["state", "reason", *counted(schema)]
     return record_of(pq.read_table(pa.BufferReader(data), columns=columns, use_threads=False), data)
 
 

@@ -13,6 +13,10 @@ from infra.data.tars import read_files
 
 # What a WebDataset can hold as a key: its last part has no dot, for there the ending begins.
 _KEY = re.compile(r"(?:[^/]+/)*[^/.]+")
+# A key and an ending become a file's name where a tar is unpacked, also on systems where a backslash divides folders,
+# and "C:" leads to another disk; names of more than 255 bytes cannot be unpacked.
+_FOREIGN = re.compile(r"\\|^[A-Za-z]:")
+LONGEST_KEY, LONGEST_ENDING = 150, 60  # bytes of a part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +32,13 @@ class Original:
 def read_originals(source: Source, entries: list[Entry] | None = None) -> Iterator[Original]:
     """Yield the samples of one source in its order; OSError where it cannot be read.
 
-    Those of tars and folders have the very bytes of their files. Those of Parquet rows and of tables have files made of
-    their fields: the picture as it is, its text as `txt` and the other fields as `json`.
+    Those of tars and folders have the very bytes of their files, without those whose endings cannot be part of a name.
+    Those of Parquet rows and of tables have files made of their fields: the picture as it is, its text as `txt` and the
+    other fields as `json`.
     """
     if source.kind == "tar":
-        for key, occurrence, files in read_files(source.url):
+        for key, occurrence, every in read_files(source.url):
+            files = {ending: data for ending, data in every.items() if _is_plain(ending, LONGEST_ENDING)}
             endings = {ending.lower(): ending for ending in files}
             image = next((endings[ending] for ending in endings if ending in IMAGE_ENDINGS), None)
             yield Original(key=key, occurrence=occurrence, files=files, image=image)
@@ -48,8 +54,17 @@ def read_originals(source: Source, entries: list[Entry] | None = None) -> Iterat
 
 
 def fits_webdataset(key: str) -> bool:
-    """Whether loaders of WebDataset would read a key back as it is."""
-    return bool(_KEY.fullmatch(key)) and ".." not in key.split("/") and key.isprintable()
+    """Whether loaders of WebDataset would read a key back as it is, and who unpacks it gets a file below his folder."""
+    return bool(_KEY.fullmatch(key)) and ".." not in key.split("/") and _is_plain(key, LONGEST_KEY)
+
+
+def _is_plain(name: str, longest: int) -> bool:
+    return (
+        name.isprintable()  # so it is without lone surrogates, too
+        and not _FOREIGN.search(name)
+        and len(name.encode()) <= 8 * longest
+        and all(len(part.encode()) <= longest for part in name.split("/"))
+    )
 
 
 def _of_fields(sample: Sample, kind: str) -> Original:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra import storage
+from infra.data.plain import check_plain, is_plain
 from infra.data.samples import MAX_IMAGE_BYTES, Sample, split_caption
 from infra.data.stage import FAILED, REJECTED
 
@@ -18,14 +19,21 @@ META_NAMES = ("json", "meta", "metadata")
 
 
 def read_parquet(name: str, url: str, column: str | None = None, caption_column: str | None = None) -> Iterator[Sample]:
-    """Yield the rows of a Parquet file; one that breaks off in the middle yields a failed sample for the rest."""
+    """Yield the rows of a Parquet file; one that breaks off in the middle yields a failed sample for the rest.
+
+    Columns of types that are not plain data are passed over.
+    """
     done = rows = 0
     try:
         with storage.open_read(url) as file, pq.ParquetFile(file) as parquet:
             rows = parquet.metadata.num_rows
-            column = column or image_column(url, parquet.schema_arrow)
+            schema = parquet.schema_arrow
+            column = column or image_column(url, schema)
+            names = [field.name for field in schema if is_plain(field.type)]
+            if column not in names:
+                check_plain(schema, url)
             seen: Counter[str] = Counter()
-            for batch in parquet.iter_batches(64):
+            for batch in parquet.iter_batches(64, columns=names if len(names) < len(schema) else None):
                 for record in batch.to_pylist():
                     yield _read_row(record, f"{url}#{column}", column, caption_column, done, seen)
                     done += 1

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from infra import storage
 from infra.data.ledger import JOURNAL, LEDGER, Ledger
+from infra.data.plain import check_plain
 from infra.data.shards import shard_url
 from infra.data.stage import FAILED
 
@@ -66,6 +67,7 @@ class Redo:
         """A shard as it was; ValueError where its inputs hold other rows now."""
         with storage.open_read(shard_url(self.of, name)) as file:
             table = pq.read_table(file, use_threads=False)
+        check_plain(table.schema, shard_url(self.of, name))
         if table["sample_id"].to_pylist() != list(sample_ids):
             raise ValueError(f"Shard {name} of {self.of} does not hold the rows that its inputs have now.")
         return table
@@ -83,4 +85,6 @@ def _matching(table: pa.Table, only: Sequence[str]) -> np.ndarray:
 
 def _states(artifact: str, name: str) -> pa.Table:
     with storage.open_read(shard_url(artifact, name)) as file:
-        return pq.read_table(file, columns=["state", "reason"], use_threads=False)
+        table = pq.read_table(file, columns=["state", "reason"], use_threads=False)
+    check_plain(table.schema, shard_url(artifact, name))
+    return table

@@ -13,6 +13,7 @@ from infra.data.ahead import ahead
 from infra.data.clock import clocked
 from infra.data.encoded import Place, fetch_images, read_rows
 from infra.data.images import decode
+from infra.data.plain import check_plain
 from infra.data.stage import ACCEPTED
 
 FOLDER = "shards"
@@ -169,6 +170,7 @@ class _Sidecar:
         self._artifact, self.url = artifact, shard_url(artifact, name)
         self._order: pa.Array | None = None
         with storage.open_read(self.url) as file, pq.ParquetFile(file) as parquet:
+            check_plain(parquet.schema_arrow, self.url)
             self.names = set(parquet.schema_arrow.names)
             table = parquet.read(["sample_id", "state", "reason"], use_threads=False)
         self.sample_ids: list[str] = table["sample_id"].to_pylist()

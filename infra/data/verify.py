@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from infra import storage
 from infra.data.ahead import ahead
 from infra.data.ledger import LEDGER, STATES, record_of, total
+from infra.data.plain import check_plain
 from infra.data.shards import shard_names, shard_url
 
 
@@ -62,6 +63,7 @@ def _check(path: str, name: str, record: dict[str, Any], sources: Sequence[str])
     try:
         data = storage.read_bytes(shard_url(path, name))
         table = pq.read_table(pa.BufferReader(data), use_threads=False)  # all of it: every page has to decode
+        check_plain(table.schema, shard_url(path, name))
         found = record_of(table, data)
         ids = table["sample_id"].to_pylist()
         faults = [f"has changed: {_differ(found, record)}"] if found != record else []
@@ -71,7 +73,9 @@ def _check(path: str, name: str, record: dict[str, Any], sources: Sequence[str])
             faults.append(f"holds {len(ids) - len(set(ids))} sample ids twice")
         for source in sources:
             with storage.open_read(shard_url(source, name)) as file:
-                theirs = pq.read_table(file, columns=["sample_id"], use_threads=False)["sample_id"].to_pylist()
+                others = pq.read_table(file, columns=["sample_id"], use_threads=False)
+                check_plain(others.schema, shard_url(source, name))
+                theirs = others["sample_id"].to_pylist()
             if set(theirs) != set(ids):
                 less, more = len(set(theirs) - set(ids)), len(set(ids) - set(theirs))
                 faults.append(f"lacks {less} rows of {source} and has {more} that are not there")

@@ -1,4 +1,5 @@
 import os
+import tempfile
 import threading
 from pathlib import Path
 
@@ -123,6 +124,32 @@ def test_upload_fetch_remove(place, tmp_path):
     storage.remove(there)
     storage.remove(there)
     assert not storage.exists(there)
+
+
+def test_no_object_is_fetched_out_of_its_folder(s3, tmp_path, monkeypatch):
+    """An object may be called anything, also what leads out of the folder that a copy is made in."""
+    import boto3
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
+    for key in ("model/a.txt", "model/x..y/..b", "model//c.txt"):
+        client.put_object(Bucket=s3.removeprefix("s3://"), Key=key, Body=b"a")
+    assert Path(storage.fetch(f"{s3}/model"), "x..y", "..b").read_text() == "a"
+    client.put_object(Bucket=s3.removeprefix("s3://"), Key="model/../../up.txt", Body=b"up")
+    with pytest.raises(ValueError, match="a name that leads out of its folder"):
+        storage.fetch(f"{s3}/model")
+    assert not [path for path in tmp_path.rglob("*") if path.name == "up.txt"]
+
+
+def test_links_within_a_folder_are_passed_over(tmp_path):
+    """A stranger's archive may bring them: they would make a corpus of this machine's own files."""
+    (tmp_path / "secret.txt").write_text("secret")
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.png").write_bytes(b"a")
+    for name, target in [("dog.txt", "../secret.txt"), ("up", ".."), ("loop", "."), ("dead.png", "nowhere")]:
+        (tmp_path / "corpus" / name).symlink_to(target)
+    for pattern in ("corpus", "corpus/*.png"):
+        assert [storage.name(file.url) for file in storage.listing(str(tmp_path / pattern))] == ["a.png"]
 
 
 @pytest.mark.parametrize("read", [storage.read_bytes, storage.open_read, storage.fetch, storage.read_json])
