@@ -25,14 +25,10 @@ test: $(READY)  ## the suite; set RESCRIBE_CORPORA to a folder with nlvr/ and no
 test-faults: $(READY)  ## kills real processes
 	$(BIN)/python -m pytest -m faults
 
-<<<<<<< HEAD
 soak: $(READY)  ## half an hour of random faults under one training
 	$(BIN)/python -m benchmarks.soak_training --minutes 30
 
-check: $(READY)  ## format, lint, types
-=======
 check: $(READY)  ## format, lint, types, known vulnerabilities
->>>>>>> h-secure
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
