@@ -72,6 +72,16 @@ class Group:
         import ray.cloudpickle
         import ray.train.torch  # slow to import: `--help` and `plan` do without
 
+        from infra.train.meeting import keep_to_loopback
+
+        class Backend(ray.train.torch.TorchConfig().backend_cls):
+            def on_start(self, worker_group: Any, backend_config: Any) -> None:
+                worker_group.execute(keep_to_loopback)
+                super().on_start(worker_group, backend_config)
+
+        class Config(ray.train.torch.TorchConfig):
+            backend_cls = Backend
+
         cluster = self._job.cluster
         # Ray Train's own run folder holds nothing that is needed again: checkpoints are ours, under `out`. So there is
         # no snapshot of its controller that could be torn.
@@ -84,7 +94,7 @@ class Group:
                 "group": self.number,
                 "board": self._board,
             },
-            torch_config=ray.train.torch.TorchConfig(backend=cluster.backend),
+            torch_config=Config(backend=cluster.backend),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=self.size,
                 use_gpu=cluster.gpus_per_worker > 0,
