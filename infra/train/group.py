@@ -80,7 +80,7 @@ class Group:
                 super().on_start(worker_group, backend_config)
 
         class Config(ray.train.torch.TorchConfig):
-            backend_cls = Backend
+            backend_cls: Any = Backend
 
         cluster = self._job.cluster
         # Ray Train's own run folder holds nothing that is needed again: checkpoints are ours, under `out`. So there is

@@ -6,10 +6,8 @@ from datetime import timedelta
 from importlib import import_module
 from typing import Any
 
-import torch.distributed
-
 # A function of the same name hides the module.
-rendezvous = import_module("torch.distributed.rendezvous")
+rendezvous: Any = import_module("torch.distributed.rendezvous")
 
 
 def keep_to_loopback() -> None:
@@ -24,7 +22,7 @@ def keep_to_loopback() -> None:
         if rank != 0 or not _is_loopback(hostname):
             return make(hostname, port, rank, world_size, timeout, use_libuv)
         listener = socket.create_server((hostname, port))
-        return torch.distributed.TCPStore(
+        return rendezvous.TCPStore(
             hostname, port, world_size, is_master=True, timeout=timeout, multi_tenant=True,
             master_listen_fd=listener.detach(), use_libuv=use_libuv,
         )  # fmt: skip
