@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import pickle
 import re
 
@@ -15,16 +14,9 @@ from infra.config import to_dict
 from infra.train import checkpoint
 from t2i.priors.task import PriorShape, load_prior
 from t2i.tokenizers.task import build_tokenizer, load_tokenizer, save_tokenizer
+from tests.bomb import Bomb
 from workflows.__main__ import main
 from workflows.recipes import debug
-
-
-class Bomb:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
 
 
 @pytest.fixture

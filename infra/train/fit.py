@@ -49,7 +49,7 @@ def fit(trainings: Sequence[Training], cluster: Cluster, report: Report) -> dict
     return figures
 
 
-def _supervise(job: Job, report: Report, notice: "Notice") -> None:
+def _supervise(job: Job, report: Report, notice: Notice) -> None:
     import ray
 
     from infra.train.seats import take

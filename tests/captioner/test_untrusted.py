@@ -1,7 +1,6 @@
 """A model's folder is data: whatever a stranger put into it, none of it runs."""
 
 import json
-import os
 import pickle
 from contextlib import suppress
 from pathlib import Path
@@ -13,17 +12,10 @@ from transformers import BlipConfig, BlipForConditionalGeneration, CLIPConfig, C
 
 from captioner.clip import Clip
 from captioner.model import Captioner, from_pretrained
+from tests.bomb import Bomb
 
 SIZES = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 CODE = "import os\nos.mkdir({!r})\n"
-
-
-class Bomb:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
 
 
 @pytest.fixture

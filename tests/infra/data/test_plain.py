@@ -15,17 +15,10 @@ from infra.data.plain import is_plain
 from infra.data.revision import Redo
 from infra.data.shards import ShardReader, shard_url
 from infra.data.verify import _check
+from tests.bomb import Bomb
 from tests.infra.data.zoo import encode, picture
 
 PNG = encode(picture(0))
-
-
-class Bomb:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
 
 
 @pytest.fixture
