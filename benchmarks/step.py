@@ -11,8 +11,7 @@ Three trainings of one worker, each with the same model, losses, AdamW with its 
 
 `fit` and the bare loop run in turns. Of each run, the seconds of a step are taken over every `log_every` steps after
 `warm` ones, and their median counts. Prints one JSON object: milliseconds a step, the median over rounds of bare to
-`fit` of the same round (1: nothing is lost), and the share of its time that the trainer waited for data, where the
-scalars say it.
+`fit` of the same round (1: nothing is lost), and the share of its time that the trainer waited for data.
 """
 
 import json
@@ -85,14 +84,14 @@ def bare(task: Task, batches: list[dict[str, torch.Tensor]], case: Case) -> list
     return [(b - a) / case.log_every for a, b in pairwise(marks)]
 
 
-def fitted(task: Task, artifact: str, case: Case, out: str) -> tuple[list[float], float | None]:
+def fitted(task: Task, artifact: str, case: Case, out: str) -> tuple[list[float], float]:
     """The same of `fit`, and the share of its time that it waited for data."""
     train = TrainConfig(steps=case.steps, batch=case.batch, log_every_steps=case.log_every, save_every_steps=case.steps)
     fit([Training(task, [artifact], train, out)], Cluster(name="one"), quiet)
     rows = [row for row in read_scalars(out) if row["step"] > case.warm]
     seconds = [1 / row["steps_per_second"] for row in rows]
-    waits = [row["waiting"] for row in rows if "waiting" in row]  # seconds a step
-    return seconds, sum(waits) / sum(seconds) if waits else None
+    waited = sum(row["waiting_share"] * each for row, each in zip(rows, seconds, strict=True))
+    return seconds, waited / sum(seconds)
 
 
 def compare(task: Task, artifact: str, case: Case, config: Config, place: str, tars: str = "") -> dict[str, Any]:
@@ -105,7 +104,7 @@ def compare(task: Task, artifact: str, case: Case, config: Config, place: str, t
         figures["fit"].append(statistics.median(seconds))
         figures["bare"].append(statistics.median(bare(task, batches, case)))
         figures["ratio"].append(figures["bare"][-1] / figures["fit"][-1])
-        shares += [] if share is None else [share]
+        shares.append(share)
         print(number, {name: values[-1] for name, values in figures.items()}, share, file=sys.stderr, flush=True)
     medians = {name: statistics.median(values) for name, values in figures.items()}
     result = {
@@ -113,7 +112,7 @@ def compare(task: Task, artifact: str, case: Case, config: Config, place: str, t
         "fit_ms": round(medians["fit"] * 1000, 2),
         "bare_to_fit": round(medians["ratio"], 3),
         "least_and_most": [round(min(figures["ratio"]), 3), round(max(figures["ratio"]), 3)],
-        "waiting": round(statistics.median(shares), 4) if shares else None,
+        "waiting": round(statistics.median(shares), 4),
     }
     if tars:
         possible = medians["bare"] / (medians["bare"] + decoding)
