@@ -1,6 +1,7 @@
 """The loop leaves when it is told, keeps nothing of a step that diverged, and says how long it waited for data."""
 
 import time
+from itertools import pairwise
 
 import pytest
 import torch
@@ -138,3 +139,18 @@ def test_the_share_of_time_spent_waiting(tmp_path):
         assert all(0 <= share <= 1 for share in log)
         shares.append(sorted(log)[len(log) // 2])
     assert shares[0] + 0.2 < shares[1]
+
+
+def test_a_checkpoint_is_scored_by_the_mean_loss_since_the_one_before(tmp_path):
+    losses = toy.Losses()
+    train(toy.Toy(), toy.feed(CONFIG, 0, 1, 1), PlainEngine, 1, CONFIG, str(tmp_path), losses)
+    ends = [0, 5, 10, 12]
+    scores = {stop: sum(losses[start:stop]) / (stop - start) for start, stop in pairwise(ends)}
+    kept = checkpoint.steps(str(tmp_path))
+    assert kept
+    for step in kept:
+        record = checkpoint.read_commit(checkpoint.place(str(tmp_path), step))
+        assert record["score"] == pytest.approx(scores[step], rel=1e-5)
+    best = checkpoint.best(str(tmp_path))
+    assert best
+    assert checkpoint.step_of(best) == min(scores, key=lambda step: scores[step])
