@@ -124,7 +124,7 @@ def compare(task: Task, artifact: str, case: Case, config: Config, place: str, t
 def in_memory(task: Task, artifact: str, case: Case, tars: str) -> Iterator[dict[str, torch.Tensor]]:
     """Batches as the feed makes them; of pictures, the same ones as tensors."""
     if not tars:
-        yield from fed(task, artifact, FeedConfig(batch=case.batch, epochs=1))
+        yield from fed(task, artifact, FeedConfig(batch=case.batch), 1)
         return
     encoded = jpegs(tars, 1)
     while data := list(islice(encoded, case.batch)):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -93,8 +94,7 @@ class ShardReader:
             found[name] = list(self.pixels(wanted) if name == "pixels" else self.images(wanted))
             for row, value in zip(wanted, found[name], strict=True):
                 if isinstance(value, Exception):
-                    sample_id = self.sample_ids[self._shown[row]]
-                    raise ValueError(f"The image of sample {sample_id} of shard {self.name} is lost: {value}.")
+                    raise lost(self.sample_ids[self._shown[row]], self.name, value)
         return {name: [found[name][place] for place in places] for name in names}
 
     def stored(self, names: Sequence[str], indices: np.ndarray) -> dict[str, list[Any]]:
@@ -222,6 +222,11 @@ def count_rows(inputs: Sequence[str], where: Where | None = None, where_reads: S
     return dict(zip(names, ahead(count, names, threads=8, depth=32), strict=True))
 
 
+def lost(sample_id: str, shard: str, error: Exception) -> ValueError:
+    """What is said where the image of a row cannot be had."""
+    return ValueError(f"The image of sample {sample_id} of shard {shard} is lost: {error}.")
+
+
 def _viewed(views: Mapping[str, View], image: bytes | Exception) -> dict[str, np.ndarray] | Exception:
     if isinstance(image, Exception):
         return image
@@ -240,7 +245,14 @@ def _is_numbers(kind: pa.DataType) -> bool:
 def _as_list(column: pa.ChunkedArray) -> list[Any]:
     if not _is_numbers(column.type):
         return column.to_pylist()
-    return [np.asarray(value.values) if value.is_valid else None for value in column]
+    lists: list[Any] = []
+    for chunk in column.chunks:
+        values, ends = chunk.values.to_numpy(zero_copy_only=False), chunk.offsets.to_numpy().tolist()
+        arrays = [values[start:stop] for start, stop in pairwise(ends)]
+        if chunk.null_count:
+            arrays = [array if there else None for array, there in zip(arrays, chunk.is_valid().tolist(), strict=True)]
+        lists += arrays
+    return lists
 
 
 def _as_array(column: pa.ChunkedArray) -> np.ndarray:

@@ -86,32 +86,30 @@ class Feed:
         began = time.perf_counter()
         stop = min(start + SEGMENT * self.tasks * length, self.steps)
         items = [{"chunk": pickle.dumps(chunk)} for chunk in self.chunks(start, stop, length)]
-        context = ray.data.DataContext.get_current().copy()
-        context.enable_progress_bars = False
-        context.execution_options.preserve_order = True
-        context.raise_original_map_exception = True
-        context.execution_no_progress_timeout_s = PATIENCE
-        with ray.data.DataContext.current(context):
-            prepared = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-                Prepare(self.task, self.inputs, self.plan.seed, self.rows, RETRIES, self.key),
-                batch_size=1,
-                batch_format="pyarrow",
-                zero_copy_batch=True,
-                num_cpus=1,
-                compute=ray.data.TaskPoolStrategy(size=self.tasks),
-            )
-            try:
-                tables = prepared.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-                batches = deque(batch for table in tables for batch in unpack(table))  # taken out of Ray's store
-            except RayTaskError as error:  # its own text is a traceback, and ends with advice on Ray Data's settings
-                cause = f"{type(error.cause).__name__}: {error.cause}"
-                raise RuntimeError(f"The feed failed at steps {start} to {stop - 1}: {cause}") from error
-            except ExecutionTimeoutError as error:
-                free, whole = (f.get("CPU", 0) for f in (ray.available_resources(), ray.cluster_resources()))
-                raise RuntimeError(
-                    f"The feed waited {PATIENCE} seconds for its tasks, and none has ended: {free:g} of {whole:g} CPUs "
-                    "of the cluster are free, and each task needs one beside those of the training workers."
-                ) from error
+        prepared = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+            Prepare(self.task, self.inputs, self.plan.seed, self.rows, RETRIES, self.key),
+            batch_size=1,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            num_cpus=1,
+            compute=ray.data.TaskPoolStrategy(size=self.tasks),
+        )
+        prepared.context.enable_progress_bars = False
+        prepared.context.execution_options.preserve_order = True
+        prepared.context.raise_original_map_exception = True
+        prepared.context.execution_no_progress_timeout_s = PATIENCE
+        try:
+            tables = prepared.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+            batches = deque(batch for table in tables for batch in unpack(table))  # taken out of Ray's store
+        except RayTaskError as error:  # its own text is a traceback, and ends with advice on Ray Data's settings
+            cause = f"{type(error.cause).__name__}: {error.cause}"
+            raise RuntimeError(f"The feed failed at steps {start} to {stop - 1}: {cause}") from error
+        except ExecutionTimeoutError as error:
+            free, whole = (f.get("CPU", 0) for f in (ray.available_resources(), ray.cluster_resources()))
+            raise RuntimeError(
+                f"The feed waited {PATIENCE} seconds for its tasks, and none has ended: {free:g} of {whole:g} CPUs "
+                "of the cluster are free, and each task needs one beside those of the training workers."
+            ) from error
         return _Segment(stop, length, batches, time.perf_counter() - began)
 
     def sample_ids(self, step: int) -> list[str]:

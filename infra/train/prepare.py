@@ -4,18 +4,21 @@ import pickle
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
 
-from infra.data.shards import ShardReader, select_rows
+from infra.data.images import decode
+from infra.data.shards import ShardReader, lost, select_rows
 from infra.train.draw import numeric_ids, uniforms
 from infra.train.task import Task
 
 MOST_SHARDS = 64  # that a process keeps open
 MOST_BYTES = 2**28  # of their columns
+PACK_BYTES = 2**22  # of batches that travel together, at least
 
 
 @dataclass(frozen=True)
@@ -40,30 +43,34 @@ class Prepare:
     retries: int  # after the death of the process that tried
     key: str  # of the feed: what its tasks keep is not mistaken for another's
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """What `unpack` reads, of chunks that came pickled in the column `chunk`."""
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        """What `unpack` reads, batch by batch, of chunks that came pickled in the column `chunk`."""
         if (tries := _tries()) > self.retries:
             raise RuntimeError(
                 f"The process that prepares batches died {tries} times on the same rows: an image may break its "
                 "decoder, or memory be short. Ray's logs say more."
             )
-        return pack(batch for chunk in table["chunk"] for batch in self.batches(pickle.loads(chunk.as_py())))
+        for chunk in table["chunk"]:
+            yield from pack(self.batches(pickle.loads(chunk.as_py())))
 
     def batches(self, chunk: Chunk) -> Iterator[dict[str, np.ndarray]]:
-        """The batch of each step: `weight`, `id` and what the task collates."""
+        """The batch of each step: `weight`, `id` and what the task collates; pictures are decoded step by step."""
         columns = self._read(chunk)
         for first in range(0, len(chunk.row), self.rows):
             part = slice(first, first + self.rows)
-            yield self._collate({k: v[part] for k, v in columns.items()}, chunk.epoch[part], chunk.weight[part])
+            rows = {name: values[part] for name, values in columns.items()}
+            if "pixels" in self.task.reads:
+                rows["pixels"] = _decoded(rows, [chunk.shards[number] for number in chunk.shard[part]])
+            yield self._collate(rows, chunk.epoch[part], chunk.weight[part])
 
     def _read(self, chunk: Chunk) -> dict[str, list]:
-        """The task's columns of the rows, in their order; each shard is looked up once."""
-        names = ("sample_id", *self.task.reads)
+        """The task's columns of the rows, in their order, images still encoded; each shard is looked up once."""
+        names = {"sample_id", *("image" if name == "pixels" else name for name in self.task.reads)}
         columns: dict[str, list] = {name: [None] * len(chunk.row) for name in names}
         for number, shard in enumerate(chunk.shards):
             places = np.flatnonzero(chunk.shard == number)
             reader, usable = self._open(shard)
-            for name, values in reader.rows(names, usable[chunk.row[places]]).items():
+            for name, values in reader.rows(list(names), usable[chunk.row[places]]).items():
                 for place, value in zip(places, values, strict=True):
                     columns[name][place] = value
         return columns
@@ -98,21 +105,49 @@ def _tries() -> int:
 _OPEN: OrderedDict[tuple[str, str], tuple[ShardReader, np.ndarray]] = OrderedDict()
 
 
-def pack(batches: Iterable[dict[str, np.ndarray]]) -> pa.Table:
-    """Batches as rows of a table: what they are, pickled, and the bytes of their arrays, which are copied once."""
+def _decoded(rows: dict[str, list], shards: list[str]) -> list[np.ndarray]:
+    """The pictures of some rows; a row that stands in several places is decoded once."""
+    found: dict[int, np.ndarray] = {}
+    for image, sample_id, shard in zip(rows["image"], rows["sample_id"], shards, strict=True):
+        if id(image) not in found:
+            try:
+                found[id(image)] = decode(image)
+            except ValueError as error:
+                raise lost(sample_id, shard, error) from None
+    return [found[id(image)] for image in rows["image"]]
+
+
+def pack(batches: Iterable[dict[str, np.ndarray]], size: int = PACK_BYTES) -> Iterator[pa.Table]:
+    """Batches as rows of tables: what each is, pickled, and the bytes of its arrays, a column an array.
+
+    Small batches are put together until there are `size` bytes; those of a table of one batch are not copied.
+    """
     heads: list[bytes] = []
-    arrays: list[np.ndarray] = []
-    ends = [0]
+    rows: list[list[np.ndarray]] = []
     for batch in batches:
-        heads.append(pickle.dumps(batch, 5, buffer_callback=lambda buffer: arrays.append(np.asarray(buffer.raw()))))
-        ends.append(len(arrays))
-    offsets = np.cumsum([0, *map(len, arrays)], dtype=np.int64)
-    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.concatenate(arrays))]
-    flat = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(arrays), buffers)
-    return pa.table({"head": pa.array(heads, pa.binary()), "body": pa.ListArray.from_arrays(pa.array(ends), flat)})
+        buffers: list[pickle.PickleBuffer] = []
+        heads.append(pickle.dumps(batch, 5, buffer_callback=buffers.append))
+        rows.append([np.asarray(buffer.raw()) for buffer in buffers])
+        if sum(array.nbytes for row in rows for array in row) >= size:
+            yield _table(heads, rows)
+            heads, rows = [], []
+    if heads:
+        yield _table(heads, rows)
+
+
+def _table(heads: list[bytes], rows: list[list[np.ndarray]]) -> pa.Table:
+    columns: dict[str, pa.Array] = {"head": pa.array(heads, pa.binary())}
+    for number, parts in enumerate(zip_longest(*rows, fillvalue=np.empty(0, np.uint8))):
+        data = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        ends = np.cumsum([0, *map(len, parts)], dtype=np.int64)
+        buffers = [None, pa.py_buffer(ends), pa.py_buffer(data)]
+        columns[str(number)] = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(parts), buffers)
+    return pa.table(columns)
 
 
 def unpack(table: pa.Table) -> Iterator[dict[str, Any]]:
-    """The batches of a table, one in memory at a time; their arrays may be written to."""
-    for head, body in zip(table["head"], table["body"], strict=True):
-        yield pickle.loads(head.as_py(), buffers=[bytearray(value.as_buffer()) for value in body])
+    """The batches of tables that were put together, one in memory at a time; their arrays may be written to."""
+    columns = [table[str(number)] for number in range(table.num_columns - 1)]
+    for row, head in enumerate(table["head"]):
+        values = (column[row].as_buffer() or b"" for column in columns)
+        yield pickle.loads(head.as_py(), buffers=[np.array(np.frombuffer(value, np.uint8)) for value in values])

@@ -218,4 +218,4 @@ def test_the_plain_engine_sees_it_too():
 def test_no_compiler_is_loaded_to_train(tmp_path):
     """Importing torch's takes seconds of every start; DeepSpeed imports it nevertheless for ZeRO 3."""
     jobs = [{"do": "train", "folder": str(tmp_path / str(stage)), "stage": stage} for stage in (0, 1, 2)]
-    assert run_workers(tmp_path, 1, [*jobs, {"do": "compilers"}])[-1] == []
+    assert run_workers(tmp_path, 1, [*jobs, {"do": "compilers"}], method="spawn")[-1] == []

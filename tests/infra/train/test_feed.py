@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import islice
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import ray
 import torch
@@ -13,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from infra.data.images import decode, encode_png
+from infra.data.ledger import commit
 from infra.data.shards import count_rows
 from infra.train import feed as feed_module
 from infra.train import prepare
@@ -131,10 +134,12 @@ def test_a_feed_without_a_free_cpu_says_so(feed, monkeypatch):
         ),
         min_size=1,
         max_size=3,
-    )
+    ),
+    st.sampled_from([1, 100, 2**20]),
 )
-def test_what_is_packed_is_unpacked(batches):
-    for found, wanted in zip(prepare.unpack(prepare.pack(batches)), batches, strict=True):
+def test_what_is_packed_is_unpacked(batches, size):
+    table = pa.concat_tables(prepare.pack(batches, size), promote_options="default")
+    for found, wanted in zip(prepare.unpack(table), batches, strict=True):
         assert found.keys() == wanted.keys()
         for name, array in wanted.items():
             np.testing.assert_array_equal(found[name], array)
@@ -164,3 +169,40 @@ def test_starting_late_opens_no_more_than_starting_at_once(tmp_path, monkeypatch
         assert len(set(opened)) == len(opened) <= 12  # three windows at most, and each of their shards once
         opened.clear()
     assert max(opens) - min(opens) <= 4
+
+
+class Pictures(toy.Toy):
+    def collate(self, rows, draw):
+        return {"images": np.stack(rows["pixels"])}
+
+
+def pictures(folder, images):
+    """The batches of two steps of four rows, out of three encoded images."""
+    count = len(images)
+    columns = {"state": ["accepted"] * count, "reason": pa.nulls(count, pa.string()), "image": images}
+    # An ingest is known by where its images lie; copies that it made go first.
+    columns |= {"offset": [0] * count, "sample_id": [f"{row:024x}" for row in range(count)]}
+    commit(str(folder), "000000", pa.table(columns))
+    rows = np.array([0, 1, 2, 0, 2, 1, 0, 0])
+    chunk = prepare.Chunk(["000000"], np.zeros(8, int), rows, np.zeros(8, int), np.ones(8, np.float32))
+    return list(
+        prepare.Prepare(
+            Pictures(reads=("pixels",), where_reads=("state",)), [str(folder)], 0, 4, 0, str(folder)
+        ).batches(chunk)
+    )
+
+
+def test_pictures_are_decoded_step_by_step_and_each_once_a_step(tmp_path, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(prepare, "decode", lambda data: decoded.append(data) or decode(data))
+    images = [encode_png(np.full((8, 8, 3), value, np.uint8)) for value in (10, 20, 30)]
+    first, second = pictures(tmp_path, images)
+    assert first["images"][:, 0, 0, 0].tolist() == [10, 20, 30, 10]
+    assert second["images"][:, 0, 0, 0].tolist() == [30, 20, 10, 10]
+    assert len(decoded) == 6
+
+
+def test_a_picture_that_cannot_be_decoded_is_named(tmp_path):
+    images = [encode_png(np.zeros((8, 8, 3), np.uint8)), b"no picture", encode_png(np.ones((8, 8, 3), np.uint8))]
+    with pytest.raises(ValueError, match=f"The image of sample {1:024x} of shard 000000 is lost: not an image"):
+        pictures(tmp_path, images)

@@ -263,17 +263,16 @@ def poison(job, config):
     return world.gather(seen)
 
 
-def main() -> None:
+def work(jobs, result):
     """One worker of a DeepSpeed group that does job after job; rank 0 writes what each returned to `result`."""
     from infra.train import world, zero
 
-    arguments = json.loads(sys.argv[1])
     torch.set_num_threads(1)
     zero.start("gloo")
     plain_settings, results = zero.settings, []
     # The usual scale is too large for a loss that is a sum, and would be lowered for some steps.
     zero.LossScale = functools.partial(zero.LossScale, value=256.0)
-    for job in arguments["jobs"]:
+    for job in jobs:
         if job.get("small"):  # no parameter is too small to be spread over workers, and some are too large for a bucket
 
             def settings(*given):
@@ -292,11 +291,7 @@ def main() -> None:
         zero.settings = plain_settings
         gc.collect()
     if world.rank() == 0:
-        with open(arguments["result"], "w") as file:
+        with open(result, "w") as file:
             json.dump(results, file)
     world.gather(None)
     os._exit(0)  # gloo sometimes aborts while it is torn down
-
-
-if __name__ == "__main__":
-    main()
