@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import sys
 import tempfile
 import threading
@@ -200,13 +201,15 @@ class ScalarLog:
         self, folder: str, resume_step: int, tell: Callable[[int, Mapping[str, float]], None] | None = None
     ) -> None:
         self._url = storage.join(folder, "metrics.jsonl")
-        self._folder, self._gauges, self._tell = folder, Gauges.of_folder(folder), tell
+        self._gauges, self._tell = Gauges.of_folder(folder), tell
         kept = [row for row in read_scalars(folder) if row["step"] <= resume_step]
         self._lines = [json.dumps(row) for row in kept]
         self._offset = kept[-1]["seconds"] if kept else 0.0
         self._started = time.monotonic()
         self._saved = 0.0
-        self._local = tempfile.mkdtemp(prefix="tensorboard-")
+        self._events, self._sent = storage.join(folder, "tensorboard"), self._started
+        near = storage.is_local(folder)  # TensorBoard follows the files as they grow; an object store gets copies
+        self._local = storage.absolute(self._events) if near else tempfile.mkdtemp(prefix="tensorboard-")
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only a training worker needs it
 
         self._board = SummaryWriter(self._local, purge_step=resume_step + 1)
@@ -227,14 +230,18 @@ class ScalarLog:
 
     def close(self) -> None:
         """Write what is left."""
-        self.flush()
         self._board.close()
-        storage.upload(self._local, storage.join(self._folder, "tensorboard"))
+        self._sent = -math.inf
+        self.flush()
 
     def flush(self) -> None:
         """Write all that was logged."""
         storage.write_bytes(self._url, ("\n".join(self._lines) + "\n").encode())
+        self._board.flush()
         self._saved = time.monotonic()
+        if not storage.is_local(self._url) and self._saved - self._sent > LOG_SECONDS:
+            storage.upload(self._local, self._events)
+            self._sent = self._saved
 
 
 def read_scalars(folder: str) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from infra import storage
 from infra.metrics import FIRST_LINES, Progress, ScalarLog, counting, read_scalars
 
 
@@ -229,12 +230,30 @@ def test_counts_may_be_told_as_multiples(clock):
     report(2, 10, "shards")  # a step that does not tell what is accepted
 
 
+def events(place):
+    """The steps that TensorBoard reads."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = storage.fetch(storage.join(place, "tensorboard"))
+    return [event.step for event in EventAccumulator(folder).Reload().Scalars("a/loss")]
+
+
+def test_tensorboard_follows_a_training_as_it_goes(place, clock):
+    log = ScalarLog(place, 0)
+    for step in range(1, 4):
+        clock[0] += 61
+        log(step, {"a/loss": 1.0})
+    assert events(place) == [1, 2, 3]
+    log.close()
+
+
 def test_scalars_continue_after_a_cut(place):
     told = []
     log = ScalarLog(place, 0, lambda step, figures: told.append((step, figures)))
     for step in (10, 20, 30):
         log(step, {"a/loss": step / 7})
     log.close()
+    assert events(place) == [10, 20, 30]
     assert told == [(step, {"a/loss": step / 7}) for step in (10, 20, 30)]
     log = ScalarLog(place, 20)  # the checkpoint was of step 20: what came later is done again
     log(30, {"a/loss": 1.0})
