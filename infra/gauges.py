@@ -3,12 +3,16 @@
 import math
 import re
 import sys
+import threading
 import time
+import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 PREFIX = "rescribe_"
 TELL_SECONDS = 1.0  # between two times that the gauges of a step are set, at least
+KEEP_SECONDS = 5.0  # and at most
 # What is known by name: its meaning, and the label beside `step` and `artifact` that it may have. A figure that is not
 # named here becomes a gauge of its own name.
 METRICS: dict[str, tuple[str, str]] = {
@@ -34,37 +38,82 @@ METRICS: dict[str, tuple[str, str]] = {
     "grad_norm": ("Norm of the gradient of an update before it is clipped", "update"),
 }
 
-_gauges: dict[str, Any] = {}  # of this process, by name
+_gauges: dict[str, Any] = {}  # Ray's, of this process, by name
 
 
 class Gauges:
-    """The gauges of one step: rates, counts and losses by name, set at most once a second.
+    """The gauges of one step: rates, counts and losses by name, set at most once a second, until `close`.
 
     Nothing happens where Ray is not up. Names are of the code, never of the data, so that their number is bounded.
     """
 
     def __init__(self, step: str, artifact: str = "") -> None:
         self._labels = {"step": step, "artifact": artifact}
-        self._told = -math.inf
+        self._values: dict[tuple[str, str, str], float] = {}  # by metric, label and its value
+        self._set_at = -math.inf
 
     @staticmethod
     def of_folder(folder: str) -> "Gauges":
         """Of what is made in a folder of an artifact."""
         return Gauges(*place_of(folder)[:2])
 
-    def __call__(self, figures: Mapping[str, float], label: str = "", *, now: bool = False) -> None:
-        """Set those that are finite numbers; `label` is the unit of those that have one. `now`: however soon.
+    def __call__(self, figures: Mapping[str, float], label: str = "") -> None:
+        """Set those that are finite numbers; `label` is the unit of those that have one.
 
         `codes/lr` is the learning rate of the update `codes`, and `codes/mse` a loss of it.
         """
+        finite = {_named(name, label): float(value) for name, value in figures.items() if math.isfinite(value)}
+        self._values = self._values | finite
+        if time.monotonic() - self._set_at >= TELL_SECONDS:
+            _keeper.keep(self)
+            self.tell()
+
+    def close(self) -> None:
+        """What the step told is no longer so: Ray forgets it in half a minute."""
+        _keeper.leave(self)
+
+    def tell(self) -> None:
+        """Set all gauges to what was told last."""
+        self._set_at = time.monotonic()
         ray = sys.modules.get("ray")  # who has not imported it has no Ray that is up
-        if ray is None or not ray.is_initialized() or not (now or time.monotonic() - self._told >= TELL_SECONDS):
-            return
-        self._told = time.monotonic()
-        for figure, value in figures.items():
-            name, tag, told = _named(figure, label)
-            if math.isfinite(value):
-                _gauge(name, tag).set(float(value), tags=self._labels | ({tag: told} if tag else {}))
+        if ray is not None and ray.is_initialized():
+            for (name, tag, told), value in self._values.items():
+                _gauge(name, tag).set(value, tags=self._labels | ({tag: told} if tag else {}))
+
+
+class _Keeper:
+    """Tells gauges again and again, in a thread: Ray forgets one that is not set for two of its reports."""
+
+    def __init__(self) -> None:
+        self._kept: weakref.WeakSet[Gauges] = weakref.WeakSet()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def keep(self, gauges: Gauges) -> None:
+        with self._lock:
+            self._kept.add(gauges)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="gauges", daemon=True)
+                self._thread.start()
+
+    def leave(self, gauges: Gauges) -> None:
+        with self._lock:
+            self._kept.discard(gauges)
+
+    def _work(self) -> None:
+        while True:
+            time.sleep(KEEP_SECONDS)
+            self._tell()
+
+    def _tell(self) -> None:
+        with self._lock:
+            kept = list(self._kept)
+        for gauges in kept:
+            with suppress(Exception):  # Ray may have gone meanwhile
+                gauges.tell()
+
+
+_keeper = _Keeper()
 
 
 def place_of(folder: str) -> tuple[str, str, str]:

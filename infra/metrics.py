@@ -52,6 +52,8 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join(timeout=5)  # it may be asking a Ray that is gone
+        if self._gauges is not None:
+            self._gauges.close()
 
     def __call__(
         self, done: int, total: int, unit: str, why: Callable[[], str] | None = None, **figures: float
@@ -80,8 +82,6 @@ class Progress:
         self._stop.set()
         with self._lock:
             self._write(f"{self._title}  {text}", end="\n")
-        if self._gauges is not None:
-            self._gauges(dict.fromkeys(self._counts.rates(time.monotonic()), 0.0), self._told[2], now=True)
 
     def look(self) -> None:
         """What is to be told each second, whether anything was reported or not."""
@@ -231,6 +231,7 @@ class ScalarLog:
     def close(self) -> None:
         """Write what is left."""
         self._board.close()
+        self._gauges.close()
         self._sent = -math.inf
         self.flush()
 

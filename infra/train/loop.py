@@ -168,7 +168,10 @@ def train(
                     score.add(means)
                     if logging and world.rank() == 0:
                         rates = clock.rates(done, config.batch)
-                        log(done, means | rates | flops.figures(rates["rows_per_second"], world.size()))
+                        rates |= flops.figures(rates["rows_per_second"], world.size())
+                        if prepared := getattr(feed, "prepared", None):
+                            rates["prepared_steps"] = float(prepared())
+                        log(done, means | rates)
                 if saving:
                     save(done)
                 watch.at("data", step=done)

@@ -23,7 +23,7 @@ PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 @pytest.fixture
 def clock(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("infra.gauges.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(gauges.time, "monotonic", lambda: now[0])
     return now
 
 
@@ -69,8 +69,28 @@ def test_they_are_set_once_a_second_at_most(told, clock):
     clock[0] += 1
     one({"done": 7}, "shards")
     assert [*told.values()] == [7]
-    one({"done": 8}, "shards", now=True)
-    assert [*told.values()] == [8]
+
+
+def test_they_are_set_again_until_they_are_closed(told, clock, monkeypatch):
+    """Ray forgets what is not set again."""
+    monkeypatch.setattr(gauges, "KEEP_SECONDS", 0.05)
+    monkeypatch.setattr(gauges, "_keeper", gauges._Keeper())
+    one, other = Gauges("mix"), Gauges("encode")
+    one({"done": 1}, "shards")
+    one({"done": 2}, "shards")  # too soon, but the last word counts
+    other({"done": 5}, "shards")
+    time.sleep(0.3)
+    assert sorted(told.values()) == [2, 5]
+    one.close()
+    time.sleep(0.1)
+    told.clear()
+    time.sleep(0.2)
+    assert [*told.values()] == [5]
+    del other
+    time.sleep(0.1)
+    told.clear()
+    time.sleep(0.2)
+    assert not told, "who is forgotten is not told of"
 
 
 @pytest.mark.parametrize("ray", [None, types.SimpleNamespace(is_initialized=lambda: False)])

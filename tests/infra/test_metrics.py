@@ -11,6 +11,18 @@ from infra import storage
 from infra.metrics import FIRST_LINES, Progress, ScalarLog, counting, read_scalars
 
 
+class Kept(list):
+    """Stands where Gauges do."""
+
+    closed = False
+
+    def __call__(self, figures, label=""):
+        self.append(dict(figures))
+
+    def close(self):
+        self.closed = True
+
+
 @pytest.fixture
 def clock(monkeypatch):
     now = [100.0]
@@ -153,20 +165,16 @@ def test_a_step_that_is_done_or_over_does_not_stall(clock):
 def test_a_watched_step_tells_by_itself(monkeypatch):
     monkeypatch.setattr("infra.metrics.LOOK_SECONDS", 0.05)
     stream = io.StringIO()
-    with Progress("mix", stream, stall_seconds=0.4) as progress:
+    gauges = Kept()
+    with Progress("mix", stream, gauges, stall_seconds=0.4) as progress:
         progress(0, 2, "parts", why=lambda: "it sleeps")
         time.sleep(0.6)
         assert "no progress for 0 s: it sleeps" in stream.getvalue()
     said = stream.getvalue()
     time.sleep(0.3)
     assert stream.getvalue() == said, "who has ended says no more"
-
-
-class Kept(list):
-    """Stands where Gauges do."""
-
-    def __call__(self, figures, label="", now=False):
-        self.append(dict(figures))
+    assert gauges[-1]["queued"] == 2
+    assert gauges.closed
 
 
 def test_gauges_are_told_counts_rates_and_how_long_nothing_moved(clock):
@@ -195,8 +203,6 @@ def test_gauges_are_told_counts_rates_and_how_long_nothing_moved(clock):
     progress(5, 50, "shards", rows=100)
     progress.look()
     assert gauges[-1]["rows_per_second"] == pytest.approx(40)
-    progress.close("done")
-    assert gauges[-1]["rows_per_second"] == gauges[-1]["done_per_second"] == 0
 
 
 def test_rates_of_slow_units_are_of_their_last_ones(clock):

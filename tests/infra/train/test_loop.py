@@ -138,3 +138,31 @@ def test_the_share_of_time_spent_waiting(tmp_path):
         assert all(0 <= share <= 1 for share in log)
         shares.append(sorted(log)[len(log) // 2])
     assert shares[0] + 0.2 < shares[1]
+
+
+def test_a_feed_may_tell_how_much_lies_ready(tmp_path):
+    class Figures(list):
+        def __call__(self, step, figures):
+            self.append(figures["prepared_steps"])
+
+        def begin(self, step):
+            pass
+
+        def flush(self):
+            pass
+
+    class Feed:
+        left = 12
+        make = staticmethod(toy.feed(CONFIG, 0, 1, 1))
+
+        def __call__(self, start):
+            for batches in self.make(start):
+                self.left -= 1
+                yield batches
+
+        def prepared(self):
+            return self.left
+
+    log = Figures()
+    train(toy.Toy(), Feed(), PlainEngine, 1, CONFIG, str(tmp_path), log)
+    assert log == [*range(11, -1, -1)]
