@@ -64,6 +64,20 @@ class Flops:
         return {"model_flops_per_second": flops, **used}
 
 
+_again = False  # what runs now was computed before
+
+
+@contextmanager
+def again() -> Iterator[None]:
+    """What runs in here was computed before, and is none of the model's own."""
+    global _again
+    _again = True
+    try:
+        yield
+    finally:
+        _again = False
+
+
 class _Counter(TorchDispatchMode):
     """Lets every operation pass as it is, and adds up what it costs.
 
@@ -83,9 +97,7 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        # The backward pass runs without gradients; what runs with them in it was computed before.
-        again = torch._C._current_graph_task_id() != -1 and torch.is_grad_enabled()
-        if not again and (cost := _COSTS.get(getattr(func, "_overloadpacket", func))) is not None:
+        if not _again and (cost := _COSTS.get(getattr(func, "_overloadpacket", func))) is not None:
             self.flops += cost(*args, **(kwargs or {}), out_val=out)
         return out
 
