@@ -26,8 +26,9 @@ class Cluster:
     feed_tasks: int = 1  # tasks that read, decode and collate at a time for one worker
     micro_batch: int = 0  # rows a worker takes through the model at once; 0: its whole share
     restarts: int = 3  # of a training, in a row and without a checkpoint in between, before it is given up
-    stall_seconds: float = 100  # without a step or a word of a worker, until all start anew; said after half
+    stall_seconds: float = 100  # without a step or a word of a worker, until all start anew; half: until it is said
     grow_seconds: float = 30  # that a group trains at least before it makes room for workers that have come
+    track: tuple[Literal["mlflow", "wandb"], ...] = ()  # who is told the scalars of a training, beside TensorBoard
     log_ids: bool = False  # which rows each training step used is written down, to a folder that workers share
     actors: tuple[int, int] = (1, 2)  # actors of a stage, at least and at most
     cpus_per_actor: float = 1

@@ -1,80 +1,215 @@
-"""What a run tells while it runs: progress on standard error, scalars as JSONL and TensorBoard, and memory."""
+"""What a run tells while it runs: progress on standard error, scalars as JSONL and TensorBoard; all of it as gauges."""
 
+import contextlib
 import json
+import math
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TextIO
 
-import psutil
-
 from infra import storage
+from infra.gauges import Gauges
+
+LOOK_SECONDS = 1.0  # between two looks of the thread that watches a step
+FIRST_LINES, FIRST_SECONDS, LOG_SECONDS = 3, 10.0, 60.0  # a log gets a few lines soon, then one a minute
+WINDOW_SECONDS, MOST_COUNTS = 60.0, 512  # of rates
 
 Report = Callable[..., None]
-"""`report(done, total, unit, **figures)`, called as often as one likes."""
+"""`report(done, total, unit, why=None, **figures)`, called as often as one likes (`Progress`)."""
 
 
 class Progress:
-    """One line a step: how far, how fast, how long to go; it moves in a terminal, a log gets one every few seconds."""
+    """One line a step: how far, how fast, how long to go; it moves in a terminal, a log gets one about once a minute.
 
-    def __init__(self, title: str, stream: TextIO = sys.stderr, every_seconds: float = 10) -> None:
-        self._title, self._stream = title, stream
-        self._every = 0.2 if stream.isatty() else every_seconds
-        self._started = self._printed = time.monotonic()
+    In a `with` block it is watched: where nothing is reported the line comes all the same, where nothing moves it says
+    for how long and what is known of why, and what is reported becomes Prometheus gauges (`infra/gauges.py`).
+    """
+
+    def __init__(
+        self, title: str, stream: TextIO = sys.stderr, gauges: Gauges | None = None, stall_seconds: float = 100
+    ) -> None:
+        self._title, self._stream, self._gauges = title, stream, gauges
+        self._patience = stall_seconds / 2
+        self._started = self._printed = self._moved = time.monotonic()
         self._first, self._last = 0, -1
-        self._width = 0
+        self._lines, self._said, self._width = 0, 0.0, 0
+        self._slowest = 0.0  # seconds between two counts
+        self._told: tuple[int, int, str, dict[str, float]] = (0, 0, "", {})
+        self._why: Callable[[], str] | None = None
+        self._counts = _Counts()
+        self._lock, self._stop = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
 
-    def __call__(self, done: int, total: int, unit: str, **figures: float) -> None:
+    def __enter__(self) -> "Progress":
+        self._moved = self._printed = time.monotonic()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=5)  # it may be asking a Ray that is gone
+        if self._gauges is not None:
+            self._gauges.close()
+
+    def __call__(
+        self, done: int, total: int, unit: str, why: Callable[[], str] | None = None, **figures: float
+    ) -> None:
         """Tell that `done` of `total` are finished; what was finished before the first call does not count as speed.
 
-        A step may count anew, as one that trains twice does.
+        A step may count anew, as one that trains twice does. Whole numbers among the figures are counts. `why()` is
+        asked, in another thread, for a sentence on what it is at when nothing moves.
         """
         now = time.monotonic()
-        if done == self._last:
-            return
-        if self._last < 0 or done < self._last:
-            self._first, self._started = done, now
-        self._last = done
-        if now - self._printed < self._every and done < total:
-            return
-        self._printed = now
-        self._write(f"{self._title}  {done:,}/{total:,} {unit}{self._speed(done, total, unit, now)}{_figures(figures)}")
+        with self._lock:
+            self._told, self._why = (done, total, unit, figures), why
+            self._counts.add(now, {"done": done} | {k: v for k, v in figures.items() if isinstance(v, int)})
+            if done == self._last:
+                return
+            if self._last < 0 or done < self._last:
+                self._first, self._started = done, now
+            elif self._last > self._first:
+                self._slowest = max(self._slowest, now - self._moved)
+            self._last, self._moved, self._said = done, now, 0.0
+            if now - self._printed >= self._every() or done >= total:
+                self._print(now)
 
     def close(self, text: str) -> None:
         """Say how it ended."""
-        self._write(f"{self._title}  {text}", end="\n")
+        self._stop.set()
+        with self._lock:
+            self._write(f"{self._title}  {text}", end="\n")
+
+    def look(self) -> None:
+        """What is to be told each second, whether anything was reported or not."""
+        now = time.monotonic()
+        with self._lock:
+            (done, total, unit, figures), quiet = self._told, now - self._moved
+            stalled = quiet > max(self._patience, 3 * self._slowest) and (done < total or not total)
+            due = now - self._printed >= self._every()
+            if due and not stalled and total and not self._stream.isatty():
+                self._print(now)
+            rates = self._counts.rates(now)
+        if self._gauges is not None and total:
+            # Losses are told where they are logged, step by step.
+            plain = {name: value for name, value in figures.items() if "/" not in name}
+            counted = {"done": done, "total": total, "queued": total - done, "stalled_seconds": quiet}
+            self._gauges(plain | counted | rates, unit)
+        if stalled and (not self._said or now - self._said >= LOG_SECONDS):
+            self._said = now
+            told = f"no progress for {_duration(quiet)}: {self._cause()}"
+            line = "  ".join([self._title, _far(done, total, unit), told])
+            with self._lock:
+                self._printed = now
+                self._write(line, end="\n")
+
+    def _watch(self) -> None:
+        while not self._stop.wait(LOOK_SECONDS):
+            with contextlib.suppress(Exception):  # a stream that is closed, a Ray that is gone: the step tells
+                self.look()
+
+    def _cause(self) -> str:
+        known = []
+        for ask in (self._why, free_resources):
+            with contextlib.suppress(Exception):
+                known.append(ask() if ask else "")
+        return "; ".join(filter(None, known)) or "nothing is known of why"
+
+    def _every(self) -> float:
+        if self._stream.isatty():
+            return 0.2
+        return FIRST_SECONDS if self._lines < FIRST_LINES else LOG_SECONDS
+
+    def _print(self, now: float) -> None:
+        done, total, unit, figures = self._told
+        self._printed, self._lines = now, self._lines + 1
+        known = [self._speed(done, total, unit, now), *_figures(figures, self._counts.rates(now))]
+        self._write("  ".join([self._title, _far(done, total, unit), *filter(None, known)]))
 
     def _speed(self, done: int, total: int, unit: str, now: float) -> str:
         seconds = now - self._started
         rate = (done - self._first) / seconds if seconds > 0.5 else 0.0
         if rate <= 0:
             return ""
-        return f"  {rate:,.1f} {unit}/s  {_duration((total - done) / rate)} left"
+        return f"{_rate(rate, unit)}  {_duration((total - done) / rate)} left"
 
     def _write(self, line: str, end: str = "") -> None:
         if self._stream.isatty():
             padding = " " * max(0, self._width - len(line))
             self._stream.write(f"\r{line}{padding}{end}")
-            self._width = len(line)
+            self._width = 0 if end else len(line)
         else:
             self._stream.write(line + "\n")
         self._stream.flush()
 
 
-class ScalarLog:
-    """`metrics.jsonl` (one object a logged step) and TensorBoard events in a folder; continued where a run was cut."""
+class _Counts:
+    """How fast counts grow: over the last WINDOW_SECONDS, or since the last but one time that they grew."""
 
-    def __init__(self, folder: str, resume_step: int) -> None:
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, dict[str, int]]] = deque()
+
+    def add(self, now: float, counts: dict[str, int]) -> None:
+        if self._seen and any(counts.get(name, 0) < was for name, was in self._seen[-1][1].items()):
+            self._seen.clear()  # it counts anew
+        if not self._seen or counts != self._seen[-1][1]:
+            self._seen.append((now, counts))
+        while len(self._seen) > 2 and now - self._seen[1][0] > WINDOW_SECONDS:
+            self._seen.popleft()
+        if len(self._seen) > MOST_COUNTS:  # of a step that reports in a hot loop, every other one will do
+            self._seen = deque(each for number, each in enumerate(self._seen) if number % 2 == 0)
+
+    def rates(self, now: float) -> dict[str, float]:
+        """By name, each with `_per_second` added."""
+        if not self._seen:
+            return {}
+        (since, first), (_, last) = self._seen[0], self._seen[-1]
+        seconds = max(now - since, 1e-9)
+        return {f"{name}_per_second": (value - first.get(name, 0)) / seconds for name, value in last.items()}
+
+
+def counting(report: Report, name: str, of: str, times: int) -> Report:
+    """A Report that tells a further count: `times` as many as another, where that is told."""
+
+    def told(done: int, total: int, unit: str, **figures: Any) -> None:
+        more = {name: times * figures[of]} if of in figures else {}
+        report(done, total, unit, **more, **figures)
+
+    return told
+
+
+def free_resources() -> str:
+    """What Ray has free, in words; nothing where Ray is not up."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return ""
+    free, whole = ray.available_resources(), ray.cluster_resources()
+    told = [f"{free.get(kind, 0):g} of {whole[kind]:g} {kind}s" for kind in ("CPU", "GPU") if whole.get(kind)]
+    return f"Ray has {' and '.join(told)} free" if told else "Ray has no machine with a CPU"
+
+
+class ScalarLog:
+    """`metrics.jsonl` (one object a logged step) and TensorBoard events in a folder; continued where a run was cut.
+
+    Figures become gauges, too, and go to `tell`, as `infra/track.py` makes it.
+    """
+
+    def __init__(
+        self, folder: str, resume_step: int, tell: Callable[[int, Mapping[str, float]], None] | None = None
+    ) -> None:
         self._url = storage.join(folder, "metrics.jsonl")
-        self._folder = folder
+        self._gauges, self._tell = Gauges.of_folder(folder), tell
         kept = [row for row in read_scalars(folder) if row["step"] <= resume_step]
         self._lines = [json.dumps(row) for row in kept]
         self._offset = kept[-1]["seconds"] if kept else 0.0
         self._started = time.monotonic()
         self._saved = 0.0
-        self._local = tempfile.mkdtemp(prefix="tensorboard-")
+        self._events, self._sent = storage.join(folder, "tensorboard"), self._started
+        near = storage.is_local(folder)  # TensorBoard follows the files as they grow; an object store gets copies
+        self._local = storage.absolute(self._events) if near else tempfile.mkdtemp(prefix="tensorboard-")
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only a training worker needs it
 
         self._board = SummaryWriter(self._local, purge_step=resume_step + 1)
@@ -86,20 +221,28 @@ class ScalarLog:
         self._lines.append(json.dumps(row))
         for name, value in figures.items():
             self._board.add_scalar(name, value, step)
+        self._gauges(figures)
+        if self._tell:
+            self._tell(step, figures)
         every = 1.0 if storage.is_local(self._url) else 15.0  # an object store has no append: the file is written anew
         if time.monotonic() - self._saved > every:
             self.flush()
 
     def close(self) -> None:
         """Write what is left."""
-        self.flush()
         self._board.close()
-        storage.upload(self._local, storage.join(self._folder, "tensorboard"))
+        self._gauges.close()
+        self._sent = -math.inf
+        self.flush()
 
     def flush(self) -> None:
         """Write all that was logged."""
         storage.write_bytes(self._url, ("\n".join(self._lines) + "\n").encode())
+        self._board.flush()
         self._saved = time.monotonic()
+        if not storage.is_local(self._url) and self._saved - self._sent > LOG_SECONDS:
+            storage.upload(self._local, self._events)
+            self._sent = self._saved
 
 
 def read_scalars(folder: str) -> list[dict[str, Any]]:
@@ -111,58 +254,21 @@ def read_scalars(folder: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines() if line]
 
 
-class MemoryWatch:
-    """The peak memory of this process and all that it started, shared pages counted once (Linux)."""
-
-    def __init__(self, every_seconds: float = 1.0) -> None:
-        self.peak_gb = 0.0
-        self._every = every_seconds
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> "MemoryWatch":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while True:
-            self.peak_gb = max(self.peak_gb, _memory_gb())
-            if self._stop.wait(self._every):
-                return
+def _figures(figures: dict[str, float], rates: dict[str, float]) -> Iterator[str]:
+    """Counts and levels; the first count with its rate, since that of the whole step's units may be slow to tell."""
+    counts = [name for name, value in figures.items() if isinstance(value, int)]
+    for name, value in figures.items():
+        told = f"{name} {value:{',' if name in counts else ',.4g'}}"
+        rate = rates.get(f"{name}_per_second", 0.0) if name in counts[:1] else 0.0
+        yield f"{told} ({rate:,.1f}/s)" if rate > 0 else told
 
 
-def _memory_gb() -> float:
-    """Memory of this process and its descendants now, in GB (10^9 bytes).
-
-    Private pages are summed; of shared ones (libraries, Ray's object store) the process that maps most stands for all.
-    The kernel's own account (PSS) agrees within 2 %, but reading it stops each process for milliseconds.
-    """
-    try:
-        family = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    except psutil.Error:
-        return 0.0
-    resident = [_resident(process.pid) for process in family]
-    private = sum(one.get("RssAnon", 0) for one in resident)
-    shared = sum(max(one.get(kind, 0) for one in resident) for kind in ("RssFile", "RssShmem"))
-    return (private + shared) * 1024 / 1e9
+def _rate(rate: float, unit: str) -> str:
+    return f"{rate:,.1f} {unit}/s" if rate >= 0.1 else f"{60 * rate:,.2g} {unit}/min"
 
 
-def _resident(pid: int) -> dict[str, int]:
-    """Resident kilobytes of a process by kind; nothing where it has gone, or the system does not say."""
-    try:
-        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as lines:
-            pairs = (line.split(":", 1) for line in lines if line.startswith("Rss"))
-            return {name: int(value.split()[0]) for name, value in pairs}
-    except OSError:
-        return {}
-
-
-def _figures(figures: dict[str, float]) -> str:
-    return "".join(f"  {name} {value:{',' if isinstance(value, int) else ',.4g'}}" for name, value in figures.items())
+def _far(done: int, total: int, unit: str) -> str:
+    return f"{done:,}/{total:,} {unit}" if total else "not begun"
 
 
 def _duration(seconds: float) -> str:

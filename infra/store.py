@@ -16,8 +16,11 @@ from infra import storage
 from infra.cluster import Cluster
 from infra.config import fingerprint, to_dict
 from infra.data.revision import revise
+from infra.gauges import Gauges
 from infra.lease import Lease
-from infra.metrics import MemoryWatch, Progress
+from infra.memory import MemoryWatch
+from infra.metrics import Progress
+from infra.track import check_installed
 
 MANIFEST = "manifest.json"  # written last: its presence means that the step finished
 # What of an artifact its manifest does not vouch for: shards, which the ledger does, and what serves the making only.
@@ -112,6 +115,7 @@ class Store:
     """A folder, local or s3://, of artifacts by step and id: the plan, the run, the resume and the cache."""
 
     def __init__(self, root: str, cluster: Cluster, steps: int = 0) -> None:
+        check_installed(cluster.track)
         self.root, self.cluster = storage.absolute(root), cluster
         self.made: list[Artifact] = []
         self._steps = steps  # of the whole run, for the progress line; 0: not known
@@ -120,7 +124,7 @@ class Store:
         """The artifact of `work(config, *inputs)`: found if it is there, continued or made if it is not."""
         identity = work.identity(config, inputs)
         number = f"[{len(self.made) + 1}/{self._steps}] " if self._steps else ""
-        progress = Progress(f"{number}{work.name:<15}")
+        progress = self._progress(work, identity, number)
         if newest := newest_revision(self.root, work.name, identity):
             progress.close(f"done already: {newest}")
             return self._keep(Artifact.open(newest))
@@ -139,11 +143,15 @@ class Store:
         path = storage.join(self.root, work.name, renewed)
         with Lease(path):
             revise(artifact.path, path, only, leave=(MANIFEST, "lease.json"))
-        return self._make(work, config, tuple(artifact.inputs), renewed, Progress(f"{work.name:<15}"))
+        return self._make(work, config, tuple(artifact.inputs), renewed, self._progress(work, renewed))
+
+    def _progress(self, work: Step, identity: str, number: str = "") -> Progress:
+        title, gauges = f"{number}{work.name:<15}", Gauges(work.name, identity)
+        return Progress(title, gauges=gauges, stall_seconds=self.cluster.stall_seconds)
 
     def _make(self, work: Step, config: Any, inputs: tuple[Artifact, ...], identity: str, report: Progress) -> Artifact:
         path = storage.join(self.root, work.name, identity)
-        with Lease(path), MemoryWatch() as memory:
+        with Lease(path), MemoryWatch() as memory, report:
             started = time.time()
             summary = work.work(config, *inputs, out=path, cluster=self.cluster, report=report)
             manifest = {

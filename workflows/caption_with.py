@@ -13,7 +13,7 @@ from captioner.task import ALT_COLUMN
 from infra.cluster import Cluster, connect
 from infra.data.llm import run_requests
 from infra.data.run import run_stages
-from infra.metrics import Report
+from infra.metrics import Report, counting
 from infra.store import Artifact, step
 from workflows.recaption import check_names
 
@@ -50,6 +50,7 @@ def caption_with(
     """Write `caption_<style>` and its `provenance` for every row of a corpus, by a published or a served model."""
     connect(cluster)
     backend, inputs = config.backend, [images.path]
+    report = counting(report, "captions", of="accepted", times=len(config.styles))
     records = sources(config)
     sign = Sign({style: (each,) for style, each in records.items()})
     if isinstance(backend, VLLMConfig):

@@ -15,6 +15,7 @@ from infra.config import from_dict, to_dict
 from infra.data.run import run_shards
 from infra.data.samples import Source
 from infra.data.shards import ShardReader, joined_names, shard_url
+from infra.gauges import Gauges
 from infra.lease import Lease
 from infra.metrics import Progress
 from infra.store import MANIFEST, Artifact, libraries
@@ -65,12 +66,13 @@ def export(options: ExportOptions) -> dict[str, Any]:
     config = {name: getattr(options, name) for name in ("format", "with_images", "prefix", "license", "title")}
     plan = {"config": config | {"only": only}, "inputs": [f"{each.step}/{each.id}" for each in artifacts]}
     begun = {"id": hashlib.sha256(json.dumps([VERSION, plan]).encode()).hexdigest()[:16], **plan}
-    progress = Progress(f"{'export':<15}")
+    gauges, patience = Gauges("export", begun["id"]), options.cluster.stall_seconds
+    progress = Progress(f"{'export':<15}", gauges=gauges, stall_seconds=patience)
     if _is_done(out, begun):
         progress.close(f"done already: {out}")
         storage.remove(storage.join(out, WORK))
         return storage.read_json(storage.join(out, MANIFEST))
-    with Lease(out):
+    with Lease(out), progress:
         storage.write_json(storage.join(out, WORK, BEGUN), begun)
         started, names = time.time(), joined_names([artifact.path for artifact in artifacts])
         connect(options.cluster)

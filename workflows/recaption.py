@@ -19,7 +19,7 @@ from infra.cluster import Cluster, connect
 from infra.data.ledger import Ledger, Record
 from infra.data.run import run_stages
 from infra.data.stage import Stage
-from infra.metrics import Report
+from infra.metrics import Report, counting
 from infra.store import Artifact, step
 from workflows.train_captioner import MODEL
 
@@ -79,6 +79,7 @@ def recaption(
     if config.matcher or config.clip or (known.matching is not None and known.matching.match):
         matcher = Tower(config.matcher, config.precision, gpus) if config.matcher else None
         stages.append(Match(tower, tuple(style.name for style in styles), matcher, config.clip or None, cpus, gpus))
+    report = counting(report, "captions", of="accepted", times=len(styles))
     counts = run_stages(stages, [images.path], out, batch_size=config.batch, actors=cluster.actors, report=report)
     captioned = Ledger(out).complete()
     return counts | {

@@ -2,10 +2,17 @@
 
 import json
 import logging
+import os
+import socket
+import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,20 +24,22 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from infra import storage
 from infra.data.clock import clocked, taken
-from infra.data.ledger import Ledger, commit, inspect, pending, total
+from infra.data.ledger import STATES, Ledger, commit, inspect, pending, total
 from infra.data.parts import split
 from infra.data.revision import Redo
 from infra.data.shards import joined_names, shard_url
 from infra.data.stage import Stage
 from infra.data.work import StageWork
+from infra.metrics import Report
 from infra.raylet import watched
 
-Report = Callable[..., None]
-
-ATTEMPTS = "attempts"  # a folder that counts the workers that died over a shard
+ATTEMPTS = "attempts"  # a folder that counts the workers that died over a shard, and tells where they are
 MAX_ATTEMPTS = 3  # workers may die for many reasons, but when three have died over one shard, the shard is to blame
 MAX_AWAY = 4  # shards that met a server that fails or refuses, or a full disk: the others would fare no better
 MAX_BAD_SHARDS = 16  # more than that is not a few bad shards but a broken set-up
+BEAT_SECONDS = 10  # after which a worker that is still at a shard says where it is, again and again
+MAX_TOLD = 3  # of the shards that are at work when none ends
+OURS = f"{Path(__file__).parents[1]}/"
 SHARES = 1000  # of the shards that are left, a part is one of so many shares
 
 
@@ -69,11 +78,16 @@ def run_shards(
     ledger = Ledger(out)
     storage.remove(storage.join(out, ATTEMPTS))
     done, rows = len(names) - len(left), 0
+    states = dict.fromkeys(STATES, 0)
     errors: dict[str, str] = {}
     seconds: dict[str, float] = {}
     away = 0
-    if report:
-        report(done, len(names), "shards", rows=rows)
+
+    def tell() -> None:
+        if report:
+            report(done, len(names), "shards", why=partial(_at_work, out, cpus, gpus), rows=rows, **states)
+
+    tell()
     results = _results(work, left, out, cpus, gpus, actors)
     try:
         for result in results:
@@ -86,8 +100,8 @@ def run_shards(
                 record = json.loads(result["record"])
                 ledger.add(result["name"], record)
                 done, rows = done + 1, rows + record["rows_in"]
-                if report:
-                    report(done, len(names), "shards", rows=rows)
+                states = {state: count + record[state] for state, count in states.items()}
+                tell()
             if len(errors) > MAX_BAD_SHARDS or away > MAX_AWAY:
                 break
     except ray.exceptions.RayError as error:  # work tells its errors itself: this is a node that went, or Ray
@@ -147,7 +161,7 @@ def _results(
         # One block a part: a block is what Ray Data retries, for ever, when a worker dies.
         results = ray.data.from_items(parts, override_num_blocks=len(parts)).map_batches(
             _Actor,
-            fn_constructor_args=(work, out),
+            fn_constructor_args=(work, out, BEAT_SECONDS),
             batch_size=1,
             batch_format="numpy",
             # One part at a time: else one actor holds two while another has none, which doubles the time of few shards.
@@ -164,8 +178,8 @@ def _results(
 class _Actor:
     """Holds the work in one process of the cluster; sets it up when the first shard comes."""
 
-    def __init__(self, work: ShardWork, out: str) -> None:
-        self._work, self._out, self._ready = work, out, False
+    def __init__(self, work: ShardWork, out: str, beat_seconds: float) -> None:
+        self._work, self._out, self._ready, self._every = work, out, False, beat_seconds
         self._ended = time.perf_counter()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, list[Any]]]:
@@ -202,14 +216,66 @@ class _Actor:
         """Leave a count behind if the process dies in here."""
         url = storage.join(self._out, ATTEMPTS, name)
         try:
-            died = int(storage.read_bytes(url))
+            died = storage.read_json(url)["attempts"]
         except FileNotFoundError:
             died = 0
         if died >= MAX_ATTEMPTS:
             raise RuntimeError(f"{died} workers died over it, perhaps for want of memory")
-        storage.write_bytes(url, str(died + 1).encode())
-        yield
+        attempt = {"attempts": died + 1, "host": socket.gethostname(), "process": os.getpid(), "since": time.time()}
+        storage.write_json(url, attempt)
+        with _beating(url, attempt, self._every):
+            yield
         storage.remove(url)
+
+
+@contextmanager
+def _beating(url: str, attempt: Mapping[str, Any], every: float) -> Iterator[None]:
+    """Write now and then where this thread is, so that a driver that hears of no shard can say why."""
+    stop, thread = threading.Event(), threading.get_ident()
+
+    def beat() -> None:
+        while not stop.wait(every):
+            frame = sys._current_frames().get(thread)
+            with suppress(Exception):
+                storage.write_json(url, {**attempt, "beat": time.time(), "doing": place_in(frame)})
+
+    beats = threading.Thread(target=beat, name="beat", daemon=True)
+    beats.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        beats.join()  # what is written after the attempt's end would count as one
+
+
+def place_in(frame: FrameType | None) -> str:
+    """Where a thread is: the last place in this package, whom it called from there, and where that has got to."""
+    stack = traceback.extract_stack(frame) if frame else []
+    last = max((number for number, each in enumerate(stack) if each.filename.startswith(OURS)), default=-1)
+    places = [stack[number] for number in sorted({max(last, 0), last + 1, len(stack) - 1}) if number < len(stack)]
+    return " > ".join(f"{storage.name(each.filename)}:{each.lineno} {each.name}" for each in places)
+
+
+def _at_work(out: str, cpus: float, gpus: float) -> str:
+    """What the workers are at, by what they left in the folder of attempts: asked when no shard ends."""
+    folder, now = storage.join(out, ATTEMPTS), time.time()
+    names = storage.list_names(folder)
+    told = []
+    for name in names[:MAX_TOLD]:
+        with suppress(FileNotFoundError):  # it ended meanwhile
+            told.append(_doing(name, storage.read_json(storage.join(folder, name)), now))
+    if not told:
+        asks = f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
+        return f"no worker is at a shard, and each asks for {asks}"
+    return "; ".join(told) + (f"; {len(names) - MAX_TOLD} more shards are at work" if len(names) > MAX_TOLD else "")
+
+
+def _doing(name: str, attempt: Mapping[str, Any], now: float) -> str:
+    who = f"shard {name} is with process {attempt['process']} on {attempt['host']} for {now - attempt['since']:.0f} s"
+    quiet = now - attempt.get("beat", attempt["since"])
+    if quiet > 3 * BEAT_SECONDS:
+        return f"{who}, which says nothing for {quiet:.0f} s"
+    return f"{who}, at {attempt['doing']}" if attempt.get("doing") else who
 
 
 def _lost(left: list[str], errors: dict[str, str], out: str) -> str:

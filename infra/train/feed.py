@@ -52,11 +52,16 @@ class Feed:
     micro_steps: int
     tasks: int = 1  # that prepare at a time for this worker
     key: str = field(default_factory=lambda: uuid.uuid4().hex)  # of what its tasks keep between chunks
+    _held: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)  # the segment in use
 
     @property
     def rows(self) -> int:
         """Rows of this worker in a training step, with padding."""
         return self.micro_batch * self.micro_steps
+
+    def prepared(self) -> int:
+        """Training steps whose batches lie ready."""
+        return sum(len(segment.batches) for segment in self._held)
 
     def __call__(self, start: int) -> Iterator[list[Batch]]:
         """Segments of the plan, one prepared while the one before is trained on.
@@ -69,6 +74,7 @@ class Feed:
         try:
             while start < self.steps:
                 segment = coming.result()
+                self._held[:] = [segment]
                 start = segment.stop
                 if start < self.steps:
                     coming = _ahead(self._prepare, start, segment.following())

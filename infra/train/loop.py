@@ -10,6 +10,7 @@ import torch
 
 from infra.train import checkpoint, world
 from infra.train.engine import Engine, EngineFactory
+from infra.train.flops import Flops
 from infra.train.optim import learning_rate
 from infra.train.settings import Precision
 from infra.train.task import Batch, Task, Update
@@ -124,7 +125,7 @@ def train(
     if saved and start >= config.steps:
         return saved
     engines = [make_engine(update, micro_steps, saved) for update in task.updates()]
-    clock, score = _Clock(start), _Score(engines[0].update)
+    clock, score, flops = _Clock(start), _Score(engines[0].update), Flops()
     if world.rank() == 0:
         log.begin(start)
     watch.begin(start)
@@ -158,7 +159,7 @@ def train(
                     batch["step"] = torch.tensor(step)
                 figures = {}
                 for engine in awake:
-                    figures |= _turn(engine, micro_batches, counts[engine.update.name], step, config)
+                    figures |= _turn(engine, micro_batches, counts[engine.update.name], step, config, flops)
                 done = step + 1
                 saving = done % config.save_every_steps == 0 or done == config.steps
                 logging = done % config.log_every_steps == 0 or done == config.steps
@@ -166,7 +167,11 @@ def train(
                     means = _means(figures, done, config.stop_above)  # before a save: what diverged is never kept
                     score.add(means)
                     if logging and world.rank() == 0:
-                        log(done, means | clock.rates(done, config.batch))
+                        rates = clock.rates(done, config.batch)
+                        rates |= flops.figures(rates["rows_per_second"], world.size())
+                        if prepared := getattr(feed, "prepared", None):
+                            rates["prepared_steps"] = float(prepared())
+                        log(done, means | rates)
                 if saving:
                     save(done)
                 watch.at("data", step=done)
@@ -178,7 +183,12 @@ def train(
 
 
 def _turn(
-    engine: Engine, micro_batches: list[Batch], counts: dict[str, float], step: int, config: TrainConfig
+    engine: Engine,
+    micro_batches: list[Batch],
+    counts: dict[str, float],
+    step: int,
+    config: TrainConfig,
+    flops: Flops,
 ) -> dict[str, torch.Tensor]:
     """One optimizer step of one Update: the mean of each loss over all valid targets of the global batch."""
     update = engine.update
@@ -186,9 +196,10 @@ def _turn(
         micro_batches = _acquainted(engine, micro_batches)
     sums: dict[str, torch.Tensor] = {}
     for batch in micro_batches:
-        losses = engine(batch)
-        terms = [update.loss_weights.get(name, 1.0) * value / counts[name] for name, value in losses.items()]
-        engine.backward(torch.stack([term.float() for term in terms]).sum())
+        with flops.counted(update.name, len(batch["weight"])):
+            losses = engine(batch)
+            terms = [update.loss_weights.get(name, 1.0) * value / counts[name] for name, value in losses.items()]
+            engine.backward(torch.stack([term.float() for term in terms]).sum())
         for name, value in losses.items():
             sums[name] = sums.get(name, torch.zeros(())) + value.detach().float().cpu()
     lr = learning_rate(update.optim, step - update.start_step, config.steps - update.start_step)

@@ -1,10 +1,13 @@
 """Activations that are computed again in the backward pass instead of being kept (arXiv 1604.06174)."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+from infra.train.flops import again
 
 
 def recompute(module: nn.Module) -> int:
@@ -40,6 +43,6 @@ def _wrap(block: nn.Module) -> None:
     def light(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():  # nothing is kept anyway, and a block may fill a cache
             return forward(*args, **kwargs)
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), again()), **kwargs)
 
     block.forward = light

@@ -13,6 +13,7 @@ import torch
 from infra import storage
 from infra.cluster import Cluster
 from infra.metrics import ScalarLog, read_scalars
+from infra.track import Tell, tracked
 from infra.train import checkpoint, world
 from infra.train.board import Beat, Pulse
 from infra.train.engine import load_weights
@@ -105,12 +106,14 @@ def _train(training: Training, counts: dict[str, int], cluster: Cluster, pulse: 
             offload=cluster.offload, recompute=cluster.recompute,
         )  # fmt: skip
 
-    log, watch = _Log(training, pulse), _Watch(pulse, storage.join(training.out, "ids") if cluster.log_ids else None)
-    try:
-        final = train(task, feed, make_engine, micro_steps, config, training.checkpoints, log, watch)
-    except Diverged as error:
-        raise Diverged(f"{error} {_blamed(training, feed, error.step)}", error.step) from None
-    log.close()
+    watch = _Watch(pulse, storage.join(training.out, "ids") if cluster.log_ids else None)
+    with tracked(cluster.track if world.rank() == 0 else (), training.out) as tell:
+        log = _Log(training, pulse, tell)
+        try:
+            final = train(task, feed, make_engine, micro_steps, config, training.checkpoints, log, watch)
+        except Diverged as error:
+            raise Diverged(f"{error} {_blamed(training, feed, error.step)}", error.step) from None
+        log.close()
     pulse.at("export")
     if world.rank() == 0:
         _export(task, final, storage.join(training.out, "model"))
@@ -147,8 +150,8 @@ class _Watch:
 class _Log:
     """Rank 0's scalar log, opened at its first line, since TensorBoard is slow to import; the board learns all, too."""
 
-    def __init__(self, training: Training, pulse: Pulse) -> None:
-        self._out, self._pulse = training.out, pulse
+    def __init__(self, training: Training, pulse: Pulse, tell: Tell) -> None:
+        self._out, self._pulse, self._tell = training.out, pulse, tell
         self._start = 0
         self._log: ScalarLog | None = None
 
@@ -157,7 +160,7 @@ class _Log:
 
     def __call__(self, step: int, figures: dict[str, float]) -> None:
         if self._log is None:
-            self._log = ScalarLog(self._out, self._start)
+            self._log = ScalarLog(self._out, self._start, self._tell)
         self._log(step, figures)
         self._pulse.logged(figures)
 

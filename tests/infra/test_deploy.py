@@ -377,6 +377,34 @@ def test_the_token_of_aws_lies_where_ray_looks():
     assert aws()["file_mounts"] == {f"{image_home[1]}/.ray/auth_token": "~/.ray/auth_token"}
 
 
+# Watching
+
+
+def test_every_command_on_watching_exists():
+    from tensorboard.program import TensorBoard
+
+    text = (ROOT / "docs" / "watching.md").read_text()
+    lines = [line for block in text.split("```")[1::2] for line in block.splitlines()]
+    commands = [shlex.split(line) for line in lines if re.match(r"(ray|rescribe|curl|pip|tensorboard) ", line)]
+    assert {words[0] for words in commands} == {"ray", "rescribe", "curl", "pip", "tensorboard"}
+    port = None
+    for words in commands:
+        if words[0] in ("ray", "rescribe"):
+            check_command(words)
+            port = next((word.split("=")[1] for word in words if word.startswith("--metrics-export-port")), port)
+        elif words[0] == "pip":
+            assert set(Requirement(words[-1]).extras) <= PROJECT["optional-dependencies"].keys()
+        elif words[0] == "tensorboard":
+            TensorBoard().configure([*words])
+        else:
+            assert words[-1] == f"http://127.0.0.1:{port}/metrics"
+    assert (ROOT / re.search(r"`(\S*grafana\S*)`", text)[1]).exists()
+    (scraped,) = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])["scrape_configs"]
+    from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
+
+    assert scraped["file_sd_configs"] == [{"files": [f"/tmp/ray/{PROMETHEUS_SERVICE_DISCOVERY_FILE}"]}]
+
+
 # The image
 
 

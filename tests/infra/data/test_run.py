@@ -1,4 +1,6 @@
+import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from infra.data.readers import find_corpus
 from infra.data.run import run_shards, run_stages
 from infra.data.shards import shard_names, shard_url
 from infra.data.verify import verify_shards
+from infra.metrics import Progress
 from tests.infra.data.zoo import as_members, encode, picture, samples, tar, write_tars
 from workflows.ingest import IngestConfig, IngestWork
 
@@ -138,6 +141,50 @@ def test_a_worker_that_dies_within_a_part_does_each_shard_once(ray_cluster, tmp_
         run_shards(work, names, str(tmp_path / "out"), actors=(1, 1), report=report)
     assert seen == list(range(40))
     assert run_shards(work, names, str(tmp_path / "out"))["rows_in"] == 200
+
+
+@pytest.mark.timeout(120)
+def test_a_step_that_stalls_says_which_worker_is_at_which_shard_and_where(ray_cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "BEAT_SECONDS", 0.3)
+    monkeypatch.setattr("infra.metrics.LOOK_SECONDS", 0.2)
+    stream = io.StringIO()
+    with Progress("numbers", stream, stall_seconds=4) as progress:
+        run_shards(Numbers(seconds=5), NAMES[:1], str(tmp_path / "out"), report=progress)
+    lines = [line for line in stream.getvalue().splitlines() if "no progress" in line]
+    assert lines, stream.getvalue()
+    assert lines[0].startswith("numbers  0/1 shards  no progress for ")
+    last = lines[-1]
+    assert "1 CPUs; Ray has" in last or re.search(
+        r"shard 000000 is with process \d+ on \S+ for \d+ s"
+        r"(, at run\.py:\d+ _run > test_run\.py:\d+ __call__)?; Ray has [\d.]+ of 8 CPUs free",
+        last,
+    )
+
+
+def test_what_a_driver_is_told_of_workers(tmp_path):
+    out, now = str(tmp_path), time.time()
+    assert run._at_work(out, 2, 1) == "no worker is at a shard, and each asks for 2 CPUs and 1 GPUs"
+    attempt = {"attempts": 1, "host": "node", "process": 71, "since": now - 100}
+    beats = [{"beat": now - 1, "doing": "run.py:1 f"}, {"beat": now - 50, "doing": "run.py:1 f"}, {}, {}, {}]
+    for name, beat in zip(NAMES, beats, strict=False):
+        storage.write_json(storage.join(out, run.ATTEMPTS, name), attempt | beat)
+    first, second, third, rest = run._at_work(out, 2, 1).split("; ")
+    assert first == "shard 000000 is with process 71 on node for 100 s, at run.py:1 f"
+    assert second == "shard 000001 is with process 71 on node for 100 s, which says nothing for 50 s"
+    assert third == "shard 000002 is with process 71 on node for 100 s, which says nothing for 100 s"
+    assert rest == "2 more shards are at work"
+
+
+def test_a_worker_says_where_it_is(tmp_path):
+    url = str(tmp_path / "attempt")
+    with run._beating(url, {"attempts": 1}, 0.1):
+        time.sleep(0.5)
+    told = storage.read_json(url)
+    assert told["attempts"] == 1
+    assert time.time() - told["beat"] < 5
+    assert re.search(r"test_run\.py:\d+ test_a_worker_says_where_it_is$", told["doing"])
+    time.sleep(0.3)
+    assert storage.read_json(url) == told, "it is not written after its end"
 
 
 @dataclass(frozen=True)

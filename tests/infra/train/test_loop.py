@@ -154,3 +154,31 @@ def test_a_checkpoint_is_scored_by_the_mean_loss_since_the_one_before(tmp_path):
     best = checkpoint.best(str(tmp_path))
     assert best
     assert checkpoint.step_of(best) == min(scores, key=lambda step: scores[step])
+
+
+def test_a_feed_may_tell_how_much_lies_ready(tmp_path):
+    class Figures(list):
+        def __call__(self, step, figures):
+            self.append(figures["prepared_steps"])
+
+        def begin(self, step):
+            pass
+
+        def flush(self):
+            pass
+
+    class Feed:
+        left = 12
+        make = staticmethod(toy.feed(CONFIG, 0, 1, 1))
+
+        def __call__(self, start):
+            for batches in self.make(start):
+                self.left -= 1
+                yield batches
+
+        def prepared(self):
+            return self.left
+
+    log = Figures()
+    train(toy.Toy(), Feed(), PlainEngine, 1, CONFIG, str(tmp_path), log)
+    assert log == [*range(11, -1, -1)]

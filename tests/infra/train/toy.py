@@ -223,6 +223,19 @@ def copy(job, config):
         writer.save(saved.step, engine.state(), {"updates": {update.name: engine.meta()}})
 
 
+def flops(job, config):
+    """Of a row of the model, in a first micro-batch."""
+    from infra.train import world
+    from infra.train.flops import Flops
+
+    (update,) = Toy().updates()
+    counted, engine = Flops(), worker_engine(job, config)(update, 1, None)
+    ((batch,), *_) = feed(config, world.rank(), world.size(), 1)(0)
+    with counted.counted("net", len(batch["ids"])):
+        engine.backward(engine(batch)["token"])
+    return counted.figures(1.0, 1)["model_flops_per_second"]
+
+
 def tear(job, config):
     """Leave the checkpoint of the last step as a worker leaves it that is killed before the commit."""
     from infra.train import world
@@ -284,9 +297,14 @@ def work(jobs, result):
         config = TrainConfig(
             **{"steps": 12, "batch": 10, "log_every_steps": 1, "save_every_steps": 6, **job.get("config", {})}
         )
-        do = {"train": train_as_told, "copy": copy, "poison": poison, "tear": tear, "compilers": compilers}[
-            job.get("do", "train")
-        ]
+        do = {
+            "train": train_as_told,
+            "copy": copy,
+            "poison": poison,
+            "tear": tear,
+            "compilers": compilers,
+            "flops": flops,
+        }[job.get("do", "train")]
         results.append(do(job, config))
         zero.settings = plain_settings
         gc.collect()
