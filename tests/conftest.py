@@ -5,7 +5,11 @@ import os
 import subprocess
 import uuid
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("ours", deadline=None)  # a slow machine is no fault; tests have limits of their own
+hypothesis.settings.load_profile("ours")
 
 # Before ray is imported anywhere: what it finds here it keeps, and its workers inherit.
 os.environ["RAY_AUTH_MODE"] = "disabled"
