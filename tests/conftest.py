@@ -8,7 +8,7 @@ import uuid
 import hypothesis
 import pytest
 
-hypothesis.settings.register_profile("ours", deadline=None)  # a slow machine is no fault; tests have limits of their own
+hypothesis.settings.register_profile("ours", deadline=None)  # a slow machine is no fault; tests have limits
 hypothesis.settings.load_profile("ours")
 
 # Before ray is imported anywhere: what it finds here it keeps, and its workers inherit.
