@@ -17,6 +17,7 @@ from infra.gauges import Gauges
 LOOK_SECONDS = 1.0  # between two looks of the thread that watches a step
 FIRST_LINES, FIRST_SECONDS, LOG_SECONDS = 3, 10.0, 60.0  # a log gets a few lines soon, then one a minute
 WINDOW_SECONDS, MOST_COUNTS = 60.0, 512  # of rates
+SPARE = 50  # times that a write of the scalars took, until the next: they take a fiftieth of a training at most
 
 Report = Callable[..., None]
 """`report(done, total, unit, why=None, **figures)`, called as often as one likes (`Progress`)."""
@@ -206,7 +207,8 @@ class ScalarLog:
         self._lines = [json.dumps(row) for row in kept]
         self._offset = kept[-1]["seconds"] if kept else 0.0
         self._started = time.monotonic()
-        self._saved = 0.0
+        # The file is written anew each time, since an object store has no append; the longer it takes, the less often.
+        self._saved, self._pause = 0.0, 0.0
         self._events, self._sent = storage.join(folder, "tensorboard"), self._started
         near = storage.is_local(folder)  # TensorBoard follows the files as they grow; an object store gets copies
         self._local = storage.absolute(self._events) if near else tempfile.mkdtemp(prefix="tensorboard-")
@@ -224,8 +226,7 @@ class ScalarLog:
         self._gauges(figures)
         if self._tell:
             self._tell(step, figures)
-        every = 1.0 if storage.is_local(self._url) else 15.0  # an object store has no append: the file is written anew
-        if time.monotonic() - self._saved > every:
+        if time.monotonic() - self._saved > self._pause:
             self.flush()
 
     def close(self) -> None:
@@ -237,9 +238,11 @@ class ScalarLog:
 
     def flush(self) -> None:
         """Write all that was logged."""
+        began = time.monotonic()
         storage.write_bytes(self._url, ("\n".join(self._lines) + "\n").encode())
         self._board.flush()
         self._saved = time.monotonic()
+        self._pause = max(1.0 if storage.is_local(self._url) else 15.0, SPARE * (self._saved - began))
         if not storage.is_local(self._url) and self._saved - self._sent > LOG_SECONDS:
             storage.upload(self._local, self._events)
             self._sent = self._saved

@@ -254,6 +254,24 @@ def test_tensorboard_follows_a_training_as_it_goes(place, clock):
     log.close()
 
 
+def test_a_file_that_takes_long_to_write_is_written_less_often(tmp_path, clock, monkeypatch):
+    written, write = [], storage.write_bytes
+
+    def slow(url, data):
+        clock[0] += 2
+        written.append(clock[0])
+        write(url, data)
+
+    monkeypatch.setattr(storage, "write_bytes", slow)
+    log = ScalarLog(str(tmp_path), 0)
+    for step in range(200):
+        clock[0] += 2
+        log(step, {"a/loss": 1.0})
+    assert 4 <= len(written) <= 5, "two seconds of a hundred"
+    log.close()
+    assert len(read_scalars(str(tmp_path))) == 200
+
+
 def test_scalars_continue_after_a_cut(place):
     told = []
     log = ScalarLog(place, 0, lambda step, figures: told.append((step, figures)))
