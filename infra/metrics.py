@@ -1,6 +1,7 @@
 """What a run tells while it runs: progress on standard error, scalars as JSONL and TensorBoard, and memory."""
 
 import json
+import shutil
 import sys
 import tempfile
 import threading
@@ -95,6 +96,7 @@ class ScalarLog:
         self.flush()
         self._board.close()
         storage.upload(self._local, storage.join(self._folder, "tensorboard"))
+        shutil.rmtree(self._local, ignore_errors=True)
 
     def flush(self) -> None:
         """Write all that was logged."""

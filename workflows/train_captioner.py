@@ -130,7 +130,8 @@ def _prepare(config: TrainCaptionerConfig, images: Artifact, out: str) -> tuple[
         with tempfile.TemporaryDirectory() as local:
             train_vocabulary(_captions(config, images), config.vocabulary_size).save(local)
             storage.upload(local, folder)
-    return Vocabulary.load(storage.fetch(folder)), config.model.vision.image_size, config.model.text.max_length
+    with storage.fetched(folder) as local:
+        return Vocabulary.load(local), config.model.vision.image_size, config.model.text.max_length
 
 
 def _captions(config: TrainCaptionerConfig, images: Artifact) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import tempfile
 
 import numpy as np
 import pytest
@@ -51,7 +52,9 @@ def test_a_second_count_starts_a_new_clock(clock):
     assert "20/50 steps  2.0 steps/s  15 s left" in stream.getvalue()
 
 
-def test_scalars_continue_after_a_cut(place):
+def test_scalars_continue_after_a_cut(place, tmp_path_factory, monkeypatch):
+    scratch = tmp_path_factory.mktemp("scratch")
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     log = ScalarLog(place, 0)
     for step in (10, 20, 30):
         log(step, {"a/loss": step / 7})
@@ -65,6 +68,7 @@ def test_scalars_continue_after_a_cut(place):
     assert rows[0]["a/loss"] == pytest.approx(10 / 7, rel=1e-5)
     assert sorted(row["seconds"] for row in rows) == [row["seconds"] for row in rows]
     assert all(json.dumps(row) for row in rows)
+    assert not list(scratch.iterdir())
 
 
 def test_no_scalars_yet(tmp_path):
