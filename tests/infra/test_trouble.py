@@ -77,7 +77,12 @@ def test_two_that_put_at_the_same_time_ask_again(s3, through):
     assert storage.read_bytes(f"{s3}/claim") == b"mine"
 
 
-READS = [storage.read_bytes, lambda url: storage.open_read(url).read(), lambda url: storage.fetched(url).__enter__(), storage.digest]
+READS = [
+    storage.read_bytes,
+    lambda url: storage.open_read(url).read(),
+    lambda url: storage.fetched(url).__enter__(),
+    storage.digest,
+]
 
 
 @pytest.mark.timeout(120)
