@@ -56,6 +56,11 @@ def absolute(url: str) -> str:
     return os.path.abspath(_local(url)) if is_local(url) else url.rstrip("/")
 
 
+def anchored(named: str) -> str:
+    """A local file or folder that is there, by its absolute path; any other name, as of a model on a hub, as it is."""
+    return absolute(named) if named and is_local(named) and os.path.exists(_local(named)) else named
+
+
 def exists(url: str) -> bool:
     """Whether a file or a folder is there."""
     with _explained(url):

@@ -170,4 +170,4 @@ def _demand_references(styles: tuple[Style, ...], images: Artifact) -> None:
 
 def _source(model: CaptionerConfig | str) -> CaptionerConfig | str:
     # Workers may run in another folder than the command did.
-    return storage.absolute(model) if isinstance(model, str) and storage.exists(model) else model
+    return storage.anchored(model) if isinstance(model, str) else model

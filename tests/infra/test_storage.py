@@ -133,6 +133,14 @@ def test_upload_fetch_remove(place, tmp_path):
     assert not storage.exists(there)
 
 
+def test_what_is_there_is_called_by_its_whole_path_and_a_hubs_name_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "here").mkdir(parents=True)
+    assert storage.anchored("org/here") == storage.anchored("./org/here") == f"{tmp_path}/org/here"
+    for name in ("org/there", "", "s3://org/here", f"{tmp_path}/org/here"):
+        assert storage.anchored(name) == name
+
+
 def test_no_object_is_fetched_out_of_its_folder(s3, tmp_path, monkeypatch):
     """An object may be called anything, also what leads out of the folder that a copy is made in."""
     import boto3
