@@ -250,7 +250,7 @@ def test_two_machines_that_share_nothing_but_a_store_on_s3(debug, s3, s3_server,
                 env=environment, cwd=client, capture_output=True, text=True, timeout=400, check=False,
             )  # fmt: skip
             assert done.returncode == 0, done.stdout + done.stderr
-            left = [str(path) for node in range(2) for path in files_below(cluster.scratch(node))]
+            left = [path for node in range(2) for path in files_below(cluster.scratch(node))]
     assert list(client.iterdir()) == []
     assert left == []
     signed = [(key, path) for key, method, path in proxy.signed if method in ("PUT", "POST")]
@@ -268,7 +268,11 @@ def test_two_machines_that_share_nothing_but_a_store_on_s3(debug, s3, s3_server,
 
     results = next(json.loads(text) for text in done.stdout.splitlines() if text.startswith('{"') and "report" in text)
     assert results["report"].startswith(f"{s3}/store/evaluate/")
-    print({name: (results[name], wanted[name]) for name in wanted if results[name] != wanted[name]})
+    assert results["alt_text_f1"] == wanted["alt_text_f1"]  # no training has a part in it
+    # Two workers add up in another order than one, and six steps of Adam make the most of small differences.
+    assert results["reconstruction_mse"] == pytest.approx(wanted["reconstruction_mse"], rel=0.02)
+    for name in ("caption_f1", "scene_score", "object_score"):
+        assert results[name] == pytest.approx(wanted[name], abs=0.05), name
     plan, _ = run("plan", *line)
     assert {step["reason"] for step in plan["steps"]} == {"done"}
     assert not [file.url for file in storage.listing(f"{s3}/store") if "lease" in file.url]
