@@ -238,9 +238,9 @@ class Captioner(nn.Module):
     def load(folder: str) -> "Captioner":
         """A captioner from a folder that `save` wrote, or from published BLIP weights in the Hugging Face layout."""
         path = Path(folder, CONFIG)
-        if not path.is_file() or "blip" not in json.loads(path.read_text()):
+        if not path.is_file() or "blip" not in json.loads(path.read_bytes()):
             return from_pretrained(folder)
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_bytes())
         about = About.of(config)
         blip = transformers.BlipConfig.from_dict(config["blip"])
         vocabulary = Vocabulary.load(folder, config["blip"]["text_config"]["bos_token_id"])

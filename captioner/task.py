@@ -219,7 +219,10 @@ def load_captioner(source: str) -> Captioner:
 
 def load_tower(source: str) -> Captioner:
     """What `load_captioner` loads, or retrieval weights, which have no decoder."""
-    return Captioner.load(storage.fetch(source) if not storage.is_local(source) or storage.exists(source) else source)
+    if storage.is_local(source) and not storage.exists(source):
+        return Captioner.load(source)
+    with storage.fetched(source) as local:
+        return Captioner.load(local)
 
 
 def _collate(

@@ -14,7 +14,7 @@ from infra import storage
 from infra.capacity import Node
 
 PATIENCE_SECONDS = 60  # how long a cluster may be silent before its client gives up
-STOP_SECONDS = 20  # that a stopped job has to put its work away before it is killed
+STOP_SECONDS = 120  # that a stopped job has to put its work away before it is killed; Ray leaves 3 where none are said
 State = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
 
 

@@ -10,6 +10,7 @@ import uuid
 import psutil
 
 from infra import storage
+from infra.notice import later
 
 BEAT_SECONDS = 10
 STALE_SECONDS = 60
@@ -31,18 +32,25 @@ class Lease:
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> "Lease":
-        self._take(self._url)
-        self._thread.start()
+        try:
+            with later():
+                self._take(self._url)
+                self._thread.start()
+        except (KeyboardInterrupt, SystemExit):  # it is ours, and the body will not run
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        try:
-            if _token(self._url) == self._mine["token"]:
-                storage.remove(self._url)
-        except OSError:
-            pass  # a lease that is left is one of a dead driver; what went wrong is said by what went wrong before
+        with later():
+            self._stop.set()
+            if self._thread.is_alive():
+                self._thread.join()
+            try:
+                if _token(self._url) == self._mine["token"]:
+                    storage.remove(self._url)
+            except OSError:
+                pass  # a lease that is left is one of a dead driver; what went wrong is said by what went wrong before
 
     def _take(self, url: str) -> None:
         """Put our record at `url`, in place of a dead driver's if need be; RuntimeError if a living one's is there.

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import shutil
 import sys
 import tempfile
 import threading
@@ -235,6 +236,8 @@ class ScalarLog:
         self._gauges.close()
         self._sent = -math.inf
         self.flush()
+        if not storage.is_local(self._url):
+            shutil.rmtree(self._local, ignore_errors=True)
 
     def flush(self) -> None:
         """Write all that was logged."""

@@ -4,6 +4,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 AGAIN_SECONDS = 30  # between two lines of a kind
@@ -41,6 +43,39 @@ class Notice:
             self.heed()
         self._signal = number
         print("rescribe: Saving what is trained; once more ends at once.", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def later() -> Iterator[None]:
+    """A signal that comes while the body runs does after it what it would have done in it; a second one does not wait.
+
+    For the few calls that must be done whole or not at all, in the thread that signals come to.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: handler for number, handler in handlers.items() if handler is not None}  # None: not Python's
+    came: list[int] = []
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def note(number: int, _: Any) -> None:
+        came.append(number)
+        if len(came) > 1:
+            restore()
+            signal.raise_signal(number)
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield
+    finally:
+        restore()
+    if came:
+        signal.raise_signal(came[0])
 
 
 class Teller:

@@ -1,6 +1,5 @@
 """Read and write files by plain strings: a local path or an s3:// address, with the same promises for both."""
 
-import atexit
 import errno
 import hashlib
 import io
@@ -55,6 +54,11 @@ def is_local(url: str) -> bool:
 def absolute(url: str) -> str:
     """The address as every process of the cluster understands it, whatever its working directory."""
     return os.path.abspath(_local(url)) if is_local(url) else url.rstrip("/")
+
+
+def anchored(named: str) -> str:
+    """A local file or folder that is there, by its absolute path; any other name, as of a model on a hub, as it is."""
+    return absolute(named) if named and is_local(named) and os.path.exists(_local(named)) else named
 
 
 def exists(url: str) -> bool:
@@ -232,21 +236,25 @@ def digest(url: str) -> dict[str, Any]:
     return {"size": size, "sha256": hashed.hexdigest()}
 
 
-def fetch(url: str) -> str:
-    """A local path of a file or folder: itself when local, else a copy that lives as long as this process."""
+@contextmanager
+def fetched(url: str) -> Iterator[str]:
+    """A local path of a file or folder: itself when local, else a copy that is deleted afterwards.
+
+    Not at the end of the process: Ray kills its workers, and their copies would stay on the disks of its nodes.
+    """
     if is_local(url):
         if not os.path.exists(path := _local(url)):
             raise FileNotFoundError(f"{url} does not exist.")
-        return path
+        yield path
+        return
     found = _below(url)
-    folder = tempfile.mkdtemp(prefix="rescribe-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    target = os.path.join(folder, name(url))
-    for below in found:
-        os.makedirs(os.path.dirname(target + below), exist_ok=True)
-        with open(target + below, "wb") as file:
-            _download(url.rstrip("/") + below, file)
-    return target
+    with tempfile.TemporaryDirectory(prefix="rescribe-") as folder:
+        target = os.path.join(folder, name(url))
+        for below in found:
+            os.makedirs(os.path.dirname(target + below), exist_ok=True)
+            with open(target + below, "wb") as file:
+                _download(url.rstrip("/") + below, file)
+        yield target
 
 
 @contextmanager

@@ -72,15 +72,18 @@ def small_disk(tmp_path):
 
 @pytest.fixture(scope="session")
 def ray_cluster(s3_server):
-    """A local Ray of eight logical CPUs; its workers find the S3 server."""
+    """A local Ray of eight logical CPUs that listens on loopback; its workers find the S3 server."""
     import ray
 
-    ray.init(
-        num_cpus=8,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=300 * 2**20,
-        logging_level="error",
-    )
+    from infra.private import loopback
+
+    with loopback():
+        ray.init(
+            num_cpus=8,
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=300 * 2**20,
+            logging_level="error",
+        )
     yield
     ray.shutdown()

@@ -30,6 +30,7 @@ class Proxy:
     def __init__(self, upstream, seed=0, script=None, **faults):
         self.faults, self.seed, self.script = faults, seed, script
         self.met, self.requests = Counter(), []
+        self.signed = []  # (access key, method, path) of each request
         self._upstream, self._asked, self._lock = urlsplit(upstream), Counter(), threading.Lock()
         proxy = self
 
@@ -81,6 +82,8 @@ class Proxy:
 
     def _answer(self, handler):
         body = handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
+        key = handler.headers.get("Authorization", "").partition("Credential=")[2].partition("/")[0]
+        self.signed.append((key, handler.command, handler.path))
         fault = self._fault(handler.command, handler.path, handler.headers.get("Range"))
         if fault in ERRORS:
             self._refuse(handler, *ERRORS[fault])

@@ -1,6 +1,6 @@
 """Caption a corpus with a model that was not trained here: of transformers, of vLLM, or served by others."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from captioner.backends.endpoint import EndpointConfig
@@ -10,6 +10,7 @@ from captioner.backends.vllm import Questions, VLLMConfig
 from captioner.provenance import Author, Record, Sign, identify, record
 from captioner.styles import Style
 from captioner.task import ALT_COLUMN
+from infra import storage
 from infra.cluster import Cluster, connect
 from infra.data.llm import run_requests
 from infra.data.run import run_stages
@@ -53,6 +54,8 @@ def caption_with(
     report = counting(report, "captions", of="accepted", times=len(config.styles))
     records = sources(config)
     sign = Sign({style: (each,) for style, each in records.items()})
+    if not isinstance(backend, EndpointConfig):  # actors may run in another folder than the command did
+        backend = replace(backend, model=storage.anchored(backend.model))
     if isinstance(backend, VLLMConfig):
         questions = Questions(backend, config.styles, ALT_COLUMN)
         counts = run_requests(questions, backend.engine(), inputs, out, actors=cluster.actors, report=report, sign=sign)

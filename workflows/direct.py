@@ -68,7 +68,7 @@ def _backend(options: DirectOptions) -> TransformersConfig | EndpointConfig | VL
         return VLLMConfig(model=name.removeprefix(VLLM))
     if storage.exists(storage.join(name, MANIFEST)) or "://" in name or published(name).model_type == "blip":
         return None
-    return TransformersConfig(model=storage.absolute(name) if storage.exists(name) else name)
+    return TransformersConfig(model=storage.anchored(name))
 
 
 def _named(names: tuple[str, ...], styles: tuple[Style, ...]) -> tuple[Style, ...]:

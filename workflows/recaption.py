@@ -77,8 +77,9 @@ def recaption(
         Sign(records, cpus, gpus),
     ]
     if config.matcher or config.clip or (known.matching is not None and known.matching.match):
-        matcher = Tower(config.matcher, config.precision, gpus) if config.matcher else None
-        stages.append(Match(tower, tuple(style.name for style in styles), matcher, config.clip or None, cpus, gpus))
+        matcher = Tower(storage.anchored(config.matcher), config.precision, gpus) if config.matcher else None
+        clip = storage.anchored(config.clip) or None
+        stages.append(Match(tower, tuple(style.name for style in styles), matcher, clip, cpus, gpus))
     report = counting(report, "captions", of="accepted", times=len(styles))
     counts = run_stages(stages, [images.path], out, batch_size=config.batch, actors=cluster.actors, report=report)
     captioned = Ledger(out).complete()

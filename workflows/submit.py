@@ -144,7 +144,10 @@ def logs(arguments: list[str]) -> dict[str, Any]:
 def stop(arguments: list[str]) -> dict[str, Any]:
     """Stop a job; the same line, submitted again, continues it: `rescribe stop ID --address http://HEAD:8265`."""
     options = tyro.cli(_JobOptions, args=arguments, prog="rescribe stop")
-    job = Jobs(_address(options.address)).stop(options.id)
+    jobs = Jobs(_address(options.address))
+    if not jobs.open(options.id).over:
+        _say(f"{options.id} puts its work away, and is killed if that takes longer than {STOP_SECONDS} s.")
+    job = jobs.stop(options.id)
     _say(f"{job.id} {_standing(job)}.")
     return _described(job)
 

@@ -130,7 +130,8 @@ def _prepare(config: TrainCaptionerConfig, images: Artifact, out: str) -> tuple[
         with tempfile.TemporaryDirectory() as local:
             train_vocabulary(_captions(config, images), config.vocabulary_size).save(local)
             storage.upload(local, folder)
-    return Vocabulary.load(storage.fetch(folder)), config.model.vision.image_size, config.model.text.max_length
+    with storage.fetched(folder) as local:
+        return Vocabulary.load(local), config.model.vision.image_size, config.model.text.max_length
 
 
 def _captions(config: TrainCaptionerConfig, images: Artifact) -> Iterator[str]:
@@ -169,4 +170,4 @@ def _demand_references(styles: tuple[Style, ...], images: Artifact) -> None:
 
 def _source(model: CaptionerConfig | str) -> CaptionerConfig | str:
     # Workers may run in another folder than the command did.
-    return storage.absolute(model) if isinstance(model, str) and storage.exists(model) else model
+    return storage.anchored(model) if isinstance(model, str) else model

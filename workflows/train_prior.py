@@ -13,7 +13,7 @@ from infra.train.fit import Training, fit
 from infra.train.loop import TrainConfig
 from infra.train.optim import OptimConfig
 from t2i.priors.autoregressive import AutoregressiveConfig
-from t2i.priors.task import TRAIN, PriorShape, PriorTask, save_vocabulary
+from t2i.priors.task import TRAIN, PriorShape, PriorTask, load_vocabulary, save_vocabulary
 from t2i.vocabulary import FILE, TextVocabulary
 from workflows.train_tokenizer import losses_of
 
@@ -57,7 +57,7 @@ def train_prior(
     if not storage.exists(storage.join(vocabulary, FILE)):
         captions = _captions(inputs, styles, config.vocabulary_rows)
         save_vocabulary(TextVocabulary.train(captions, config.vocabulary_size, config.text_length), vocabulary)
-    words = TextVocabulary.load(storage.fetch(vocabulary))
+    words = load_vocabulary(vocabulary)
     shape = PriorShape(
         model=config.model,
         vocabulary_size=len(words),

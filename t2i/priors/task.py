@@ -90,10 +90,10 @@ class PriorTask:
 
 def load_prior(folder: str) -> tuple[AutoregressivePrior, TextVocabulary]:
     """The prior in a folder, local or s3://, ready for use, and the words that it reads."""
-    local = storage.fetch(folder)
-    prior = from_dict(PriorShape, storage.read_json(storage.join(local, "config.json"))).build()
-    load_model(prior, str(Path(local) / "model.safetensors"))
-    return prior.eval().requires_grad_(False), TextVocabulary.load(local)
+    with storage.fetched(folder) as local:
+        prior = from_dict(PriorShape, storage.read_json(storage.join(local, "config.json"))).build()
+        load_model(prior, str(Path(local) / "model.safetensors"))
+        return prior.eval().requires_grad_(False), TextVocabulary.load(local)
 
 
 def null_text() -> torch.Tensor:
@@ -106,8 +106,14 @@ _VOCABULARIES: dict[str, TextVocabulary] = {}  # one a process: a feed collates 
 
 def _vocabulary(folder: str) -> TextVocabulary:
     if folder not in _VOCABULARIES:
-        _VOCABULARIES[folder] = TextVocabulary.load(storage.fetch(folder))
+        _VOCABULARIES[folder] = load_vocabulary(folder)
     return _VOCABULARIES[folder]
+
+
+def load_vocabulary(url: str) -> TextVocabulary:
+    """Out of a folder, local or s3://."""
+    with storage.fetched(url) as local:
+        return TextVocabulary.load(local)
 
 
 def save_vocabulary(vocabulary: TextVocabulary, url: str) -> None:

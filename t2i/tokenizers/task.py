@@ -80,7 +80,7 @@ def save_tokenizer(tokenizer: VQGAN | PatchVQGAN, folder: str) -> None:
 
 def load_tokenizer(folder: str) -> VQGAN | PatchVQGAN:
     """The tokenizer in a folder, local or s3://, ready for use."""
-    local = storage.fetch(folder)
-    tokenizer = build_tokenizer(from_dict(_Saved, storage.read_json(storage.join(local, "config.json"))).model)
-    load_model(tokenizer, str(Path(local) / "model.safetensors"))
+    with storage.fetched(folder) as local:
+        tokenizer = build_tokenizer(from_dict(_Saved, storage.read_json(storage.join(local, "config.json"))).model)
+        load_model(tokenizer, str(Path(local) / "model.safetensors"))
     return tokenizer.eval().requires_grad_(False)

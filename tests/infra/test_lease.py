@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -108,3 +109,36 @@ def test_a_torn_lease_is_nobodys(tmp_path):
     (tmp_path / "lease.json").write_text("{")
     with Lease(str(tmp_path)):
         assert json.loads((tmp_path / "lease.json").read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize("call", ["write_bytes", "remove"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_ctrl_c_while_it_is_taken_or_given_back_leaves_nothing(tmp_path, monkeypatch, call, when):
+    """The store answers slowly, and just then the signal comes."""
+    real, went_on = getattr(storage, call), []
+
+    def slow(*arguments, **named):
+        monkeypatch.setattr(storage, call, real)
+        if when == "before":
+            signal.raise_signal(signal.SIGINT)
+        real(*arguments, **named)
+        if when == "after":
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(storage, call, slow)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), Lease(str(tmp_path)):
+        went_on.append(True)
+    assert went_on == ([] if call == "write_bytes" else [True])
+    assert signal.getsignal(signal.SIGINT) is before
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_second_ctrl_c_does_not_wait_for_a_store_that_does_not_answer(tmp_path, monkeypatch):
+    def silent(*_, **__):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("it went on")
+
+    with pytest.raises(KeyboardInterrupt), Lease(str(tmp_path)):
+        monkeypatch.setattr(storage, "remove", silent)

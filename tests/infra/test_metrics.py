@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import tempfile
 import time
 
 import pytest
@@ -241,8 +242,8 @@ def events(place):
     """The steps that TensorBoard reads."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    folder = storage.fetch(storage.join(place, "tensorboard"))
-    return [event.step for event in EventAccumulator(folder).Reload().Scalars("a/loss")]
+    with storage.fetched(storage.join(place, "tensorboard")) as folder:
+        return [event.step for event in EventAccumulator(folder).Reload().Scalars("a/loss")]
 
 
 def test_tensorboard_follows_a_training_as_it_goes(place, clock):
@@ -272,7 +273,9 @@ def test_a_file_that_takes_long_to_write_is_written_less_often(tmp_path, clock, 
     assert len(read_scalars(str(tmp_path))) == 200
 
 
-def test_scalars_continue_after_a_cut(place):
+def test_scalars_continue_after_a_cut(place, tmp_path_factory, monkeypatch):
+    scratch = tmp_path_factory.mktemp("scratch")
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     told = []
     log = ScalarLog(place, 0, lambda step, figures: told.append((step, figures)))
     for step in (10, 20, 30):
@@ -289,6 +292,7 @@ def test_scalars_continue_after_a_cut(place):
     assert rows[0]["a/loss"] == pytest.approx(10 / 7, rel=1e-5)
     assert sorted(row["seconds"] for row in rows) == [row["seconds"] for row in rows]
     assert all(json.dumps(row) for row in rows)
+    assert not list(scratch.iterdir())
 
 
 def test_no_scalars_yet(tmp_path):

@@ -13,6 +13,11 @@ def put(folder, *names):
         storage.write_bytes(storage.join(folder, name), name.encode())
 
 
+def _fetch(url):
+    with storage.fetched(url):
+        pass
+
+
 def names(files, folder):
     return [file.url.removeprefix(folder + "/") for file in files]
 
@@ -116,14 +121,24 @@ def test_upload_fetch_remove(place, tmp_path):
     (local / "sub/b.txt").write_text("b")
     there = storage.join(place, "there")
     storage.upload(str(local), there)
-    assert Path(storage.fetch(there), "sub/b.txt").read_text() == "b"
-    assert Path(storage.fetch(storage.join(there, "a.txt"))).read_text() == "a"
+    with storage.fetched(there) as folder, storage.fetched(storage.join(there, "a.txt")) as file:
+        assert Path(folder, "sub/b.txt").read_text() == "b"
+        assert Path(file).read_text() == "a"
+    assert Path(folder).exists() == Path(file).exists() == storage.is_local(place)  # nothing of S3 stays on a disk
     assert storage.exists(there)
     storage.remove(storage.join(there, "a.txt"))
     assert storage.list_names(there) == ["sub"]
     storage.remove(there)
     storage.remove(there)
     assert not storage.exists(there)
+
+
+def test_what_is_there_is_called_by_its_whole_path_and_a_hubs_name_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "here").mkdir(parents=True)
+    assert storage.anchored("org/here") == storage.anchored("./org/here") == f"{tmp_path}/org/here"
+    for name in ("org/there", "", "s3://org/here", f"{tmp_path}/org/here"):
+        assert storage.anchored(name) == name
 
 
 def test_no_object_is_fetched_out_of_its_folder(s3, tmp_path, monkeypatch):
@@ -134,10 +149,11 @@ def test_no_object_is_fetched_out_of_its_folder(s3, tmp_path, monkeypatch):
     client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
     for key in ("model/a.txt", "model/x..y/..b", "model//c.txt"):
         client.put_object(Bucket=s3.removeprefix("s3://"), Key=key, Body=b"a")
-    assert Path(storage.fetch(f"{s3}/model"), "x..y", "..b").read_text() == "a"
+    with storage.fetched(f"{s3}/model") as folder:
+        assert Path(folder, "x..y", "..b").read_text() == "a"
     client.put_object(Bucket=s3.removeprefix("s3://"), Key="model/../../up.txt", Body=b"up")
     with pytest.raises(ValueError, match="a name that leads out of its folder"):
-        storage.fetch(f"{s3}/model")
+        _fetch(f"{s3}/model")
     assert not [path for path in tmp_path.rglob("*") if path.name == "up.txt"]
 
 
@@ -152,7 +168,7 @@ def test_links_within_a_folder_are_passed_over(tmp_path):
         assert [storage.name(file.url) for file in storage.listing(str(tmp_path / pattern))] == ["a.png"]
 
 
-@pytest.mark.parametrize("read", [storage.read_bytes, storage.open_read, storage.fetch, storage.read_json])
+@pytest.mark.parametrize("read", [storage.read_bytes, storage.open_read, _fetch, storage.read_json])
 def test_a_missing_file_is_named(place, read):
     url = storage.join(place, "missing.json")
     with pytest.raises(FileNotFoundError, match=r"missing\.json does not exist\."):

@@ -46,10 +46,11 @@ def test_a_server_that_fails_now_and_then_changes_nothing(s3, through, monkeypat
     assert {storage.name(file.url): file.size for file in storage.listing(f"{s3}/a/*.bin")} == {
         name: len(value) for name, value in data.items()
     }
-    fetched = Path(storage.fetch(f"{s3}/a"))
+    with storage.fetched(f"{s3}/a") as fetched:
+        assert {path.name: path.read_bytes() for path in Path(fetched).iterdir()} == data
     for name, value in data.items():
         url = f"{s3}/a/{name}"
-        assert storage.read_bytes(url) == value == (fetched / name).read_bytes()
+        assert storage.read_bytes(url) == value
         assert storage.read_bytes(url, 1000, 2000) == value[1000:3000]
         with storage.local_copy(url) as file, storage.open_read(url) as other:
             assert file.read() == other.read() == value
@@ -76,7 +77,12 @@ def test_two_that_put_at_the_same_time_ask_again(s3, through):
     assert storage.read_bytes(f"{s3}/claim") == b"mine"
 
 
-READS = [storage.read_bytes, lambda url: storage.open_read(url).read(), storage.fetch, storage.digest]
+READS = [
+    storage.read_bytes,
+    lambda url: storage.open_read(url).read(),
+    lambda url: storage.fetched(url).__enter__(),
+    storage.digest,
+]
 
 
 @pytest.mark.timeout(120)

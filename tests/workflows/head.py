@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes on this machine: a head without CPUs, where drivers run, and a node that does the work."""
+"""A Ray cluster of two nodes on this machine: a head, where drivers run, and a node beside it."""
 
 import contextlib
 import os
@@ -14,45 +14,51 @@ from pathlib import Path
 
 import psutil
 
+from tests import apart
+
 TOKEN = "5e" * 32
 WORKER_CPUS = 8
 
 
 class Cluster:
-    """Started on entry, one node after the other; `secrets` are in the environment of its nodes only."""
+    """Started on entry, one node after the other; `secrets`, of one node and the other, are in their environment only.
 
-    def __init__(self, secrets):
-        self._secrets = secrets
+    With `hidden` folders the nodes are machines: they share nothing but the network, as far as this machine lets
+    processes be apart, and have next to no environment. Node n then has the address 127.0.0.(n + 2).
+    """
+
+    def __init__(self, secrets, cpus=(0, WORKER_CPUS), hidden=None):
+        self._options = (secrets, cpus, hidden)
+        self._secrets, self._cpus, self._hidden = self._options
         self.folder = tempfile.mkdtemp(prefix="rs-")  # short: sockets lie in it
         self.ports = iter(_free_ports(16))
         self.gcs, self.dashboard = next(self.ports), next(self.ports)
         self.url = f"http://127.0.0.1:{self.dashboard}"
         self._started: list[subprocess.Popen] = []
         self._environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "HF_", "RAY_"))},
+            **{name: value for name, value in os.environ.items() if self._inherits(name)},
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": TOKEN,
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
             "PYTHONPATH": "",
             "OMP_NUM_THREADS": "1",
-            **secrets,
         }
 
     def __enter__(self):
         try:
             return self._begin()
         except RuntimeError:  # Ray gives a node thirty seconds to start, however much the machine has to do
-            self.__init__(self._secrets)
+            self.__init__(*self._options)
             return self._begin()
 
     def _begin(self):
         try:
             where = ["--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}", "--include-dashboard=true"]
             client = f"--ray-client-server-port={next(self.ports)}"
-            self._start("--head", f"--port={self.gcs}", *where, client, "--num-cpus=0")
+            self._start("--head", f"--port={self.gcs}", *where, client)
             self._wait_for(1)
-            self._start(f"--address=127.0.0.1:{self.gcs}", f"--num-cpus={WORKER_CPUS}")
+            self._start(f"--address={'127.0.0.1' if self._hidden is None else '127.0.0.2'}:{self.gcs}")
             self._wait_for(2)
         except BaseException:
             self.__exit__()
@@ -82,17 +88,36 @@ class Cluster:
                     found.append(str(path))
         return found
 
+    def scratch(self, node):
+        """The temporary folder of a node."""
+        return Path(self.folder, str(node))
+
+    def _inherits(self, name):
+        if self._hidden is not None:
+            return name == "PATH"
+        return not name.startswith(("AWS_", "HF_", "RAY_"))
+
     def _start(self, *options):
+        node = len(self._started)
         names = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port")
         ports = [f"--{name}={next(self.ports)}" for name in (*names, "metrics-export-port")]
         line = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-gpus=0", *options, *ports]
-        line += ["--object-store-memory=150000000", "--disable-usage-stats"]
+        line += ["--object-store-memory=150000000", "--disable-usage-stats", f"--num-cpus={self._cpus[node]}"]
         # A folder each: nodes that share one delete each other's copy of the code.
-        line += [f"--temp-dir={self.folder}/{len(self._started)}"]
+        environment, sessions = self._environment | self._secrets[node], self.scratch(node)
+        if self._hidden is not None:
+            line.append(f"--node-ip-address=127.0.0.{node + 2}")
+            Path(sessions, "home").mkdir(parents=True)
+            if not apart.refused():
+                line = [*apart.alone(f"node-{node}", sessions, self._hidden), *line]
+                sessions = Path("/tmp")  # as it is called there
+            environment |= {"HOME": f"{sessions}/home", "TMPDIR": str(sessions), "GLOO_SOCKET_IFNAME": "lo"}
+            sessions /= "ray"
+        line += [f"--temp-dir={sessions}"]
         with open(Path(self.folder, "start.txt"), "ab") as output:
             self._started.append(
                 subprocess.Popen(
-                    line, cwd=self.folder, env=self._environment, stdout=output, stderr=output, start_new_session=True
+                    line, cwd=self.folder, env=environment, stdout=output, stderr=output, start_new_session=True
                 )
             )
 

@@ -34,6 +34,11 @@ def here(tmp_path, monkeypatch):
         ("run demo --store s3://bucket/x", "run demo --store s3://bucket/x"),
         ("run nlvr --corpus corpus/*.tar --store ~/x", "run nlvr --corpus HERE/corpus/*.tar --store HOME/x"),
         ("run nlvr --corpus s3://b/*.tar", "run nlvr --store HERE/runs --corpus s3://b/*.tar"),
+        (
+            "run demo --captioner.model corpus --captions.matcher corpus --captions.clip openai/clip",
+            "run demo --store HERE/runs --captioner.model HERE/corpus --captions.matcher HERE/corpus "
+            "--captions.clip openai/clip",
+        ),
         ("ingest --corpus corpus", "ingest --store HERE/runs --corpus HERE/corpus"),
         ("retry runs/mix/0123 --only oom", "retry HERE/runs/mix/0123 --only oom"),
         (
