@@ -1,7 +1,7 @@
 """What of the pages' commands is not run as it stands: what is put in whose place, what is not run, and why."""
 
-# What cannot be had where tests run, and what is put in its place before a line or a program is run. What stands there in
-# capitals the test fills in.
+# What cannot be had where tests run, and what is put in its place before a line or a program is run. The test fills in
+# what stands there in capitals.
 INSTEAD = {
     "s3://bucket": "BUCKET",  # of moto's server
     "http://localhost:8000/v1": "SERVER",  # tests/captioner/backends/server.py; it refuses one caption with 400

@@ -10,6 +10,7 @@ import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 from tests.docs.pages import ROOT
 
@@ -36,6 +37,7 @@ class Shell:
         wrapper = programs / "rescribe"
         wrapper.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m workflows "$@"\n')
         wrapper.chmod(0o755)
+        self._exported: dict[str, str] = {}
         self._environment = {
             **os.environ,
             "PATH": f"{programs}:{os.environ['PATH']}",
@@ -46,7 +48,9 @@ class Shell:
     def __call__(self, line: str) -> Ended:
         if line.startswith("export "):
             done = self._process(f"{line} && env -0")
-            self._environment = dict(each.split("=", 1) for each in done.out.split("\0") if "=" in each)
+            after = dict(each.split("=", 1) for each in done.out.split("\0") if "=" in each)
+            self._exported |= {name: value for name, value in after.items() if self._environment.get(name) != value}
+            self._environment = after
             return Ended(done.code, "", done.err)
         if line.startswith("rescribe ") and not self._own:
             return self._rescribe(line)
@@ -71,7 +75,11 @@ class Shell:
         out, err, code, before = io.StringIO(), io.StringIO(), 0, os.getcwd()
         os.chdir(self.folder)
         try:
-            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            with (
+                contextlib.redirect_stdout(out),
+                contextlib.redirect_stderr(err),
+                patch.dict(os.environ, self._exported),
+            ):
                 main(words)
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else 1
