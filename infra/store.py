@@ -4,10 +4,12 @@ import hashlib
 import importlib.metadata
 import inspect
 import json
+import os
 import platform
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -137,8 +139,14 @@ class Store:
             raise ValueError(f"{artifact.path} has a newer revision: {newest}. Retry that one.")
         renewed = f"{identity}.{int(revision or 0) + 1}"
         path = storage.join(self.root, work.name, renewed)
-        with Lease(path):
-            revise(artifact.path, path, only, leave=(MANIFEST, "lease.json"))
+        try:
+            with Lease(path):
+                revise(artifact.path, path, only, leave=(MANIFEST, "lease.json"))
+        except ValueError:
+            if storage.is_local(path):
+                with suppress(OSError):  # it holds a revision that was begun for other reasons
+                    os.rmdir(path)
+            raise
         return self._make(work, config, tuple(artifact.inputs), renewed, Progress(f"{work.name:<15}"))
 
     def _make(self, work: Step, config: Any, inputs: tuple[Artifact, ...], identity: str, report: Progress) -> Artifact:

@@ -125,6 +125,7 @@ def test_retry_says_when_there_is_nothing_to_mend(debug):
     assert done.returncode == 1
     assert "No row of" in done.stderr
     assert "Traceback" not in done.stderr
+    assert only(store / "recaption")  # and nothing is left of the try
 
 
 @pytest.mark.timeout(240)
