@@ -18,7 +18,7 @@ from tests.docs.pages import PAGES, ROOT, Command, Page
 from tests.docs.shell import Ended, Shell, filled, without_settings
 from workflows.corpora.shapes import ShapesConfig, write_shards
 
-pytestmark = [pytest.mark.docs, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.docs, pytest.mark.timeout(300)]
 MODEL_PAGE = "adding-a-model.md"
 
 
