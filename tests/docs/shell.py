@@ -33,10 +33,9 @@ class Shell:
         self.folder, self._own = folder, own
         programs = folder / ".bin"
         programs.mkdir(parents=True)
-        (programs / "python").symlink_to(sys.executable)
-        wrapper = programs / "rescribe"
-        wrapper.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m workflows "$@"\n')
-        wrapper.chmod(0o755)
+        for name, what in (("python", ""), ("rescribe", " -m workflows")):  # not links: one to a venv's python leaves it
+            (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}"{what} "$@"\n')
+            (programs / name).chmod(0o755)
         self._exported: dict[str, str] = {}
         self._environment = {
             **os.environ,
