@@ -33,7 +33,7 @@ class Shell:
         self.folder, self._own = folder, own
         programs = folder / ".bin"
         programs.mkdir(parents=True)
-        for name, what in (("python", ""), ("rescribe", " -m workflows")):  # not links: one to a venv's python leaves it
+        for name, what in (("python", ""), ("rescribe", " -m workflows")):  # no links: python would leave its venv
             (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}"{what} "$@"\n')
             (programs / name).chmod(0o755)
         self._exported: dict[str, str] = {}
