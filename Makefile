@@ -6,7 +6,7 @@ READY  := $(VENV)/.installed
 
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: demo install test test-faults soak check audit format clean
+.PHONY: demo install test test-faults test-long soak check audit format clean
 
 demo: $(READY)  ## the whole path on the built-in corpus; prints where the report is
 	$(BIN)/rescribe run demo --json
@@ -24,6 +24,9 @@ test: $(READY)  ## the suite; set RESCRIBE_CORPORA to a folder with nlvr/ and no
 
 test-faults: $(READY)  ## kills real processes
 	$(BIN)/python -m pytest -m faults
+
+test-long: $(READY)  ## what takes minutes: every command of README and docs, two machines
+	$(BIN)/python -m pytest -m long
 
 soak: $(READY)  ## half an hour of random faults under one training
 	$(BIN)/python -m benchmarks.soak_training --minutes 30

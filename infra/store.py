@@ -4,10 +4,12 @@ import hashlib
 import importlib.metadata
 import inspect
 import json
+import os
 import platform
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -141,8 +143,14 @@ class Store:
             raise ValueError(f"{artifact.path} has a newer revision: {newest}. Retry that one.")
         renewed = f"{identity}.{int(revision or 0) + 1}"
         path = storage.join(self.root, work.name, renewed)
-        with Lease(path):
-            revise(artifact.path, path, only, leave=(MANIFEST, "lease.json"))
+        try:
+            with Lease(path):
+                revise(artifact.path, path, only, leave=(MANIFEST, "lease.json"))
+        except ValueError:
+            if storage.is_local(path):
+                with suppress(OSError):  # it holds a revision that was begun for other reasons
+                    os.rmdir(path)
+            raise
         return self._make(work, config, tuple(artifact.inputs), renewed, self._progress(work, renewed))
 
     def _progress(self, work: Step, identity: str, number: str = "") -> Progress:

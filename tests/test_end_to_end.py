@@ -131,6 +131,7 @@ def test_retry_says_when_there_is_nothing_to_mend(debug):
     assert done.returncode == 1
     assert "No row of" in done.stderr
     assert "Traceback" not in done.stderr
+    assert only(store / "recaption")  # and nothing is left of the try
 
 
 @pytest.mark.timeout(240)
@@ -227,6 +228,7 @@ MACHINES = {
 SPREAD = ("workers 2 2", "rows-per-worker 1", "cpus-per-worker 3", "actors 2 2", "cpus-per-actor 3")
 
 
+@pytest.mark.long
 @pytest.mark.timeout(480)
 def test_two_machines_that_share_nothing_but_a_store_on_s3(debug, s3, s3_server, tmp_path):
     """Submitted to a real cluster; what a node does, the store's server knows by the key that only this node has."""

@@ -40,6 +40,8 @@ def trainings_of(recipe: Recipe) -> dict[str, list[Training]]:
     captioners: list[Training] = []
     if captioner.base is not None:
         captioners.append((captioner.base, {"base": captioner.base_optim}))
+    if captioner.filter is not None:
+        captioners.append((captioner.filter, {"filter": captioner.filter_optim}))
     if captioner.styles:
         captioners.append((captioner.finetune, {"finetune": captioner.finetune_optim}))
     tokenizers = {"tokenizer": tokenizer.optim}

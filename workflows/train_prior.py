@@ -13,7 +13,7 @@ from infra.train.fit import Training, fit
 from infra.train.loop import TrainConfig
 from infra.train.optim import OptimConfig
 from t2i.priors.autoregressive import AutoregressiveConfig
-from t2i.priors.task import TRAIN, PriorShape, PriorTask, load_vocabulary, save_vocabulary
+from t2i.priors.task import TRAIN, PriorConfig, PriorShape, PriorTask, load_vocabulary, save_vocabulary
 from t2i.vocabulary import FILE, TextVocabulary
 from workflows.train_tokenizer import losses_of
 
@@ -22,7 +22,7 @@ from workflows.train_tokenizer import losses_of
 class TrainPriorConfig:
     """Which prior, the words that it reads, and how long it learns."""
 
-    model: AutoregressiveConfig = field(default_factory=AutoregressiveConfig)
+    model: PriorConfig = field(default_factory=AutoregressiveConfig)
     vocabulary_size: int = 8000  # at most
     vocabulary_rows: int = 1_000_000  # rows whose captions are read for it, at most
     text_length: int = 64  # word ids of a caption, at most

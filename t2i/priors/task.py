@@ -4,6 +4,7 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,21 +19,23 @@ from t2i.priors.autoregressive import AutoregressiveConfig, AutoregressivePrior
 from t2i.vocabulary import NULL, TextVocabulary
 
 TRAIN = "train"  # the split that is trained on
+PriorConfig = AutoregressiveConfig  # or that of another prior: docs/adding-a-model.md
+PRIORS: dict[type, Any] = {AutoregressiveConfig: AutoregressivePrior}  # by their configs
 
 
 @dataclass(frozen=True, kw_only=True)
 class PriorShape:
     """What a prior has to know beside its own sizes."""
 
-    model: AutoregressiveConfig
+    model: PriorConfig
     vocabulary_size: int
     text_length: int
     codebook_size: int
     grid: tuple[int, int]
 
-    def build(self) -> AutoregressivePrior:
-        """The prior, with fresh weights."""
-        return AutoregressivePrior(
+    def build(self) -> Any:
+        """The prior, with fresh weights: a module that follows `Prior`."""
+        return PRIORS[type(self.model)](
             self.model,
             vocabulary_size=self.vocabulary_size,
             text_length=self.text_length,
@@ -88,7 +91,7 @@ class PriorTask:
         _vocabulary(self.vocabulary).save(folder)
 
 
-def load_prior(folder: str) -> tuple[AutoregressivePrior, TextVocabulary]:
+def load_prior(folder: str) -> tuple[Any, TextVocabulary]:
     """The prior in a folder, local or s3://, ready for use, and the words that it reads."""
     with storage.fetched(folder) as local:
         prior = from_dict(PriorShape, storage.read_json(storage.join(local, "config.json"))).build()

@@ -23,9 +23,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from infra.cluster import CLUSTERS
+from tests.commands import check_command, parse_ray
 from tests.infra.kubernetes import KINDS
-from workflows import __main__ as command
-from workflows.options import recipe_options
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "infra" / "deploy"
@@ -65,43 +64,6 @@ def leaves(value, path=()):
             yield from leaves(inner, (*path, place))
     else:
         yield path, value
-
-
-def parse_ray(arguments: list[str]) -> list[str]:
-    """Parse `ray ...` with Ray's own parsers, running nothing; returns the arguments that are no options."""
-    from ray.scripts.scripts import cli
-
-    here: click.Command = cli
-    context = click.Context(here, info_name="ray")
-    while isinstance(here, click.Group):
-        name, found, arguments = here.resolve_command(context, arguments)
-        assert found is not None
-        here, context = found, click.Context(found, info_name=name, parent=context)
-    values, *_ = here.make_parser(context).parse_args(list(arguments))
-    for parameter in here.params:  # choices and types too
-        if isinstance(parameter, click.Option) and parameter.name in values:
-            parameter.type_cast_value(context, values[parameter.name])
-        assert not (parameter.required and parameter.name not in values), parameter.name
-    return list(values.get("entrypoint", ()))
-
-
-def parse_rescribe(arguments: list[str]) -> None:
-    """Parse `rescribe ...`, running nothing."""
-    verb, *rest = arguments
-    assert verb in {**command.VERBS, **command.WORK} or verb == "--help", verb
-    if verb in ("run", "plan", "settings"):
-        recipe_options(rest, verb)
-
-
-def check_command(words: list[str]) -> None:
-    program, *arguments = words
-    if program == "ray":
-        submitted = parse_ray(arguments)
-        if submitted:
-            check_command(submitted)
-    else:
-        assert program == "rescribe", words
-        parse_rescribe(arguments)
 
 
 # Kubernetes
@@ -181,19 +143,6 @@ def test_every_command_exists_with_its_options():
             check_command(wrong)
     with pytest.raises(click.UsageError):
         check_command(["ray", "drain-node", "--reason", "BAD", "--reason-message", ""])
-
-
-def test_the_commands_of_the_guide_exist():
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / "docs" / "deploy.md").read_text(), re.DOTALL | re.MULTILINE)
-    lines = [shlex.split(line, comments=True) for kind, block in blocks if not kind for line in block.splitlines()]
-    ours = [words for words in lines if words[0] in ("ray", "rescribe")]
-    assert len(ours) >= 6
-    for words in ours:
-        check_command(words)
-    for words in lines:
-        for word in words:
-            if word.startswith("infra/deploy/"):
-                assert (ROOT / word).exists(), word
 
 
 def test_the_probes_ask_where_ray_answers_without_a_token():

@@ -4,15 +4,12 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
-import torch
-from transformers import BlipConfig, BlipForConditionalGeneration
 
-from captioner.vocabulary import train_vocabulary
 from infra.cluster import Cluster
 from infra.config import from_dict
 from infra.data.verify import verify_files, verify_shards
 from infra.store import Store
-from tests.captioner.backends import server
+from tests.captioner.backends import server, tiny
 from workflows.caption_with import CaptionWithConfig, caption_with
 from workflows.corpora.shapes import ShapesConfig, write_shards
 from workflows.direct import DirectOptions, direct
@@ -39,14 +36,7 @@ def faults(artifact):
 
 @pytest.mark.timeout(120)
 def test_published_weights(ray_cluster, corpus, tmp_path):
-    vocabulary, folder = train_vocabulary(["a large red circle on a white background"] * 5, 100), str(tmp_path / "blip")
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
-    ids = {"bos_token_id": vocabulary.bos, "sep_token_id": vocabulary.sep, "pad_token_id": vocabulary.pad}
-    text = {"vocab_size": len(vocabulary), "max_position_embeddings": 16, **ids, **sizes}
-    torch.manual_seed(0)
-    config = BlipConfig(text_config=text, vision_config={"image_size": 32, "patch_size": 8, **sizes})
-    BlipForConditionalGeneration(config).save_pretrained(folder)
-    vocabulary.save(folder)
+    folder = tiny.blip(tmp_path / "blip")
     options = DirectOptions(corpus=corpus, captioner=folder, out=str(tmp_path / "out"), cluster=CLUSTER)
     captions = direct(options)
     assert captions.step == "recaption"

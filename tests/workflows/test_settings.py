@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.cluster import CLUSTERS, Cluster
+from infra.train.loop import TrainConfig
 from infra.train.optim import OptimConfig
 from infra.train.settings import settings
 from infra.train.task import Update
@@ -70,6 +71,13 @@ def test_what_is_not_trained_is_not_shown():
     recipe = RECIPES["demo"]
     only_base = replace(recipe, captioner=replace(recipe.captioner, styles=()))
     assert set(settings_of(only_base, CLUSTERS["laptop"]())["train_captioner"]["updates"]) == {"base"}
+
+
+def test_a_filter_is_shown_between_the_base_and_the_styles():
+    recipe = demo()
+    recipe = replace(recipe, captioner=replace(recipe.captioner, filter=TrainConfig(steps=10)))
+    shown = settings_of(recipe, CLUSTERS["laptop"]())
+    assert list(shown["train_captioner"]["updates"]) == ["base", "filter", "finetune"]
 
 
 def test_the_trainings_of_a_step_share_their_workers():

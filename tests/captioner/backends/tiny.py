@@ -4,6 +4,8 @@ import torch
 import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
+from captioner.vocabulary import train_vocabulary
+
 WORDS = "a the red blue green small large circle square dot on of and is what question answer user assistant : . ?"
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
 CHAT = (
@@ -149,4 +151,17 @@ def florence2(folder):
     images.image_seq_length = 5  # 2 x 2 patches and their mean
     transformers.Florence2Processor(images, words).save_pretrained(folder)
     loud(transformers.Florence2ForConditionalGeneration(config)).save_pretrained(folder)
+    return str(folder)
+
+
+def blip(folder):
+    """Captioning weights as Salesforce publishes them, and their vocabulary."""
+    vocabulary = train_vocabulary(["a large red circle on a white background"] * 5, 100)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    ids = {"bos_token_id": vocabulary.bos, "sep_token_id": vocabulary.sep, "pad_token_id": vocabulary.pad}
+    text = {"vocab_size": len(vocabulary), "max_position_embeddings": 16, **ids, **sizes}
+    torch.manual_seed(0)
+    config = transformers.BlipConfig(text_config=text, vision_config={"image_size": 32, "patch_size": 8, **sizes})
+    transformers.BlipForConditionalGeneration(config).save_pretrained(folder)
+    vocabulary.save(folder)
     return str(folder)

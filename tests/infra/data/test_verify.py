@@ -216,6 +216,7 @@ def test_a_retry_without_need_is_refused(store):
     artifact = made(store)
     with pytest.raises(ValueError, match=r"No row of .* failed with timeout; reasons found beside failed rows: .*oom"):
         store.retry(artifact, shout, Config(), ["timeout"])
+    assert storage.list_names(storage.join(store.root, artifact.step)) == [artifact.id]  # nothing is left of it
     BROKEN.clear()
     renewed = store.retry(artifact, shout, Config())
     with pytest.raises(ValueError, match="has a newer revision"):
