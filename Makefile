@@ -25,8 +25,8 @@ test: $(READY)  ## the suite; set RESCRIBE_CORPORA to a folder with nlvr/ and no
 test-faults: $(READY)  ## kills real processes
 	$(BIN)/python -m pytest -m faults
 
-test-long: $(READY)  ## what takes minutes: every command of README and docs, two machines
-	$(BIN)/python -m pytest -m long
+test-long: $(READY)  ## what takes minutes: the whole path, killed, on two machines; every command of README and docs
+	$(BIN)/python -m pytest -m "long and not faults"
 
 soak: $(READY)  ## half an hour of random faults under one training
 	$(BIN)/python -m benchmarks.soak_training --minutes 30

@@ -65,7 +65,7 @@ class Soak:
     def run(self) -> float:
         """Seconds until training ended."""
         began = time.monotonic()
-        while time.monotonic() - began < 60 * self.config.minutes and self.trains(120):
+        while time.monotonic() - began < 60 * self.config.minutes and self.trains(300):
             time.sleep(self.rng.uniform(*self.config.pause))
             self.fault(self.rng.choice(FAULTS))
         while len(self.up) < 1:
@@ -129,7 +129,7 @@ class Soak:
             else:
                 victim.kill()
                 if kind == "worker twice":
-                    self.trains(120)
+                    self.trains(300)
                     self.fault("worker")
         self.done[kind] += 1
 

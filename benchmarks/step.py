@@ -1,13 +1,16 @@
 """What does a training step cost with Ray, DeepSpeed and the feed, against a bare PyTorch loop on tensors in memory?
 
-    taskset -c 0 python -m benchmarks.step
-    taskset -c 0 python -m benchmarks.step --only images
+    python -m benchmarks.step
+    taskset -c 0 python -m benchmarks.step --only long
+
+On one core the daemons of a Ray node count in full; on two they, and the feed, have a core that the one thread of the
+model leaves free in both trainings.
 
 Three trainings of one worker, each with the same model, losses, AdamW with its moving average, clipping and threads:
 
 * `long`, a prior on cached codes, steps of 200 ms and more on one core; `short`, one of some 10 ms;
 * `images`, a tokenizer on JPEGs that the feed decodes: measured against T / (T + D), of the bare step T and the
-  decoding and collating D of a batch, since both have one core. The bare loop has its tensors in memory.
+  decoding and collating D of a batch, where both have one core. The bare loop has its tensors in memory.
 
 `fit` and the bare loop run in turns. Of each run, the seconds of a step are taken over every `log_every` steps after
 `warm` ones, and their median counts. Prints one JSON object: milliseconds a step, the median over rounds of bare to
@@ -58,7 +61,7 @@ class Case:
 class Config:
     only: Literal["all", "long", "short", "images"] = "all"
     rounds: int = 5
-    long: Case = Case(rows=8000, batch=16, steps=120, log_every=5, warm=20)
+    long: Case = Case(rows=8000, batch=16, steps=60, log_every=5, warm=10)
     long_model: AutoregressiveConfig = LONG
     short: Case = Case(rows=40_000, batch=16, steps=2400, log_every=50, warm=400)
     short_model: AutoregressiveConfig = SHORT

@@ -19,6 +19,7 @@ from tests.proxy import Proxy
 from tests.workflows.head import TOKEN, Cluster
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.long
 
 
 def command(*arguments):
@@ -194,7 +195,6 @@ def same(a: Path, b: Path) -> bool:
     return a.read_bytes() == b.read_bytes()
 
 
-@pytest.mark.faults
 @pytest.mark.timeout(900)
 def test_killed_in_recaption_and_in_train_prior_it_ends_the_same(debug, tmp_path):
     line = ("run", "debug", "--store", str(tmp_path), "--json")
@@ -228,7 +228,6 @@ MACHINES = {
 SPREAD = ("workers 2 2", "rows-per-worker 1", "cpus-per-worker 3", "actors 2 2", "cpus-per-actor 3")
 
 
-@pytest.mark.long
 @pytest.mark.timeout(480)
 def test_two_machines_that_share_nothing_but_a_store_on_s3(debug, s3, s3_server, tmp_path):
     """Submitted to a real cluster; what a node does, the store's server knows by the key that only this node has."""

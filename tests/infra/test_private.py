@@ -117,6 +117,7 @@ def test_who_has_the_token_joins(started):
     assert joined.stdout.strip() == "joined", joined.stderr
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     "settings", [{"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}]
@@ -134,6 +135,7 @@ def test_the_token_is_its_owners_alone(started):
     assert len(token.read_text()) == 64
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 def test_training_opens_no_port_to_others(started):
     assert started.driver.stdin

@@ -350,7 +350,7 @@ ORPHAN = """
 import sys
 from infra.data.run import _Actor
 from tests.infra.data.test_run import MANY, Numbers
-actor = _Actor(Numbers(seconds=0.02), sys.argv[1])
+actor = _Actor(Numbers(seconds=0.02), sys.argv[1], 10)
 while True:
     for result in actor({"names": [MANY]}):
         assert not result["error"][0] or "FileNotFoundError" in result["error"][0], result
@@ -358,6 +358,7 @@ while True:
 MANY = [f"{n:06d}" for n in range(60)]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 def test_actors_that_outlive_their_driver_do_no_harm(ray_cluster, tmp_path):
     """Two processes go on over all shards, as actors of a dead driver would, while another driver does its work."""

@@ -12,11 +12,11 @@ META = {"updates": {"net": {"optimizer_step": 3.0}}, "of": {"10": [1, 2], "9": N
 
 
 def state(step):
-    torch.manual_seed(step)
+    ours = torch.Generator().manual_seed(step)  # workers are threads in some tests
     return {
-        "net/w/a": torch.randn(3, 5), "net/exp_avg/a": torch.randn(3, 5), "net/b/count": torch.tensor(step),
-        "net/b/none": torch.empty(0, 4), "net/b/mask": torch.tensor([True, False, True]),
-        "net/w/half": torch.randn(7).bfloat16(),
+        "net/w/a": torch.randn(3, 5, generator=ours), "net/exp_avg/a": torch.randn(3, 5, generator=ours),
+        "net/b/count": torch.tensor(step), "net/b/none": torch.empty(0, 4),
+        "net/b/mask": torch.tensor([True, False, True]), "net/w/half": torch.randn(7, generator=ours).bfloat16(),
     }  # fmt: skip
 
 
