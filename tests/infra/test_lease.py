@@ -58,14 +58,15 @@ def test_a_lease_that_was_taken_over_is_not_taken_back(tmp_path, monkeypatch):
     assert (tmp_path / "lease.json").read_text() == other
 
 
-def _take(folder, go, taken, refused):
-    go.wait()
+def _take(folder, all_are_here, answers):
+    all_are_here.wait()
     try:
         with Lease(folder):
-            taken.put(os.getpid())
-            time.sleep(1)
+            answers.put("taken")
+            all_are_here.wait()  # held until each has its answer, however slow its disk
     except RuntimeError:
-        refused.put(os.getpid())
+        answers.put("refused")
+        all_are_here.wait()
 
 
 @pytest.mark.parametrize("round", range(5))
@@ -73,15 +74,14 @@ def test_of_many_that_find_a_dead_holder_one_takes_over(tmp_path, round):
     record = {"token": "x", "host": "elsewhere", "pid": 1, "born": 0.0, "beat": 0.0}
     (tmp_path / "lease.json").write_text(json.dumps(record))
     context = multiprocessing.get_context("fork")
-    go, taken, refused = context.Event(), context.Queue(), context.Queue()
-    drivers = [context.Process(target=_take, args=(str(tmp_path), go, taken, refused)) for _ in range(6)]
+    all_are_here, answers = context.Barrier(6, timeout=30), context.Queue()
+    drivers = [context.Process(target=_take, args=(str(tmp_path), all_are_here, answers)) for _ in range(6)]
     for driver in drivers:
         driver.start()
-    go.set()
     for driver in drivers:
         driver.join()
     assert [driver.exitcode for driver in drivers] == [0] * 6
-    assert (taken.qsize(), refused.qsize()) == (1, 5)
+    assert sorted(answers.get() for _ in drivers) == ["refused"] * 5 + ["taken"]
     assert not list(tmp_path.iterdir())
 
 
