@@ -184,8 +184,26 @@ def largest(stage: int, config: Config, deep: dict[str, Any] | None) -> dict[str
         "parameters": sizes(layers)[0],
     }
     if config.confirm:
-        found["confirmed_total_gb"] = measure(Case(stage, 2, WIDE, layers))["total_gb"]
+        most, total = confirmed(stage, layers, config.memory)
+        found |= {"trained_layers": most, "trained_parameters": sizes(most)[0], "trained_total_gb": total}
     return found
+
+
+def confirmed(stage: int, layers: int, memory: float) -> tuple[int, float]:
+    """The deepest prior that two workers trained in `memory`, tried from `layers` on, and the GB that they held."""
+    held = {layers: total(stage, layers)}
+    while held[layers] > memory:
+        layers -= 1
+        held[layers] = total(stage, layers)
+    while layers + 1 not in held and (more := total(stage, layers + 1)) <= memory:
+        layers += 1
+        held[layers] = more
+    return layers, held[layers]
+
+
+def total(stage: int, layers: int) -> float:
+    """GB of both workers of a prior of width `WIDE`."""
+    return measure(Case(stage, 2, WIDE, layers))["total_gb"]
 
 
 def sizes(layers: int) -> tuple[int, int]:

@@ -3,9 +3,11 @@
     python -m benchmarks.recovery --repeats 5
 
 A head without CPUs and two nodes of one machine (`benchmarks/nodes.py`), a training of 1 to 2 workers whose steps take
-some 50 ms. Each round kills a worker, kills its node, and starts a node again. Prints one JSON object: every figure,
-the medians, and where the time went: until the fault was seen (`seen`), until there were places for the next group
-(`places`), and from there to its first step (`start`: Ray Train's controller, workers, imports, checkpoint, feed).
+some 50 ms. Each round kills a worker, kills its node, and starts a node again; in between it trains for
+`settle_seconds`, in which spare processes load what they will want (`infra/train/spare.py`). Prints one JSON object:
+every figure, the medians, and where the time went: until the fault was seen (`seen`), until there were places for the
+next group (`places`), and from there to its first step (`start`: Ray Train's controller, workers, what had not been
+loaded, checkpoint, feed).
 """
 
 import functools
@@ -33,7 +35,7 @@ STEPS = 10**6  # more than there is time for
 class Config:
     repeats: int = 5
     grow_seconds: float = 5  # that a group trains before it makes room for more
-    settle_seconds: float = 8  # of training between two faults
+    settle_seconds: float = 40  # of training between two faults
 
 
 def main(config: Config) -> None:

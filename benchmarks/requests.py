@@ -79,8 +79,8 @@ def measure(rows: int, bucket: str) -> dict[str, dict[str, int]]:
     sources = find_corpus(corpus).sources
     (name,) = sources
     works = {
-        "ingest": _Actor(IngestWork(IngestConfig(corpus=corpus), sources, images), images, 10),
-        "stages": _Actor(StageWork((Look(),), (images,), 128), out, 10),
+        "ingest": _Actor(IngestWork(IngestConfig(corpus=corpus), sources, images), images),
+        "stages": _Actor(StageWork((Look(),), (images,), 128), out),
     }
     for what, actor in works.items():
         with counted(found, f"{what}, one shard"):

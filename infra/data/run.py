@@ -178,7 +178,7 @@ def _results(
 class _Actor:
     """Holds the work in one process of the cluster; sets it up when the first shard comes."""
 
-    def __init__(self, work: ShardWork, out: str, beat_seconds: float) -> None:
+    def __init__(self, work: ShardWork, out: str, beat_seconds: float = BEAT_SECONDS) -> None:
         self._work, self._out, self._ready, self._every = work, out, False, beat_seconds
         self._ended = time.perf_counter()
 

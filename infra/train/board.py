@@ -53,10 +53,10 @@ class Board:
         self.__init__()
         self._group = group
 
-    def hello(self, group: int, rank: int, handle: Any) -> None:
-        """A worker comes in, with the actor by which it can be killed."""
+    def hello(self, group: int, rank: int, handle: Any, environment: str = "{}") -> None:
+        """A worker comes in, with the actor by which it can be killed, and Ray's description of its environment."""
         if group == self._group:
-            self._handles[rank] = handle
+            self._handles[rank], self._environment = handle, environment
 
     def beat(self, group: int, beat: Beat) -> bool:
         """Note where a worker stands; returns whether it is to leave."""
@@ -73,6 +73,10 @@ class Board:
         """The last word of each worker, and how many seconds ago it came."""
         now = time.monotonic()
         return [(self._beats[rank], now - self._heard[rank]) for rank in sorted(self._beats)]
+
+    def environment(self) -> str:
+        """That of the workers."""
+        return self._environment
 
     def handles(self) -> list[Any]:
         """The actors of the workers that came in."""

@@ -1,8 +1,6 @@
 """One group of training workers on Ray Train, from its start to its end."""
 
-import os
-import shutil
-import tempfile
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -11,17 +9,14 @@ from typing import Any
 from infra.cluster import Cluster
 from infra.metrics import Report
 from infra.notice import Notice, Teller
+from infra.train import spare
 from infra.train.board import Beat, silence
 from infra.train.loop import is_loss
 from infra.train.worker import Job, work
 
 LOOK_SECONDS = 0.3  # between two looks at a group
+SPARE_SECONDS = 4  # between two that are asked for
 GATHER_SECONDS = 3  # after a new place for a worker was found: others may be about to come
-# Of Ray Train's controller, which inherits them from here: how often it looks at its workers, and how long it waits for
-# a place that was there a moment ago.
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
-os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # draining nodes are seen here
 
 
 class Group:
@@ -54,6 +49,9 @@ class Group:
                 if not self._training_since and any(beat.made for beat, _ in words):
                     self._training_since = time.monotonic()
                     first_step()
+                    if self._job.cluster.address:
+                        nodes = [beat.node for beat, _ in words]
+                        threading.Thread(target=self._spare, args=(training, nodes), daemon=True).start()
                 if not self.why and (why := self._why_leave(words, room, notice)):
                     self.why = why
                     self._board.leave.remote()
@@ -70,59 +68,27 @@ class Group:
 
     def _fit(self) -> None:
         import ray.cloudpickle
-        import ray.train.torch  # slow to import: `--help` and `plan` do without
 
-        from infra.train.meeting import keep_to_loopback
+        from infra.train import trainer
 
-        class Backend(ray.train.torch.TorchConfig().backend_cls):
-            def on_start(self, worker_group: Any, backend_config: Any) -> None:
-                worker_group.execute(keep_to_loopback)
-                super().on_start(worker_group, backend_config)
+        # Bytes: Ray Train's controller would otherwise import the model's libraries only to hand the job on.
+        job = ray.cloudpickle.dumps(self._job)  # pyright: ignore[reportPrivateImportUsage]
+        arguments = {"job": job, "group": self.number, "board": self._board}
+        variables = spare.VARIABLES if self._job.cluster.address else {}
+        self._failures, why = trainer.run(work, arguments, self._job.cluster, self.size, self.nodes, variables)
+        self.why = why or self.why
 
-        class Config(ray.train.torch.TorchConfig):
-            backend_cls: Any = Backend
+    def _spare(self, training: threading.Thread, nodes: list[str]) -> None:
+        """Processes for the group after this one; without them it only starts later."""
+        import ray
 
-        cluster = self._job.cluster
-        # Ray Train's own run folder holds nothing that is needed again: checkpoints are ours, under `out`. So there is
-        # no snapshot of its controller that could be torn.
-        scratch = tempfile.mkdtemp(prefix="rescribe-train-")
-        trainer = ray.train.torch.TorchTrainer(
-            work,
-            # Bytes: Ray Train's controller would otherwise import the model's libraries only to hand the job on.
-            train_loop_config={
-                "job": ray.cloudpickle.dumps(self._job),  # pyright: ignore[reportPrivateImportUsage]
-                "group": self.number,
-                "board": self._board,
-            },
-            torch_config=Config(backend=cluster.backend),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=self.size,
-                use_gpu=cluster.gpus_per_worker > 0,
-                resources_per_worker=cluster.worker_resources,
-                # Where there was room a moment ago, not on a node that is dead and that Ray has not missed yet.
-                label_selector=[{"ray.io/node-id": node} for node in self.nodes] or None,
-            ),
-            run_config=ray.train.RunConfig(
-                name="run",
-                storage_path=scratch,
-                failure_config=ray.train.FailureConfig(
-                    max_failures=0, controller_failure_limit=0 if self.nodes else -1
-                ),
-            ),
-        )
-        try:
-            trainer.fit()
-        except ray.train.WorkerGroupError as error:
-            self._failures = {rank: _told(failure) for rank, failure in error.worker_failures.items()}
-        except ray.train.ControllerError as error:
-            if "Timeout" in type(error.controller_failure).__name__:
-                self.why = "its places were taken by others"
-            else:
-                self._failures = {-1: error.controller_failure}
-        except Exception as error:  # whatever befell the controller: the next group has another one
-            self._failures = {-1: error}
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        def goes_on() -> bool:
+            training.join(SPARE_SECONDS)
+            return training.is_alive()
+
+        with contextlib.suppress(Exception):
+            environment: Any = ray.get(self._board.environment.remote())
+            spare.ask(nodes, environment, self._job.cluster.feed_tasks, goes_on)
 
     def _show(self, words: list[tuple[Beat, float]], report: Report) -> None:
         for beat, _ in words:
@@ -173,8 +139,3 @@ class Room:
     def close(self) -> None:
         if self._seats is not None:
             self._seats.free()
-
-
-def _told(failure: BaseException) -> BaseException:
-    """What the worker raised, out of what Ray Train wraps it in."""
-    return getattr(failure, "_base_exc", failure)

@@ -350,7 +350,7 @@ ORPHAN = """
 import sys
 from infra.data.run import _Actor
 from tests.infra.data.test_run import MANY, Numbers
-actor = _Actor(Numbers(seconds=0.02), sys.argv[1], 10)
+actor = _Actor(Numbers(seconds=0.02), sys.argv[1])
 while True:
     for result in actor({"names": [MANY]}):
         assert not result["error"][0] or "FileNotFoundError" in result["error"][0], result

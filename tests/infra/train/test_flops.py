@@ -101,7 +101,7 @@ def test_a_counted_training_is_bit_equal_to_one_that_is_not(tmp_path, monkeypatc
 
 
 def test_an_update_is_counted_once_and_a_late_one_when_it_wakes(tmp_path, monkeypatch):
-    class Figures(toy.Losses):
+    class Figures(toy.Figure):
         def __call__(self, step, figures):
             self.append(figures)
 

@@ -67,7 +67,7 @@ def run(folder, task=None, config=CONFIG, watch=None, feed=None):
         1,
         config,
         str(folder),
-        toy.Losses(),
+        toy.Figure(),
     )
     return train(*arguments, *([watch] if watch else []))
 
@@ -117,16 +117,6 @@ def test_the_watch_sees_each_phase(tmp_path):
 
 
 def test_the_share_of_time_spent_waiting(tmp_path):
-    class Figures(list):
-        def __call__(self, step, figures):
-            self.append(figures["waiting_share"])
-
-        def begin(self, step):
-            pass
-
-        def flush(self):
-            pass
-
     def slow(start):
         for batches in toy.feed(CONFIG, 0, 1, 1)(start):
             time.sleep(0.05)
@@ -134,7 +124,7 @@ def test_the_share_of_time_spent_waiting(tmp_path):
 
     shares = []
     for feed in (toy.feed(CONFIG, 0, 1, 1), slow):
-        log = Figures()
+        log = toy.Figure("waiting_share")
         train(toy.Slow(), feed, PlainEngine, 1, CONFIG, str(tmp_path / str(len(shares))), log)
         assert all(0 <= share <= 1 for share in log)
         shares.append(sorted(log)[len(log) // 2])
@@ -142,7 +132,7 @@ def test_the_share_of_time_spent_waiting(tmp_path):
 
 
 def test_a_checkpoint_is_scored_by_the_mean_loss_since_the_one_before(tmp_path):
-    losses = toy.Losses()
+    losses = toy.Figure()
     train(toy.Toy(), toy.feed(CONFIG, 0, 1, 1), PlainEngine, 1, CONFIG, str(tmp_path), losses)
     ends = [0, 5, 10, 12]
     scores = {stop: sum(losses[start:stop]) / (stop - start) for start, stop in pairwise(ends)}
@@ -157,16 +147,6 @@ def test_a_checkpoint_is_scored_by_the_mean_loss_since_the_one_before(tmp_path):
 
 
 def test_a_feed_may_tell_how_much_lies_ready(tmp_path):
-    class Figures(list):
-        def __call__(self, step, figures):
-            self.append(figures["prepared_steps"])
-
-        def begin(self, step):
-            pass
-
-        def flush(self):
-            pass
-
     class Feed:
         left = 12
         make = staticmethod(toy.feed(CONFIG, 0, 1, 1))
@@ -179,6 +159,6 @@ def test_a_feed_may_tell_how_much_lies_ready(tmp_path):
         def prepared(self):
             return self.left
 
-    log = Figures()
+    log = toy.Figure("prepared_steps")
     train(toy.Toy(), Feed(), PlainEngine, 1, CONFIG, str(tmp_path), log)
     assert log == [*range(11, -1, -1)]

@@ -161,11 +161,14 @@ def final_state(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     return {name: checkpoint[name] for name in checkpoint.names}
 
 
-class Losses(list):
-    """The loss of each logged step."""
+class Figure(list):
+    """One figure of each logged step, by its name."""
+
+    def __init__(self, name="net/token"):
+        self.name = name
 
     def __call__(self, step, figures):
-        self.append(figures["net/token"])
+        self.append(figures[self.name])
 
     def begin(self, step):
         pass
@@ -177,7 +180,7 @@ class Losses(list):
 def plain(folder, task=None, **options):
     """Train in this process; returns the final state and the logged losses."""
     config = TrainConfig(**{"steps": 12, "batch": 10, "log_every_steps": 1, "save_every_steps": 6, **options})
-    losses = Losses()
+    losses = Figure()
     saved = train(task or Toy(), feed(config, 0, 1, 1), PlainEngine, 1, config, folder, losses)
     return final_state(saved), losses
 
@@ -207,7 +210,7 @@ def train_as_told(job, config):
     """Train; returns the losses of the logged steps."""
     from infra.train import world
 
-    losses, micro_steps = Losses(), job.get("micro_steps", 1)
+    losses, micro_steps = Figure(), job.get("micro_steps", 1)
     batches = feed(config, world.rank(), world.size(), micro_steps)
     task = Pair() if job.get("pair") else Toy()
     train(task, batches, worker_engine(job, config), micro_steps, config, job["folder"], losses)

@@ -1,0 +1,103 @@
+"""Ray Train, as a group of workers is run on it; it is slow to import, so `--help` and `plan` do without."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray
+import ray.train.torch
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
+from ray.train.v2._internal.execution.controller import TrainController
+
+from infra.cluster import Cluster
+from infra.train.meeting import keep_to_loopback
+
+# Of Ray Train's controller, which inherits them from here: how often it looks at its workers, and how long it waits for
+# a place that was there a moment ago.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # draining nodes are seen by the group
+
+
+def run(
+    work: Callable[[dict[str, Any]], None],
+    arguments: dict[str, Any],
+    cluster: Cluster,
+    size: int,
+    nodes: list[str],
+    variables: dict[str, str],
+) -> tuple[Mapping[int, BaseException], str]:
+    """See `work(arguments)` through on so many workers, on `nodes` if any are named, one entry a worker.
+
+    `variables` are added to the environment of every process of the group. Returns the failures of the workers by rank,
+    -1 for that of all of them, none where it ended well; and why there were no workers, where there were none.
+    """
+    # Ray Train's own run folder holds nothing that is needed again: checkpoints are ours, under `out`. So there is no
+    # snapshot of its controller that could be torn.
+    scratch = tempfile.mkdtemp(prefix="rescribe-train-")
+    try:
+        trainer = _Trainer(
+            work,
+            train_loop_config=arguments,
+            torch_config=_Config(backend=cluster.backend),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=size,
+                use_gpu=cluster.gpus_per_worker > 0,
+                resources_per_worker=cluster.worker_resources,
+                # Where there was room a moment ago, not on a node that is dead and that Ray has not missed yet.
+                label_selector=[{"ray.io/node-id": node} for node in nodes] or None,
+            ),
+            run_config=ray.train.RunConfig(
+                name="run",
+                storage_path=scratch,
+                failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=0 if nodes else -1),
+            ),
+        )
+        trainer.variables = variables
+        trainer.fit()
+    except ray.train.WorkerGroupError as error:
+        return {rank: _told(failure) for rank, failure in error.worker_failures.items()}, ""
+    except ray.train.ControllerError as error:
+        if "Timeout" in type(error.controller_failure).__name__:
+            return {}, "its places were taken by others"
+        return {-1: error.controller_failure}, ""
+    except Exception as error:  # whatever befell the controller: the next group has another one
+        return {-1: error}, ""
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return {}, ""
+
+
+class _Backend(ray.train.torch.TorchConfig().backend_cls):
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        worker_group.execute(keep_to_loopback)
+        super().on_start(worker_group, backend_config)
+
+
+class _Config(ray.train.torch.TorchConfig):
+    backend_cls: Any = _Backend
+
+
+class _Trainer(ray.train.torch.TorchTrainer):
+    """Without the process that splits datasets over workers, since ours come by the feed; with `variables`."""
+
+    variables: dict[str, str]
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
+
+    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+        here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+        environment = {"env_vars": get_env_vars_to_propagate() | self.variables}
+        start: Any = ray.remote(num_cpus=0, label_selector=here, runtime_env=environment)(TrainController).remote
+        controller = start(**arguments)
+        ray.get(controller.run.remote())
+        return ray.get(controller.get_result.remote())
+
+
+def _told(failure: BaseException) -> BaseException:
+    """What the worker raised, out of what Ray Train wraps it in."""
+    return getattr(failure, "_base_exc", failure)
