@@ -15,7 +15,7 @@ from infra.train.loop import is_loss
 from infra.train.worker import Job, work
 
 LOOK_SECONDS = 0.3  # between two looks at a group
-SPARE_SECONDS = 4  # between two that are asked for
+SPARE_SECONDS = 8  # until a spare process is asked for, and between two: a group that ends at once is not held up
 GATHER_SECONDS = 3  # after a new place for a worker was found: others may be about to come
 
 
