@@ -74,8 +74,7 @@ class Group:
         # Bytes: Ray Train's controller would otherwise import the model's libraries only to hand the job on.
         job = ray.cloudpickle.dumps(self._job)  # pyright: ignore[reportPrivateImportUsage]
         arguments = {"job": job, "group": self.number, "board": self._board}
-        variables = spare.VARIABLES if self._job.cluster.address else {}
-        self._failures, why = trainer.run(work, arguments, self._job.cluster, self.size, self.nodes, variables)
+        self._failures, why = trainer.run(work, arguments, self._job.cluster, self.size, self.nodes)
         self.why = why or self.why
 
     def _spare(self, training: threading.Thread, nodes: list[str]) -> None:

@@ -10,21 +10,20 @@ import ray
 
 from infra.train import spare
 
+HELPFUL = ("ray.train",)
 NEEDED = ("infra.train.worker", "infra.train.trainer", "infra.train.feed", "ray.train.torch", "torch")
 
 
 class Process:
     """What a group's processes are to Ray: some have the environment that the driver gave, some add to it."""
 
-    def found(self):
-        return os.getpid(), [name in sys.modules for name in NEEDED], ray.get_runtime_context().get_runtime_env_string()
+    def found(self, needed=()):
+        loaded = [name in sys.modules for name in needed]
+        return os.getpid(), loaded, ray.get_runtime_context().get_runtime_env_string()
 
-    def child(self):
-        self.started = ray.remote(num_cpus=0, runtime_env={"env_vars": {"MORE": "1"}})(Process).remote()
-        return ray.get(self.started.found.remote())
-
-    def task(self):
-        return ray.get(ray.remote(num_cpus=0)(os.getpid).remote())
+    def worker(self):
+        self.started = start(spare.WORKER)
+        return ray.get(self.started.found.remote(NEEDED))
 
 
 def start(variables):
@@ -38,8 +37,8 @@ def waiting():
 
 
 def test_spares_are_taken(ray_cluster):
-    first = start(spare.VARIABLES)
-    _, _, environment = ray.get(first.child.remote())
+    first = start(spare.HELPER)
+    _, _, environment = ray.get(first.worker.remote())
     before, seconds = waiting(), iter([0.0] + [3.0] * 9)
 
     def goes_on():
@@ -51,12 +50,12 @@ def test_spares_are_taken(ray_cluster):
     while len(spares := waiting() - before) < spare.HELPERS + 2:
         assert time.monotonic() < deadline, "they did not start"
         time.sleep(0.2)
-    second = start(spare.VARIABLES)
-    pid, loaded, _ = ray.get(second.found.remote())
-    assert pid in spares, "a helper of the driver's"
-    assert loaded == [True] * len(NEEDED)
-    child, loaded, _ = ray.get(second.child.remote())
-    assert child in spares - {pid}, "a worker"
+    second = start(spare.HELPER)
+    pid, loaded, _ = ray.get(second.found.remote(HELPFUL))
+    assert pid in spares, "a helper"
+    assert loaded == [True] * len(HELPFUL)
+    worker, loaded, _ = ray.get(second.worker.remote())
+    assert worker in spares - {pid}, "a worker"
     assert loaded == [True] * len(NEEDED)
     for actor in (first, second):
         ray.kill(actor)
@@ -64,7 +63,7 @@ def test_spares_are_taken(ray_cluster):
 
 def test_nobody_is_asked_for_a_group_that_has_ended(ray_cluster):
     before = waiting()
-    spare.ask([ray.get_runtime_context().get_node_id()], "{}", 1, lambda: False)
+    spare.ask([ray.get_runtime_context().get_node_id()], '{"env_vars": {}}', 1, lambda: False)
     time.sleep(3)
     assert waiting() <= before
 
@@ -73,4 +72,4 @@ def test_what_cannot_be_loaded_is_no_harm(monkeypatch):
     monkeypatch.setitem(sys.modules, "infra.train.trainer", None)
     with pytest.raises(ImportError):
         import infra.train.trainer  # noqa: F401
-    spare.load()
+    spare.load_worker()
