@@ -60,6 +60,7 @@ class Soak:
             "workers": (1, 2), "zero_stage": 2, "grow_seconds": 5, "stall_seconds": 20, "log_ids": True,
             "restarts": 5, "address": self.nodes.address,
         }  # fmt: skip
+        self.told = len(groups(self.place, None))  # of groups of drivers before
         return Driver(self.place, self.train, self.nodes.environment, "Slow", **cluster).__enter__()
 
     def run(self) -> float:
@@ -77,7 +78,7 @@ class Soak:
     def trains(self, seconds: float) -> bool:
         """Wait until a group trains; False if all is trained. A driver that gave up is an AssertionError."""
         deadline = time.monotonic() + seconds
-        while len(groups(self.place, "first step")) <= len(groups(self.place)) - self.driverless():
+        while [line["event"] for line in groups(self.place, None)][self.told :][-1:] != ["first step"]:
             if self.driver.process.poll() == 0:
                 return False
             if not self.up:
@@ -86,10 +87,6 @@ class Soak:
             assert time.monotonic() < deadline, groups(self.place, "begins")[-1]
             time.sleep(0.2)
         return self.driver.process.poll() is None
-
-    def driverless(self) -> int:
-        """Groups that ended without a word, with their driver."""
-        return self.done["driver SIGKILL"]
 
     def fault(self, kind: str) -> None:
         """Cause one, if there is what it befalls."""

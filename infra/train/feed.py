@@ -25,7 +25,7 @@ from infra.train.task import Batch, Task
 FIRST_ROWS = 64  # of a task of the first segment: the first step is not to wait for more
 SEGMENT = 4  # tasks of a segment for each that runs at a time
 SEGMENT_SECONDS = 4  # that a segment is to take, so that it is worth the start of an execution
-SEGMENT_BYTES = 2**28  # of its batches at most; two segments are held at a time
+SEGMENT_BYTES = 2**29  # of its batches at most, for each of those; two segments are held at a time
 PATIENCE = 300  # seconds without a prepared chunk after which the feed gives up
 RETRIES = 3  # of a task whose process died; Ray Data itself tries for ever
 
@@ -68,7 +68,7 @@ class Feed:
 
         Each segment is an execution of its own that runs to its end: under backpressure Ray Data's scheduling loop
         spins (2.60), and takes half of the Python of the worker that it feeds. Segments grow until the start of an
-        execution no longer counts or they hold SEGMENT_BYTES; no batch depends on where they are cut.
+        execution no longer counts or they hold SEGMENT_BYTES a task; no batch depends on where they are cut.
         """
         coming = _ahead(self._prepare, start, max(1, FIRST_ROWS // self.rows))
         try:
@@ -77,7 +77,7 @@ class Feed:
                 self._held[:] = [segment]
                 start = segment.stop
                 if start < self.steps:
-                    coming = _ahead(self._prepare, start, segment.following())
+                    coming = _ahead(self._prepare, start, segment.following(SEGMENT_BYTES * self.tasks))
                 while segment.batches:
                     yield self._micro_batches(segment.batches.popleft())
         finally:
@@ -150,10 +150,10 @@ class _Segment:
     batches: deque[dict[str, np.ndarray]]
     seconds: float
 
-    def following(self) -> int:
-        """How long the chunks of the next are to be."""
+    def following(self, most: int) -> int:
+        """How long the chunks of the next are to be, which may hold `most` bytes."""
         held = sum(array.nbytes for batch in self.batches for array in batch.values())
-        fit = SEGMENT_BYTES * self.length // max(1, held)
+        fit = most * self.length // max(1, held)
         growth = min(4, max(1, SEGMENT_SECONDS / self.seconds))
         return max(1, min(fit, int(growth * self.length)))
 

@@ -63,10 +63,10 @@ class Driver:
 
 
 def groups(place, event="ends"):
-    """What befell groups of workers, in its order."""
+    """What befell groups of workers, in its order; of one kind, or all of it (None)."""
     path = Path(place, "out", "groups.jsonl")
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return [line for line in lines if line["event"] == event]
+    return [line for line in lines if event in (None, line["event"])]
 
 
 def main():
