@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -32,8 +33,12 @@ def start(variables):
 
 def waiting():
     """The idle processes of Ray."""
-    processes = psutil.Process().children(recursive=True)
-    return {process.pid for process in processes if process.cmdline()[:1] == ["ray::IDLE"]}
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it has just ended
+            if process.cmdline()[:1] == ["ray::IDLE"]:
+                found.add(process.pid)
+    return found
 
 
 def test_spares_are_taken(ray_cluster):
@@ -59,6 +64,9 @@ def test_spares_are_taken(ray_cluster):
     assert loaded == [True] * len(NEEDED)
     for actor in (first, second):
         ray.kill(actor)
+    for pid in spares & waiting():  # else they would wait for as long as the suite runs
+        with suppress(psutil.Error):
+            psutil.Process(pid).kill()
 
 
 def test_nobody_is_asked_for_a_group_that_has_ended(ray_cluster):
