@@ -15,7 +15,7 @@ from infra.train.loop import is_loss
 from infra.train.worker import Job, work
 
 LOOK_SECONDS = 0.3  # between two looks at a group
-SPARE_SECONDS = 8  # until a spare process is asked for, and between two: a group that ends at once is not held up
+SPARE_SECONDS = 4  # until a spare process is asked for, and between two
 GATHER_SECONDS = 3  # after a new place for a worker was found: others may be about to come
 
 
@@ -74,7 +74,8 @@ class Group:
         # Bytes: Ray Train's controller would otherwise import the model's libraries only to hand the job on.
         job = ray.cloudpickle.dumps(self._job)  # pyright: ignore[reportPrivateImportUsage]
         arguments = {"job": job, "group": self.number, "board": self._board}
-        self._failures, why = trainer.run(work, arguments, self._job.cluster, self.size, self.nodes)
+        variables = spare.VARIABLES if self._job.cluster.address else {}
+        self._failures, why = trainer.run(work, arguments, self._job.cluster, self.size, self.nodes, variables)
         self.why = why or self.why
 
     def _spare(self, training: threading.Thread, nodes: list[str]) -> None:

@@ -12,21 +12,13 @@ from importlib import import_module
 from typing import Any
 
 SECONDS = 10**7  # that a spare is kept; Ray ends it with the job, too
-HELPERS = 3  # of Ray Train, beside the driver: its controller, and two that it starts
 # Ray calls the function of this name, where there is one, when a process has started, before it is given work.
-_HOOK = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
-HELPER = {_HOOK: "infra.train.spare.load_helper"}
-WORKER = {_HOOK: "infra.train.spare.load_worker"}
+VARIABLES = {"__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": "infra.train.spare.load"}
+HELPERS = 3  # of Ray Train, beside the driver: its controller, and two that it starts
 
 
-def load_helper() -> None:
-    """Import what all helpers will want, and no more: a process that is no spare calls this, too."""
-    with suppress(Exception):  # what goes wrong is told where it is wanted
-        import ray.train  # noqa: F401
-
-
-def load_worker() -> None:
-    """Import what a worker will want; most of it feeds it, too."""
+def load() -> None:
+    """Import what a process of a group will want; what goes wrong is told where it is wanted."""
     with suppress(Exception):
         import infra.train.feed
         import infra.train.prepare
@@ -41,25 +33,23 @@ def ask(nodes: list[str], environment: str, tasks: int, goes_on: Callable[[], bo
     """Have a spare for each process of a group that is at work, on the node where that is.
 
     nodes: of its workers, one entry a worker; environment: Ray's description of their environment, by which it finds a
-    process that fits, `WORKER` in it; tasks: that feed each of them. What the group took is replaced; a spare that is
-    not taken stays. They are asked for one after another, `goes_on()` in between, until it says no: a node that is
-    asked for more than it starts at a time forgets the others.
+    process that fits; tasks: that feed each of them. What the group took is replaced; a spare that is not taken stays.
+    They are asked for one after another, `goes_on()` in between, until it says no: a node that is asked for more than
+    it starts at a time forgets the others.
     """
     import ray
 
     context = ray.get_runtime_context()
-    described = json.loads(environment)
-    described["env_vars"] |= HELPER
     # Ray compares descriptions letter by letter, and writes one that a job does not add to with spaces.
     plain = context.get_runtime_env_string() in ("", "{}")
-    helpers = json.dumps(described, sort_keys=True, separators=None if plain else (",", ":"))
+    helpers = json.dumps(json.loads(environment)) if plain else environment
     wanted = Counter({(node, environment): count * (1 + tasks) for node, count in Counter(nodes).items()})
     wanted[context.get_node_id(), helpers] += HELPERS
     while wanted and goes_on():
         alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
-        for node, kind in wanted:
+        for node, described in wanted:
             if node in alive:
-                _start(alive[node], kind)
+                _start(alive[node], described)
         wanted -= Counter(list(wanted))
 
 

@@ -13,7 +13,6 @@ from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.execution.controller import TrainController
 
 from infra.cluster import Cluster
-from infra.train import spare
 from infra.train.meeting import keep_to_loopback
 
 # Of Ray Train's controller, which inherits them from here: how often it looks at its workers, and how long it waits for
@@ -29,10 +28,11 @@ def run(
     cluster: Cluster,
     size: int,
     nodes: list[str],
+    variables: dict[str, str],
 ) -> tuple[Mapping[int, BaseException], str]:
     """See `work(arguments)` through on so many workers, on `nodes` if any are named, one entry a worker.
 
-    On a cluster its processes may be spares (`infra/train/spare.py`). Returns the failures of the workers by rank,
+    `variables` are added to the environment of every process of the group. Returns the failures of the workers by rank,
     -1 for that of all of them, none where it ended well; and why there were no workers, where there were none.
     """
     # Ray Train's own run folder holds nothing that is needed again: checkpoints are ours, under `out`. So there is no
@@ -54,10 +54,9 @@ def run(
                 name="run",
                 storage_path=scratch,
                 failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=0 if nodes else -1),
-                worker_runtime_env={"env_vars": spare.WORKER if cluster.address else {}},
             ),
         )
-        trainer.variables = spare.HELPER if cluster.address else {}
+        trainer.variables = variables
         trainer.fit()
     except ray.train.WorkerGroupError as error:
         return {rank: _told(failure) for rank, failure in error.worker_failures.items()}, ""
@@ -83,9 +82,9 @@ class _Config(ray.train.torch.TorchConfig):
 
 
 class _Trainer(ray.train.torch.TorchTrainer):
-    """Without the process that splits datasets over workers: ours come by the feed."""
+    """Without the process that splits datasets over workers, since ours come by the feed; with `variables`."""
 
-    variables: dict[str, str]  # of its controller
+    variables: dict[str, str]
 
     def _create_default_callbacks(self) -> list[Any]:
         return [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]

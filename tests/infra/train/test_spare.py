@@ -11,20 +11,18 @@ import ray
 
 from infra.train import spare
 
-HELPFUL = ("ray.train",)
 NEEDED = ("infra.train.worker", "infra.train.trainer", "infra.train.feed", "ray.train.torch", "torch")
 
 
 class Process:
     """What a group's processes are to Ray: some have the environment that the driver gave, some add to it."""
 
-    def found(self, needed=()):
-        loaded = [name in sys.modules for name in needed]
-        return os.getpid(), loaded, ray.get_runtime_context().get_runtime_env_string()
+    def found(self):
+        return os.getpid(), [name in sys.modules for name in NEEDED], ray.get_runtime_context().get_runtime_env_string()
 
     def worker(self):
-        self.started = start(spare.WORKER)
-        return ray.get(self.started.found.remote(NEEDED))
+        self.started = start({})
+        return ray.get(self.started.found.remote())
 
 
 def start(variables):
@@ -42,7 +40,7 @@ def waiting():
 
 
 def test_spares_are_taken(ray_cluster):
-    first = start(spare.HELPER)
+    first = start(spare.VARIABLES)
     _, _, environment = ray.get(first.worker.remote())
     before, seconds = waiting(), iter([0.0] + [3.0] * 9)
 
@@ -55,10 +53,10 @@ def test_spares_are_taken(ray_cluster):
     while len(spares := waiting() - before) < spare.HELPERS + 2:
         assert time.monotonic() < deadline, "they did not start"
         time.sleep(0.2)
-    second = start(spare.HELPER)
-    pid, loaded, _ = ray.get(second.found.remote(HELPFUL))
+    second = start(spare.VARIABLES)
+    pid, loaded, _ = ray.get(second.found.remote())
     assert pid in spares, "a helper"
-    assert loaded == [True] * len(HELPFUL)
+    assert loaded == [True] * len(NEEDED)
     worker, loaded, _ = ray.get(second.worker.remote())
     assert worker in spares - {pid}, "a worker"
     assert loaded == [True] * len(NEEDED)
@@ -80,4 +78,4 @@ def test_what_cannot_be_loaded_is_no_harm(monkeypatch):
     monkeypatch.setitem(sys.modules, "infra.train.trainer", None)
     with pytest.raises(ImportError):
         import infra.train.trainer  # noqa: F401
-    spare.load_worker()
+    spare.load()
