@@ -26,7 +26,7 @@ test-faults: $(READY)  ## kills real processes
 	$(BIN)/python -m pytest -m faults
 
 test-long: $(READY)  ## what takes minutes: the whole path, killed, on two machines; every command of README and docs
-	$(BIN)/python -m pytest -m "long and not faults"
+	$(BIN)/python -m pytest -m long
 
 soak: $(READY)  ## half an hour of random faults under one training
 	$(BIN)/python -m benchmarks.soak_training --minutes 30

@@ -47,13 +47,14 @@ class Board:
         self._beats: dict[int, Beat] = {}
         self._heard: dict[int, float] = {}
         self._handles: dict[int, Any] = {}
+        self._environment = "{}"
 
     def open(self, group: int) -> None:
         """Forget the group before; listen to this one."""
         self.__init__()
         self._group = group
 
-    def hello(self, group: int, rank: int, handle: Any, environment: str = "{}") -> None:
+    def hello(self, group: int, rank: int, handle: Any, environment: str) -> None:
         """A worker comes in, with the actor by which it can be killed, and Ray's description of its environment."""
         if group == self._group:
             self._handles[rank], self._environment = handle, environment

@@ -1,4 +1,4 @@
-"""A process that waited is the one that is taken, with all loaded that it will want, and nothing is loaded in vain."""
+"""A process that waited is the one that is taken, with all loaded that it will want; an ended group asks for none."""
 
 import os
 import sys
