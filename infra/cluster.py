@@ -143,7 +143,7 @@ def connect(cluster: Cluster) -> None:
             num_cpus=max(8, 2 * (os.cpu_count() or 1)),
             include_dashboard=False,
             log_to_driver=False,
-            object_store_memory=512 * 2**20,
+            object_store_memory=2**30,
             logging_level=logging.ERROR,
         )
 

@@ -1,10 +1,13 @@
 """What a task of the feed does: read the rows of some training steps, join and decode them, and collate each step."""
 
+import ctypes
 import pickle
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import zip_longest
+from functools import cache, partial
+from itertools import pairwise, zip_longest
 from typing import Any
 
 import numpy as np
@@ -14,11 +17,13 @@ import ray
 from infra.data.images import decode
 from infra.data.shards import ShardReader, lost, select_rows
 from infra.train.draw import numeric_ids, uniforms
-from infra.train.task import Task
+from infra.train.task import Draw, Task
 
 MOST_SHARDS = 64  # that a process keeps open
 MOST_BYTES = 2**28  # of their columns
+READ_ROWS = 4096  # whose columns are read at a time, so that the first batch of a chunk does not wait for its last
 PACK_BYTES = 2**22  # of batches that travel together, at least
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,10 @@ class Chunk:
     row: np.ndarray  # (N,) among the usable rows of the shard
     epoch: np.ndarray  # (N,)
     weight: np.ndarray  # (N,) float32: 1 for a row, 0 for padding
+
+    def part(self, rows: slice) -> "Chunk":
+        """Some of its rows."""
+        return Chunk(self.shards, self.shard[rows], self.row[rows], self.epoch[rows], self.weight[rows])
 
 
 @dataclass(frozen=True)
@@ -50,18 +59,34 @@ class Prepare:
                 f"The process that prepares batches died {tries} times on the same rows: an image may break its "
                 "decoder, or memory be short. Ray's logs say more."
             )
+        _keep_memory()
         for chunk in table["chunk"]:
             yield from pack(self.batches(pickle.loads(chunk.as_py())))
 
     def batches(self, chunk: Chunk) -> Iterator[dict[str, np.ndarray]]:
         """The batch of each step: `weight`, `id` and what the task collates; pictures are decoded step by step."""
+        at_a_time = max(1, READ_ROWS // self.rows) * self.rows
+        for first in range(0, len(chunk.row), at_a_time):
+            yield from self._batches(chunk.part(slice(first, first + at_a_time)))
+
+    def _batches(self, chunk: Chunk) -> Iterator[dict[str, np.ndarray]]:
         columns = self._read(chunk)
+        ids = numeric_ids(columns["sample_id"])
+        uniform = cache(partial(uniforms, self.seed, chunk.epoch, ids))  # by salt, for all of these rows at once
         for first in range(0, len(chunk.row), self.rows):
             part = slice(first, first + self.rows)
-            rows = {name: values[part] for name, values in columns.items()}
-            if "pixels" in self.task.reads:
-                rows["pixels"] = _decoded(rows, [chunk.shards[number] for number in chunk.shard[part]])
-            yield self._collate(rows, chunk.epoch[part], chunk.weight[part])
+            arrays = self._collate(columns, chunk, part, lambda salt, part=part: uniform(salt)[part])
+            yield {"weight": chunk.weight[part], "id": ids.view(np.int64)[part], **arrays}
+
+    def _collate(self, columns: dict[str, list], chunk: Chunk, part: slice, draw: Draw) -> dict[str, np.ndarray]:
+        """The arrays of one step. A function of its own, for what it decodes to be freed before the next."""
+        rows = {name: values[part] for name, values in columns.items()}
+        if "pixels" in self.task.reads:
+            rows["pixels"] = _decoded(rows, [chunk.shards[number] for number in chunk.shard[part]])
+        arrays = self.task.collate(rows, draw)
+        if taken := arrays.keys() & {"weight", "id"}:
+            raise ValueError(f"The column {min(taken)!r} of a batch is the feed's own: collate must name it otherwise.")
+        return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
     def _read(self, chunk: Chunk) -> dict[str, list]:
         """The task's columns of the rows, in their order, images still encoded; each shard is looked up once."""
@@ -86,13 +111,14 @@ class Prepare:
         _OPEN[self.key, shard] = entry
         return entry
 
-    def _collate(self, columns: dict[str, list], epochs: np.ndarray, weight: np.ndarray) -> dict[str, np.ndarray]:
-        ids = numeric_ids(columns["sample_id"])
-        arrays = self.task.collate(columns, lambda salt: uniforms(self.seed, epochs, ids, salt))
-        arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        if taken := arrays.keys() & {"weight", "id"}:
-            raise ValueError(f"The column {min(taken)!r} of a batch is the feed's own: collate must name it otherwise.")
-        return {"weight": weight, "id": ids.view(np.int64), **arrays}
+
+@cache
+def _keep_memory() -> None:
+    """Have the C library keep what is freed: else pages of each batch go back to the kernel, which clears them anew."""
+    with suppress(AttributeError):  # another C library than glibc
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # the most that it takes
+        libc.mallopt(M_TRIM_THRESHOLD, 2**30)
 
 
 def _tries() -> int:
@@ -124,13 +150,15 @@ def pack(batches: Iterable[dict[str, np.ndarray]], size: int = PACK_BYTES) -> It
     """
     heads: list[bytes] = []
     rows: list[list[np.ndarray]] = []
+    held = 0
     for batch in batches:
         buffers: list[pickle.PickleBuffer] = []
         heads.append(pickle.dumps(batch, 5, buffer_callback=buffers.append))
         rows.append([np.asarray(buffer.raw()) for buffer in buffers])
-        if sum(array.nbytes for row in rows for array in row) >= size:
+        held += sum(array.nbytes for array in rows[-1])
+        if held >= size:
             yield _table(heads, rows)
-            heads, rows = [], []
+            heads, rows, held = [], [], 0
     if heads:
         yield _table(heads, rows)
 
@@ -146,8 +174,30 @@ def _table(heads: list[bytes], rows: list[list[np.ndarray]]) -> pa.Table:
 
 
 def unpack(table: pa.Table) -> Iterator[dict[str, Any]]:
-    """The batches of tables that were put together, one in memory at a time; their arrays may be written to."""
-    columns = [table[str(number)] for number in range(table.num_columns - 1)]
+    """The batches of tables that were put together. Arrays are the table's own memory, but where that is not aligned.
+
+    They may be written to: of a table that came out of Ray's store, nobody else reads what this process holds.
+    """
+    columns = [list(_values(table[str(number)])) for number in range(table.num_columns - 1)]
     for row, head in enumerate(table["head"]):
-        values = (column[row].as_buffer() or b"" for column in columns)
-        yield pickle.loads(head.as_py(), buffers=[np.array(np.frombuffer(value, np.uint8)) for value in values])
+        batch = pickle.loads(head.as_py(), buffers=[np.asarray(column[row]) for column in columns])
+        yield {name: np.require(array, requirements="A") for name, array in batch.items()}
+
+
+def _values(column: pa.ChunkedArray) -> Iterator["_Bytes"]:
+    """The values of a column of binaries; Arrow's own way to one value copies it."""
+    for chunk in column.chunks:
+        _, ends, data = chunk.buffers()
+        marks = np.frombuffer(ends, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1].tolist()
+        for start, stop in pairwise(marks):
+            yield _Bytes(data.slice(start, stop - start))
+
+
+class _Bytes:
+    """Memory of an Arrow buffer as NumPy takes it, writable."""
+
+    def __init__(self, buffer: pa.Buffer) -> None:
+        self._buffer = buffer  # lives as long as an array of it
+        self.__array_interface__ = {
+            "version": 3, "shape": (buffer.size,), "typestr": "|u1", "data": (buffer.address, False),
+        }  # fmt: skip

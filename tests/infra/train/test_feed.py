@@ -40,7 +40,7 @@ def feed(ray_cluster, tmp_path):
 
 @pytest.mark.timeout(120)
 def test_it_gives_what_the_plan_says_from_any_step_on(feed):
-    steps = 150  # more than one segment
+    steps = 150  # more than one execution
     whole = list(feed(steps)(0))
     config = toy.TrainConfig(steps=steps, batch=10, seed=0)
     wanted = list(toy.feed(config, 0, 1, 2)(0))
@@ -144,6 +144,7 @@ def test_what_is_packed_is_unpacked(batches, size):
         for name, array in wanted.items():
             np.testing.assert_array_equal(found[name], array)
             assert found[name].dtype == array.dtype
+            assert found[name].flags.aligned
             assert found[name].flags.writeable
 
 
