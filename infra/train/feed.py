@@ -1,10 +1,13 @@
 """Ray Data reads, decodes and collates each worker's part of the plan, in order, on any CPU of the cluster."""
 
 import pickle
+import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -26,14 +29,18 @@ from infra.train.plan import BatchPlan
 from infra.train.prepare import Chunk, Prepare, unpack
 from infra.train.task import Batch, Task
 
-FIRST_ROWS = 64  # of a task of the first segment: the first step is not to wait for more
+FIRST_ROWS = 64  # of a chunk of the first execution: the first step is not to wait for more
 FIRST_CHUNKS = 4  # of each task that runs at a time, until it is known how large a batch is
 CHUNKS = 64  # of each such task in an execution from then on: its start takes as long as half a chunk
 CHUNK_BYTES = 2**27  # of the batches of a chunk; for each task that runs at a time, two may lie in Ray's store
 BLOCK_BYTES = 2**26  # of the batches that come together
+PLAN_ROWS = 2**20  # of the global batches of an execution: every worker computes where all of them lie
 NAP = 0.1  # seconds between two looks whether the trainer needs more
 PATIENCE = 300  # seconds without a prepared chunk after which the feed gives up
 RETRIES = 3  # of a task whose process died; Ray Data itself tries for ever
+
+
+_Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,7 @@ class Feed:
     micro_steps: int
     tasks: int = 1  # that prepare at a time for this worker
     key: str = field(default_factory=lambda: uuid.uuid4().hex)  # of what its tasks keep between chunks
+    _at: "_Position" = field(default_factory=lambda: _Position(), init=False, repr=False, compare=False)
 
     @property
     def rows(self) -> int:
@@ -66,27 +74,44 @@ class Feed:
 
     def prepared(self) -> int:
         """Training steps whose batches lie ready."""
-        return Pace.prepared - Pace.used
+        return max(0, self._at.begun + Pace.prepared - self._at.given)
 
     def __call__(self, start: int) -> Iterator[list[Batch]]:
-        """The plan in executions of Ray Data, one after another: a first one of small chunks, to see how large a batch
-        is, and then many chunks of CHUNK_BYTES each. No batch depends on where they are cut.
-        """
-        length, chunks = max(1, FIRST_ROWS // self.rows), FIRST_CHUNKS
-        while start < self.steps:
-            stop, size = min(start + chunks * self.tasks * length, self.steps), 1
-            for batch in self._prepared(start, stop, length):
-                size = max(size, sum(array.nbytes for array in batch.values()))
-                start, Pace.used = start + 1, Pace.used + 1
-                yield self._micro_batches(batch)
-            length, chunks = max(1, CHUNK_BYTES // size), CHUNKS
+        """The plan in executions of Ray Data: a short one first, to see how large a batch is, then long ones.
 
-    def _micro_batches(self, batch: dict[str, np.ndarray]) -> list[Batch]:
+        The next one begins when all of this one is prepared, while the trainer has that before it. No batch depends on
+        where they are cut.
+        """
+        stop, batches = self._execution(start, max(1, FIRST_ROWS // self.rows), FIRST_CHUNKS)
+        while start < self.steps:
+            size, following = 1, None
+            for batch in batches:
+                size = max(size, sum(array.nbytes for array in batch.values()))
+                start += 1
+                self._at.given = start
+                if following is None and stop < self.steps and self._at.begun + Pace.prepared >= stop:
+                    following = _ahead(self._execution, stop, CHUNK_BYTES // size)
+                yield self._micro_batches(batch)
+            if start < self.steps:
+                stop, batches = following.result() if following else self._execution(stop, CHUNK_BYTES // size)
+
+    def _micro_batches(self, batch: _Arrays) -> list[Batch]:
         parts = {name: torch.from_numpy(array).chunk(self.micro_steps) for name, array in batch.items()}
         return [{name: part[i] for name, part in parts.items()} for i in range(self.micro_steps)]
 
-    def _prepared(self, start: int, stop: int, length: int) -> Iterator[dict[str, np.ndarray]]:
-        """The batches of training steps [start, stop), prepared in chunks of `length` steps."""
+    def _execution(self, start: int, length: int, chunks: int = CHUNKS) -> "tuple[int, Iterator[_Arrays]]":
+        """The batches of training steps from `start` to the one that is told; comes when the first is there.
+
+        `length` steps are a chunk, or fewer, for there to be some chunks for each task.
+        """
+        most = max(1, min(PLAN_ROWS // self.plan.batch, self.steps - start))
+        length = max(1, min(length, -(-most // (FIRST_CHUNKS * self.tasks))))
+        stop = start + min(most, chunks * self.tasks * length)
+        Pace.prepared, self._at.begun = 0, start
+        batches = self._prepared(start, stop, length)
+        return stop, chain([next(batches)], batches)
+
+    def _prepared(self, start: int, stop: int, length: int) -> "Iterator[_Arrays]":
         items = [{"chunk": pickle.dumps(chunk)} for chunk in self.chunks(start, stop, length)]
         prepared = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             Prepare(self.task, self.inputs, self.plan.seed, self.rows, RETRIES, self.key),
@@ -142,6 +167,14 @@ class Feed:
             yield Chunk(names, shard, rows.row[part], rows.epoch[part], weight[part])
 
 
+@dataclass
+class _Position:
+    """Training steps that a feed has come to."""
+
+    begun: int = 0  # where the execution that began last starts
+    given: int = 0  # the first that is still to be given out
+
+
 class Pace(BackpressurePolicy):
     """A task of the feed begins while less lies ready than as many chunks as run at a time.
 
@@ -149,11 +182,7 @@ class Pace(BackpressurePolicy):
     trainer's Python, and reckon with budgets at each turn, which costs a tenth of what the feed does in all.
     """
 
-    prepared = used = 0  # training steps of the execution under way, of this process
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        Pace.prepared = Pace.used = 0
+    prepared = 0  # training steps of the execution that began last, of this process
 
     def can_add_input(self, op: PhysicalOperator) -> bool:
         """Asked at every turn of Ray Data's loop."""
@@ -165,3 +194,17 @@ class Pace(BackpressurePolicy):
         if enough and not op.num_active_tasks():
             time.sleep(NAP)  # there is nothing else that the loop would wait for
         return not enough
+
+
+def _ahead(function: Callable[..., Any], *arguments: Any) -> "Future[Any]":
+    """Call a function in a thread that no end of the process waits for."""
+    future: Future[Any] = Future()
+
+    def call() -> None:
+        try:
+            future.set_result(function(*arguments))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=call, name="feed", daemon=True).start()
+    return future
