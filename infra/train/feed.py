@@ -125,10 +125,10 @@ class Feed:
         context.enable_progress_bars = False
         context.execution_options.preserve_order = True
         context.raise_original_map_exception = True
-        context.execution_no_progress_timeout_s = PATIENCE
+        context.execution_no_progress_timeout_s = -1  # it does not know a trainer that needs nothing for a while
         context.target_max_block_size = BLOCK_BYTES
         context.op_resource_reservation_enabled = False
-        context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [ConcurrencyCapBackpressurePolicy, Pace])
+        context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [Pace, ConcurrencyCapBackpressurePolicy])
         try:
             for table in prepared.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
                 for batch in unpack(table):
@@ -184,13 +184,21 @@ class Pace(BackpressurePolicy):
 
     prepared = 0  # training steps of the execution that began last, of this process
 
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._moved = time.monotonic()
+
     def can_add_input(self, op: PhysicalOperator) -> bool:
         """Asked at every turn of Ray Data's loop."""
         if not isinstance(op, TaskPoolMapOperator):
             return True
-        Pace.prepared = op.metrics.row_outputs_taken
+        before, Pace.prepared = Pace.prepared, op.metrics.row_outputs_taken
         most = CHUNK_BYTES * (op.get_max_concurrency_limit() or 1)
         enough = self._topology[op].total_enqueued_output_blocks_bytes() >= most
+        if enough or Pace.prepared != before:
+            self._moved = time.monotonic()
+        elif time.monotonic() - self._moved > PATIENCE:
+            raise ExecutionTimeoutError
         if enough and not op.num_active_tasks():
             time.sleep(NAP)  # there is nothing else that the loop would wait for
         return not enough
