@@ -26,7 +26,7 @@ from ray.exceptions import RayTaskError
 
 from infra.data.shards import ShardReader, select_rows
 from infra.train.plan import BatchPlan
-from infra.train.prepare import Chunk, Prepare, unpack
+from infra.train.prepare import READ_ROWS, Chunk, Prepare, unpack
 from infra.train.task import Batch, Task
 
 FIRST_ROWS = 64  # of a chunk of the first execution: the first step is not to wait for more
@@ -34,7 +34,7 @@ FIRST_CHUNKS = 4  # of each task that runs at a time, until it is known how larg
 CHUNKS = 64  # of each such task in an execution from then on: its start takes as long as half a chunk
 CHUNK_BYTES = 2**27  # of the batches of a chunk; for each task that runs at a time, two may lie in Ray's store
 BLOCK_BYTES = 2**26  # of the batches that come together
-PLAN_ROWS = 2**20  # of the global batches of an execution: every worker computes where all of them lie
+PLAN_ROWS = 2**20  # of the global batches of an execution, unless that is few for a worker: each plans them all
 NAP = 0.1  # seconds between two looks whether the trainer needs more
 PATIENCE = 300  # seconds without a prepared chunk after which the feed gives up
 RETRIES = 3  # of a task whose process died; Ray Data itself tries for ever
@@ -104,7 +104,7 @@ class Feed:
 
         `length` steps are a chunk, or fewer, for there to be some chunks for each task.
         """
-        most = max(1, min(PLAN_ROWS // self.plan.batch, self.steps - start))
+        most = min(self.steps - start, max(1, PLAN_ROWS // self.plan.batch, READ_ROWS // self.rows))
         length = max(1, min(length, -(-most // (FIRST_CHUNKS * self.tasks))))
         stop = start + min(most, chunks * self.tasks * length)
         Pace.prepared, self._at.begun = 0, start

@@ -90,7 +90,8 @@ def test_a_feed_that_is_ahead_waits_and_does_not_spin(feed, monkeypatch, tasks):
 def test_no_order_depends_on_where_executions_are_cut(feed, monkeypatch):
     wanted = torch.cat([part["id"] for step in feed(90)(3) for part in step])
     monkeypatch.setattr(feed_module, "PLAN_ROWS", 70)  # of steps of 10: seven to an execution
-    monkeypatch.setattr(prepare, "READ_ROWS", 20)
+    for module in (prepare, feed_module):
+        monkeypatch.setattr(module, "READ_ROWS", 20)
     found = torch.cat([part["id"] for step in replace(feed(90), tasks=2)(3) for part in step])
     assert torch.equal(found, wanted)
 
