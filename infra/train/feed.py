@@ -30,10 +30,13 @@ from infra.train.prepare import READ_ROWS, Chunk, Prepare, unpack
 from infra.train.task import Batch, Task
 
 FIRST_ROWS = 64  # of a chunk of the first execution: the first step is not to wait for more
-FIRST_CHUNKS = 4  # of each task that runs at a time, until it is known how large a batch is
+FIRST_CHUNKS = 4  # of each task that runs at a time, while chunks grow
+GROWTH = 8  # of chunks from one execution to the next, at most
+CHUNK_SECONDS = 8  # that a chunk is to take, so that it is worth the start of a task
 CHUNKS = 64  # of each such task in an execution from then on: its start takes as long as half a chunk
-CHUNK_BYTES = 2**27  # of the batches of a chunk; for each task that runs at a time, two may lie in Ray's store
-BLOCK_BYTES = 2**26  # of the batches that come together
+CHUNK_BYTES = 2**27  # of its batches at most; for each task that runs at a time, two may lie in Ray's store
+BLOCK_BYTES = 2**26  # of the batches that come together,
+BLOCKS = 4  # and how often some come while a chunk is prepared: a trainer that has none waits no longer
 PLAN_ROWS = 2**20  # of the global batches of an execution, unless that is few for a worker: each plans them all
 NAP = 0.1  # seconds between two looks whether the trainer needs more
 PATIENCE = 300  # seconds without a prepared chunk after which the feed gives up
@@ -77,41 +80,38 @@ class Feed:
         return max(0, self._at.begun + Pace.prepared - self._at.given)
 
     def __call__(self, start: int) -> Iterator[list[Batch]]:
-        """The plan in executions of Ray Data: a short one first, to see how large a batch is, then long ones.
+        """The plan in executions of Ray Data: first short ones, to see how large and slow a batch is, then long ones.
 
         The next one begins when all of this one is prepared, while the trainer has that before it. No batch depends on
         where they are cut.
         """
-        stop, batches = self._execution(start, max(1, FIRST_ROWS // self.rows), FIRST_CHUNKS)
+        run = self._execution(start, max(1, FIRST_ROWS // self.rows), FIRST_CHUNKS, BLOCK_BYTES)
         while start < self.steps:
             size, following = 1, None
-            for batch in batches:
+            for batch in run.batches:
                 size = max(size, sum(array.nbytes for array in batch.values()))
                 start += 1
                 self._at.given = start
-                if following is None and stop < self.steps and self._at.begun + Pace.prepared >= stop:
-                    following = _ahead(self._execution, stop, CHUNK_BYTES // size)
+                if following is None and run.stop < self.steps and self._at.begun + Pace.prepared >= run.stop:
+                    following = _ahead(self._execution, run.stop, *run.next_cut(size))
                 yield self._micro_batches(batch)
             if start < self.steps:
-                stop, batches = following.result() if following else self._execution(stop, CHUNK_BYTES // size)
+                run = following.result() if following else self._execution(run.stop, *run.next_cut(size))
 
     def _micro_batches(self, batch: _Arrays) -> list[Batch]:
         parts = {name: torch.from_numpy(array).chunk(self.micro_steps) for name, array in batch.items()}
         return [{name: part[i] for name, part in parts.items()} for i in range(self.micro_steps)]
 
-    def _execution(self, start: int, length: int, chunks: int = CHUNKS) -> "tuple[int, Iterator[_Arrays]]":
-        """The batches of training steps from `start` to the one that is told; comes when the first is there.
-
-        `length` steps are a chunk, or fewer, for there to be some chunks for each task.
-        """
+    def _execution(self, start: int, length: int, chunks: int, block: int) -> "_Execution":
+        """Begin to prepare `chunks` for each task, of `length` steps or fewer; comes when the first batch is there."""
         most = min(self.steps - start, max(1, PLAN_ROWS // self.plan.batch, READ_ROWS // self.rows))
         length = max(1, min(length, -(-most // (FIRST_CHUNKS * self.tasks))))
         stop = start + min(most, chunks * self.tasks * length)
-        Pace.prepared, self._at.begun = 0, start
-        batches = self._prepared(start, stop, length)
-        return stop, chain([next(batches)], batches)
+        Pace.prepared, self._at.begun, began = 0, start, time.monotonic()
+        batches = self._prepared(start, stop, length, block)
+        return _Execution(stop, length, (stop - start) / length / self.tasks, began, chain([next(batches)], batches))
 
-    def _prepared(self, start: int, stop: int, length: int) -> "Iterator[_Arrays]":
+    def _prepared(self, start: int, stop: int, length: int, block: int) -> "Iterator[_Arrays]":
         items = [{"chunk": pickle.dumps(chunk)} for chunk in self.chunks(start, stop, length)]
         prepared = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             Prepare(self.task, self.inputs, self.plan.seed, self.rows, RETRIES, self.key),
@@ -126,7 +126,7 @@ class Feed:
         context.execution_options.preserve_order = True
         context.raise_original_map_exception = True
         context.execution_no_progress_timeout_s = -1  # it does not know a trainer that needs nothing for a while
-        context.target_max_block_size = BLOCK_BYTES
+        context.target_max_block_size = block
         context.op_resource_reservation_enabled = False
         context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [Pace, ConcurrencyCapBackpressurePolicy])
         try:
@@ -167,6 +167,31 @@ class Feed:
             yield Chunk(names, shard, rows.row[part], rows.epoch[part], weight[part])
 
 
+@dataclass(frozen=True)
+class _Execution:
+    """Batches of training steps that tasks of Ray Data prepare."""
+
+    stop: int  # the training step after its last
+    length: int  # training steps of a chunk
+    chunks: float  # of each task that runs at a time
+    began: float
+    batches: Iterator[_Arrays]
+
+    def next_cut(self, size: int) -> tuple[int, int, int]:
+        """Steps of a chunk, chunks of a task, and bytes of a block of the execution after this, by what this one took.
+
+        `size` are the bytes of a batch. They grow until a chunk takes CHUNK_SECONDS or CHUNK_BYTES.
+        """
+        seconds = max(1e-3, Pace.moved - self.began) / self.chunks
+        growth = min(GROWTH, CHUNK_SECONDS / seconds)
+        length = max(1, min(CHUNK_BYTES // size, int(max(1.0, growth) * self.length)))
+        return (
+            length,
+            FIRST_CHUNKS if length >= 2 * self.length else CHUNKS,
+            min(BLOCK_BYTES, 1 + length * size // BLOCKS),
+        )
+
+
 @dataclass
 class _Position:
     """Training steps that a feed has come to."""
@@ -183,10 +208,11 @@ class Pace(BackpressurePolicy):
     """
 
     prepared = 0  # training steps of the execution that began last, of this process
+    moved = 0.0  # when there last were more of them, or enough (monotonic seconds)
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._moved = time.monotonic()
+        Pace.moved = time.monotonic()
 
     def can_add_input(self, op: PhysicalOperator) -> bool:
         """Asked at every turn of Ray Data's loop."""
@@ -196,8 +222,8 @@ class Pace(BackpressurePolicy):
         most = CHUNK_BYTES * (op.get_max_concurrency_limit() or 1)
         enough = self._topology[op].total_enqueued_output_blocks_bytes() >= most
         if enough or Pace.prepared != before:
-            self._moved = time.monotonic()
-        elif time.monotonic() - self._moved > PATIENCE:
+            Pace.moved = time.monotonic()
+        elif time.monotonic() - Pace.moved > PATIENCE:
             raise ExecutionTimeoutError
         if enough and not op.num_active_tasks():
             time.sleep(NAP)  # there is nothing else that the loop would wait for
