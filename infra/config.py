@@ -23,7 +23,9 @@ def to_dict(config: Any) -> Any:
         return {str(key): to_dict(value) for key, value in config.items()}
     if isinstance(config, (list, tuple)):
         return [to_dict(value) for value in config]
-    if config is None or isinstance(config, (bool, int, float, str)):
+    if isinstance(config, float):
+        return config + 0.0  # the zero below zero is the same choice
+    if config is None or isinstance(config, (bool, int, str)):
         return config
     raise TypeError(
         f"A config may hold dataclasses, dicts, lists, strings and numbers, but not {type(config).__name__}."

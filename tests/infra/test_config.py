@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from infra.config import fingerprint, from_dict, to_dict
@@ -49,6 +49,7 @@ def test_there_and_back(config):
 
 
 @given(outers, outers)
+@example(Outer(inner=Inner(lr=0.0)), Outer(inner=Inner(lr=-0.0)))
 def test_fingerprint_tells_configs_apart(a, b):
     assert (fingerprint(a) == fingerprint(b)) == (to_dict(a) == to_dict(b))
 
