@@ -190,6 +190,24 @@ def test_starting_late_opens_no_more_than_starting_at_once(tmp_path, monkeypatch
     assert max(opens) - min(opens) <= 4
 
 
+def test_a_chunk_opens_a_shard_when_its_rows_come(tmp_path, monkeypatch):
+    toy.write_rows(f"{tmp_path}/rows")
+    opened = []
+
+    class Counting(prepare.ShardReader):
+        def __init__(self, inputs, name):
+            opened.append(name)
+            super().__init__(inputs, name)
+
+    monkeypatch.setattr(prepare, "ShardReader", Counting)
+    monkeypatch.setattr(prepare, "READ_ROWS", 4)
+    shard = np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    chunk = prepare.Chunk(["000000", "000001"], shard, np.arange(8) % 4, np.zeros(8, int), np.ones(8, np.float32))
+    batches = prepare.Prepare(toy.Toy(), [f"{tmp_path}/rows"], 0, 2, 0, "key").batches(chunk)
+    seen = [len(opened) for _ in batches]
+    assert seen == [1, 1, 2, 2]
+
+
 class Pictures(toy.Toy):
     def collate(self, rows, draw):
         return {"images": np.stack(rows["pixels"])}
