@@ -89,7 +89,7 @@ class Prepare:
         return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
     def _read(self, chunk: Chunk) -> dict[str, list]:
-        """The task's columns of the rows, in their order, images still encoded; each shard of theirs is looked up once."""
+        """The task's columns of the rows, in their order, images still encoded; a shard of theirs is looked up once."""
         names = {"sample_id", *("image" if name == "pixels" else name for name in self.task.reads)}
         columns: dict[str, list] = {name: [None] * len(chunk.row) for name in names}
         for number, shard in enumerate(chunk.shards):
