@@ -204,7 +204,7 @@ class Pace(BackpressurePolicy):
     """A task of the feed begins while less lies ready than as many chunks as run at a time.
 
     Ray Data's own policies (2.60) let its loop spin while the trainer is slower than the feed, which takes half of the
-    trainer's Python, and reckon with budgets at each turn, which costs a tenth of what the feed does in all.
+    trainer's Python, and reckon with budgets at each turn, which takes two thirds of that loop's time.
     """
 
     prepared = 0  # training steps of the execution that began last, of this process
