@@ -46,6 +46,14 @@ RETRIES = 3  # of a task whose process died; Ray Data itself tries for ever
 _Arrays = dict[str, np.ndarray]
 
 
+@dataclass
+class _Position:
+    """Training steps that a feed has come to."""
+
+    begun: int = 0  # where the execution that began last starts
+    given: int = 0  # the first that is still to be given out
+
+
 @dataclass(frozen=True)
 class Feed:
     """The micro-batches of one worker: `feed(step)` yields those of each training step from `step` on.
@@ -68,7 +76,7 @@ class Feed:
     micro_steps: int
     tasks: int = 1  # that prepare at a time for this worker
     key: str = field(default_factory=lambda: uuid.uuid4().hex)  # of what its tasks keep between chunks
-    _at: "_Position" = field(default_factory=lambda: _Position(), init=False, repr=False, compare=False)
+    _at: _Position = field(default_factory=_Position, init=False, repr=False, compare=False)
 
     @property
     def rows(self) -> int:
@@ -190,14 +198,6 @@ class _Execution:
             FIRST_CHUNKS if length >= 2 * self.length else CHUNKS,
             min(BLOCK_BYTES, 1 + length * size // BLOCKS),
         )
-
-
-@dataclass
-class _Position:
-    """Training steps that a feed has come to."""
-
-    begun: int = 0  # where the execution that began last starts
-    given: int = 0  # the first that is still to be given out
 
 
 class Pace(BackpressurePolicy):
