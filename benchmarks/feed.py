@@ -12,7 +12,8 @@ webdataset. Three readers make the same batches of them with the project's own `
 * `plain`: in this process; tars from front to end, decoded in as many threads, or Parquet files one after another, the
   rows of each permuted.
 
-They run in turns, each to the last batch of its epochs. A training lasts hours and starts once, so two figures are
+They run in turns, each to the last batch of its epochs; of codes, webdataset has a fifth of them, being so much slower.
+A training lasts hours and starts once, so two figures are
 told: the seconds until the first batch is there, and the rate over what follows the first fifth of the rows. The first
 round is thrown away. Prints one JSON object: rows a second of each (median over rounds), the median over rounds of the
 feed's against the faster of the others in that round, and processor seconds, starts included.
@@ -72,7 +73,7 @@ class Config:
     grid: tuple[int, int] = (16, 16)
     batch: int = 64
     image_epochs: int = 16
-    code_epochs: int = 20
+    code_epochs: int = 20  # a fifth of them for webdataset
     rounds: int = 6
     window_shards: int = 16
 
@@ -228,11 +229,12 @@ def run(reader: Reader, rows: int) -> dict[str, float]:
     return {"start": marks[0][1] - began, "rate": rate, "cpu": (spent() - used) / done * 1000}
 
 
-def in_turns(readers: dict[str, Reader], rows: int, rounds: int) -> dict[str, Any]:
+def in_turns(readers: dict[str, tuple[Reader, int]], rounds: int) -> dict[str, Any]:
+    """Each reader, with the rows that it has, `rounds` times."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in readers}
     for number in range(rounds):
         for name in list(readers) if number % 2 else reversed(list(readers)):
-            found[name].append(run(readers[name], rows))
+            found[name].append(run(*readers[name]))
             print(number, name, found[name][-1], file=sys.stderr, flush=True)
 
     def medians(kind: str, places: int) -> dict[str, float]:
@@ -259,25 +261,28 @@ def main(config: Config) -> None:
             tars, images, task = f"{place}/tars", f"{place}/images", tokenizer_task()
             write_images(tars, config.images, config.shards)
             ingest.work(IngestConfig(corpus=tars, test_fraction=0.0), out=images, cluster=laptop(), report=quiet)
-            readers: dict[str, Reader] = {
-                "feed": lambda: fed(task, images, config, config.image_epochs),
-                "webdataset": lambda: by_webdataset(task, tars, picture, config, config.image_epochs),
-                "plain": lambda: plain_images(task, tars, config, config.image_epochs),
+            epochs, rows = config.image_epochs, config.images * config.image_epochs
+            readers: dict[str, tuple[Reader, int]] = {
+                "feed": (lambda: fed(task, images, config, epochs), rows),
+                "webdataset": (lambda: by_webdataset(task, tars, picture, config, epochs), rows),
+                "plain": (lambda: plain_images(task, tars, config, epochs), rows),
             }
-            figures["images"] = in_turns(readers, config.images * config.image_epochs, config.rounds)
+            figures["images"] = in_turns(readers, config.rounds)
         if config.only != "images":
             codes = f"{place}/codes"
             write_codes(codes, config.codes, config.shards, config.grid[0] * config.grid[1], 1000)
             write_code_tars(f"{place}/code-tars", codes)
             prior = prior_task(codes, config.grid, 1000, AutoregressiveConfig(), optim=OptimConfig())
+            epochs, few = config.code_epochs, max(1, config.code_epochs // 5)
             readers = {
-                "feed": lambda: fed(prior, codes, config, config.code_epochs),
-                "webdataset": lambda: by_webdataset(
-                    prior, f"{place}/code-tars", row_of_codes, config, config.code_epochs
+                "feed": (lambda: fed(prior, codes, config, epochs), config.codes * epochs),
+                "webdataset": (
+                    lambda: by_webdataset(prior, f"{place}/code-tars", row_of_codes, config, few),
+                    config.codes * few,
                 ),
-                "plain": lambda: plain_codes(prior, codes, config, config.code_epochs),
+                "plain": (lambda: plain_codes(prior, codes, config, epochs), config.codes * epochs),
             }
-            figures["codes"] = in_turns(readers, config.codes * config.code_epochs, config.rounds)
+            figures["codes"] = in_turns(readers, config.rounds)
     print(json.dumps(figures, indent=1))
 
 

@@ -72,15 +72,16 @@ def test_workers_share_the_batch(feed):
 def test_a_feed_that_is_ahead_waits_and_does_not_spin(feed, monkeypatch, tasks):
     # A Ray Data execution under backpressure of its own takes a whole core of the process that runs it.
     monkeypatch.setattr(feed_module, "CHUNK_BYTES", 4096)
-    monkeypatch.setattr(feed_module, "PATIENCE", 3)  # with tasks, not with a trainer that needs nothing
     source = replace(feed(2000), tasks=tasks)
     batches = source(0)
     size = sum(array.nbytes for part in next(batches) for array in part.values())
     list(islice(batches, 30))
-    time.sleep(4)
-    started = time.process_time()
-    time.sleep(3)
-    assert time.process_time() - started < 1
+    with monkeypatch.context() as patched:
+        patched.setattr(feed_module, "PATIENCE", 3)  # with tasks that run, not with a trainer that needs nothing
+        time.sleep(4)
+        started = time.process_time()
+        time.sleep(3)
+        assert time.process_time() - started < 1
     # A chunk for each task may lie ready and one be under way, and the trainer's end holds some.
     assert 0 < source.prepared() <= (3 * tasks + 4) * 4096 / size
     assert len(list(islice(batches, 200))) == 200
