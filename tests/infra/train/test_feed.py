@@ -1,8 +1,9 @@
 """The feed gives each worker its rows, from any step on, and leaves the processor to the trainer."""
 
 import os
+import re
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -121,6 +122,31 @@ def test_an_error_is_raised_where_the_batch_is_asked_for(feed, task, message):
         next(replace(feed(10), task=task())(0))
 
 
+@dataclass(frozen=True)
+class RaisesOn(toy.Toy):
+    bad: int = -1
+
+    def collate(self, rows, draw):
+        if self.bad in rows["row"]:
+            raise ValueError("lost")
+        return super().collate(rows, draw)
+
+
+@pytest.mark.timeout(120)
+def test_an_error_in_what_was_begun_ahead_comes_after_all_that_was_good(feed, monkeypatch):
+    monkeypatch.setattr(feed_module, "PLAN_ROWS", 35)  # of steps of 5: seven to an execution
+    monkeypatch.setattr(feed_module, "READ_ROWS", 5)
+    source = feed(10, micro_steps=1, batch=5)
+    source = replace(source, task=RaisesOn(bad=int(source.sample_ids(8)[0], 16)))
+    wanted = torch.cat([batch["id"] for (batch,) in feed(10, micro_steps=1, batch=5)(0)])
+    found = []
+    with pytest.raises(RuntimeError, match="ValueError: lost") as error:
+        found.extend(batch["id"] for (batch,) in source(0))
+    assert re.search(rf"steps {len(found)} to 9", str(error.value))
+    assert len(found) in (7, 8)
+    assert torch.equal(torch.cat(found), wanted[: 5 * len(found)])
+
+
 @pytest.mark.timeout(240)
 def test_processes_that_die_are_not_tried_for_ever(feed, monkeypatch):
     monkeypatch.setattr(feed_module, "RETRIES", 1)
@@ -167,16 +193,22 @@ def test_what_is_packed_is_unpacked(batches, size):
             assert found[name].flags.writeable
 
 
-def test_starting_late_opens_no_more_than_starting_at_once(tmp_path, monkeypatch):
-    toy.write_rows(f"{tmp_path}/rows")
-    opened = []
+@pytest.fixture
+def opened(monkeypatch):
+    """The names of the shards that were opened; two shards stand for all."""
+    names = []
 
     class Counting(prepare.ShardReader):
         def __init__(self, inputs, name):
-            opened.append(name)
-            super().__init__(inputs, f"{int(name) % 2:06d}")  # two shards stand for all
+            names.append(name)
+            super().__init__(inputs, f"{int(name) % 2:06d}")
 
     monkeypatch.setattr(prepare, "ShardReader", Counting)
+    return names
+
+
+def test_starting_late_opens_no_more_than_starting_at_once(tmp_path, opened):
+    toy.write_rows(f"{tmp_path}/rows")
     shards = [f"{number:06d}" for number in range(100_000)]
     plan = BatchPlan([toy.ROWS // 2] * len(shards), 10, 0, 4)
     opens = []
@@ -191,16 +223,8 @@ def test_starting_late_opens_no_more_than_starting_at_once(tmp_path, monkeypatch
     assert max(opens) - min(opens) <= 4
 
 
-def test_a_chunk_opens_a_shard_when_its_rows_come(tmp_path, monkeypatch):
+def test_a_chunk_opens_a_shard_when_its_rows_come(tmp_path, opened, monkeypatch):
     toy.write_rows(f"{tmp_path}/rows")
-    opened = []
-
-    class Counting(prepare.ShardReader):
-        def __init__(self, inputs, name):
-            opened.append(name)
-            super().__init__(inputs, name)
-
-    monkeypatch.setattr(prepare, "ShardReader", Counting)
     monkeypatch.setattr(prepare, "READ_ROWS", 4)
     shard = np.array([0, 0, 0, 0, 1, 1, 1, 1])
     chunk = prepare.Chunk(["000000", "000001"], shard, np.arange(8) % 4, np.zeros(8, int), np.ones(8, np.float32))
