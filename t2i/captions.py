@@ -46,4 +46,4 @@ def choose(
     last = len(styles) - 1 - np.argmax(np.stack([columns[style] for style in reversed(styles)]) > 0, axis=0)
     # Rounding may leave the last bound a hair under 1, and no row may fall to a style that it lacks.
     picks = np.minimum((upper <= uniforms).sum(axis=0), last)
-    return [captions[styles[pick]][row] or "" for row, pick in enumerate(picks)]
+    return [captions[styles[pick]][row] or "" for row, pick in enumerate(picks.tolist())]

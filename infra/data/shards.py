@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -70,7 +69,7 @@ class ShardReader:
                     self.states[row], self.reasons[row] = state, reason
         self.accepted = np.flatnonzero([state == ACCEPTED for state in self.states])
         self._shown = np.arange(len(self.states)) if every else self.accepted
-        self._loaded: dict[str, pa.ChunkedArray] = {}
+        self._loaded: dict[str, pa.Array] = {}
 
     def __len__(self) -> int:
         """How many rows are shown."""
@@ -83,24 +82,25 @@ class ShardReader:
 
     def columns(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Whole columns of the shown rows as arrays: numbers as numbers, texts and lists as objects."""
-        taken = pa.array(self._shown)
-        return {name: _as_array(column.take(taken)) for name, column in self._load(names).items()}
+        return {name: _as_array(column, self._shown) for name, column in self._load(names).items()}
 
     def rows(self, names: Sequence[str], indices: Sequence[int] | np.ndarray) -> dict[str, list[Any]]:
         """Columns at some of the shown rows, virtual ones too; ValueError if an image cannot be had."""
-        wanted, places = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
-        found = self.stored([name for name in names if name not in VIRTUAL], wanted)
+        indices = np.asarray(indices, dtype=np.int64)
+        found = self.stored([name for name in names if name not in VIRTUAL], indices)
         for name in set(names) & set(VIRTUAL):
-            found[name] = list(self.pixels(wanted) if name == "pixels" else self.images(wanted))
-            for row, value in zip(wanted, found[name], strict=True):
+            wanted, places = np.unique(indices, return_inverse=True)
+            values = list(self.pixels(wanted) if name == "pixels" else self.images(wanted))
+            for row, value in zip(wanted, values, strict=True):
                 if isinstance(value, Exception):
                     raise lost(self.sample_ids[self._shown[row]], self.name, value)
-        return {name: [found[name][place] for place in places] for name in names}
+            found[name] = [values[place] for place in places]
+        return found
 
     def stored(self, names: Sequence[str], indices: np.ndarray) -> dict[str, list[Any]]:
         """Stored columns at some of the shown rows; lists of numbers come as arrays."""
-        taken = pa.array(self._shown[indices])
-        return {name: _as_list(column.take(taken)) for name, column in self._load(names).items()}
+        rows = self._shown[indices]
+        return {name: _as_list(column, rows) for name, column in self._load(names).items()}
 
     def table(self, names: Sequence[str], indices: np.ndarray) -> pa.Table:
         """Stored columns at some of the shown rows, of the types that they are stored in."""
@@ -150,7 +150,7 @@ class ShardReader:
             else:
                 yield image if image is not None else ValueError("there is no image")
 
-    def _load(self, names: Sequence[str]) -> dict[str, pa.ChunkedArray]:
+    def _load(self, names: Sequence[str]) -> dict[str, pa.Array]:
         wanted: dict[int, list[str]] = {}
         for name in set(names) - self._loaded.keys():
             holders = [number for number, table in enumerate(self._tables) if name in table.names]
@@ -177,10 +177,11 @@ class _Sidecar:
         self.states: list[str] = table["state"].to_pylist()
         self.reasons: list[str | None] = table["reason"].to_pylist()
 
-    def read(self, names: Sequence[str]) -> dict[str, pa.ChunkedArray]:
+    def read(self, names: Sequence[str]) -> dict[str, pa.Array]:
         with storage.open_read(self.url) as file, pq.ParquetFile(file) as parquet:
             table = parquet.read(list(names), use_threads=False)
-        return {name: table[name] if self._order is None else table[name].take(self._order) for name in names}
+        columns = {name: table[name].combine_chunks() for name in names}
+        return columns if self._order is None else {name: each.take(self._order) for name, each in columns.items()}
 
     def align(self, sample_ids: list[str]) -> None:
         if self.sample_ids == sample_ids:
@@ -242,22 +243,20 @@ def _is_numbers(kind: pa.DataType) -> bool:
     return (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_primitive(kind.value_type)
 
 
-def _as_list(column: pa.ChunkedArray) -> list[Any]:
+def _as_list(column: pa.Array, rows: np.ndarray) -> list[Any]:
     if not _is_numbers(column.type):
-        return column.to_pylist()
-    lists: list[Any] = []
-    for chunk in column.chunks:
-        values, ends = chunk.values.to_numpy(zero_copy_only=False), chunk.offsets.to_numpy().tolist()
-        arrays = [values[start:stop] for start, stop in pairwise(ends)]
-        if chunk.null_count:
-            arrays = [array if there else None for array, there in zip(arrays, chunk.is_valid().tolist(), strict=True)]
-        lists += arrays
-    return lists
+        return column.take(pa.array(rows)).to_pylist()
+    values, ends = column.values.to_numpy(zero_copy_only=False), column.offsets.to_numpy()
+    arrays = [values[start:stop] for start, stop in zip(ends[rows].tolist(), ends[rows + 1].tolist(), strict=True)]
+    if column.null_count:
+        there = column.is_valid().to_numpy(zero_copy_only=False)[rows].tolist()
+        arrays = [array if valid else None for array, valid in zip(arrays, there, strict=True)]
+    return arrays
 
 
-def _as_array(column: pa.ChunkedArray) -> np.ndarray:
+def _as_array(column: pa.Array, rows: np.ndarray) -> np.ndarray:
     if _is_numbers(column.type):
-        array = np.empty(len(column), dtype=object)
-        array[:] = _as_list(column)
+        array = np.empty(len(rows), dtype=object)
+        array[:] = _as_list(column, rows)
         return array
-    return column.to_numpy(zero_copy_only=False)
+    return column.take(pa.array(rows)).to_numpy(zero_copy_only=False)

@@ -31,7 +31,7 @@ from infra.train.task import Batch, Task
 
 FIRST_ROWS = 64  # of a chunk of the first execution: the first step is not to wait for more
 FIRST_CHUNKS = 4  # of each task that runs at a time, while chunks grow
-GROWTH = 8  # of chunks from one execution to the next, at most
+GROWTH = 32  # of chunks from one execution to the next, at most
 CHUNK_SECONDS = 8  # that a chunk is to take, so that it is worth the start of a task
 CHUNKS = 64  # of each such task in an execution from then on: its start takes as long as half a chunk
 CHUNK_BYTES = 2**27  # of its batches at most; for each task that runs at a time, two may lie in Ray's store

@@ -82,7 +82,7 @@ class PriorTask:
         dropped = draw("drop") < self.drop
         vocabulary = _vocabulary(self.vocabulary)
         text = vocabulary.encode(["" if drop else caption for caption, drop in zip(chosen, dropped, strict=True)])
-        return {"text": text, "codes": np.stack(rows["codes"]).astype(np.int64)}
+        return {"text": text, "codes": np.stack(rows["codes"], dtype=np.int64)}
 
     def export(self, modules: dict[str, torch.nn.Module], folder: str) -> None:
         """The prior and its vocabulary."""
