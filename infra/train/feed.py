@@ -34,7 +34,7 @@ FIRST_CHUNKS = 4  # of each task that runs at a time, while chunks grow
 GROWTH = 32  # of chunks from one execution to the next, at most
 CHUNK_SECONDS = 8  # that a chunk is to take, so that it is worth the start of a task
 CHUNKS = 64  # of each such task in an execution from then on: its start takes as long as half a chunk
-CHUNK_BYTES = 2**27  # of its batches at most; for each task that runs at a time, two may lie in Ray's store
+CHUNK_BYTES = 2**27  # of its batches at most; for each task that runs at a time, those of two lie in Ray's store
 BLOCK_BYTES = 2**26  # of the batches that come together,
 BLOCKS = 4  # and how often some come while a chunk is prepared: a trainer that has none waits no longer
 PLAN_ROWS = 2**20  # of the global batches of an execution, unless that is few for a worker: each plans them all
@@ -115,7 +115,8 @@ class Feed:
         most = min(self.steps - start, max(1, PLAN_ROWS // self.plan.batch, READ_ROWS // self.rows))
         length = max(1, min(length, -(-most // (FIRST_CHUNKS * self.tasks))))
         stop = start + min(most, chunks * self.tasks * length)
-        Pace.prepared, self._at.begun, began = 0, start, time.monotonic()
+        Pace.prepared, Pace.enough, self._at.begun = 0, min(CHUNK_BYTES, BLOCKS * block), start
+        began = time.monotonic()
         batches = self._prepared(start, stop, length, block)
         return _Execution(stop, length, (stop - start) / length / self.tasks, began, chain([next(batches)], batches))
 
@@ -188,7 +189,8 @@ class _Execution:
     def next_cut(self, size: int) -> tuple[int, int, int]:
         """Steps of a chunk, chunks of a task, and bytes of a block of the execution after this, by what this one took.
 
-        `size` are the bytes of a batch. They grow until a chunk takes CHUNK_SECONDS or CHUNK_BYTES.
+        `size` are the bytes of a batch. They grow until a chunk takes CHUNK_BYTES, or CHUNK_SECONDS: of the feed, or of
+        the trainer where that is slower, so that no core is taken to prepare far more than is wanted soon.
         """
         seconds = max(1e-3, Pace.moved - self.began) / self.chunks
         growth = min(GROWTH, CHUNK_SECONDS / seconds)
@@ -208,6 +210,7 @@ class Pace(BackpressurePolicy):
     """
 
     prepared = 0  # training steps of the execution that began last, of this process
+    enough = CHUNK_BYTES  # bytes of one of its chunks
     moved = 0.0  # when there last were more of them, or enough (monotonic seconds)
 
     def __init__(self, *arguments: Any) -> None:
@@ -219,7 +222,7 @@ class Pace(BackpressurePolicy):
         if not isinstance(op, TaskPoolMapOperator):
             return True
         before, Pace.prepared = Pace.prepared, op.metrics.row_outputs_taken
-        most = CHUNK_BYTES * (op.get_max_concurrency_limit() or 1)
+        most = Pace.enough * (op.get_max_concurrency_limit() or 1)
         enough = self._topology[op].total_enqueued_output_blocks_bytes() >= most
         if enough or Pace.prepared != before:
             Pace.moved = time.monotonic()

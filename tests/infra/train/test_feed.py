@@ -89,6 +89,17 @@ def test_a_feed_that_is_ahead_waits_and_does_not_spin(feed, monkeypatch, tasks):
 
 
 @pytest.mark.timeout(120)
+def test_a_feed_of_small_batches_prepares_what_is_wanted_soon(feed):
+    # As many of them as take the bytes of large ones would keep a core busy for minutes.
+    source = feed(200_000)
+    batches = source(0)
+    for _ in range(400):
+        next(batches)
+        time.sleep(0.02)
+    assert 0 < source.prepared() < 4000
+
+
+@pytest.mark.timeout(120)
 def test_no_order_depends_on_where_executions_are_cut(feed, monkeypatch):
     wanted = torch.cat([part["id"] for step in feed(90)(3) for part in step])
     monkeypatch.setattr(feed_module, "PLAN_ROWS", 70)  # of steps of 10: seven to an execution
