@@ -13,10 +13,10 @@ webdataset. Three readers make the same batches of them with the project's own `
   rows of each permuted.
 
 They run in turns, each to the last batch of its epochs; of codes, webdataset has a fifth of them, being so much slower.
-A training lasts hours and starts once, so two figures are
-told: the seconds until the first batch is there, and the rate over what follows the first fifth of the rows. The first
-round is thrown away. Prints one JSON object: rows a second of each (median over rounds), the median over rounds of the
-feed's against the faster of the others in that round, and processor seconds, starts included.
+A training lasts hours and starts once, so two figures are told: the seconds until the first batch is there, and the
+rate over what follows the first fifth of the rows. The first round is thrown away. Prints one JSON object: rows a
+second of each (median over rounds), the median over rounds of the feed's against the faster of the others in that
+round, and processor seconds, starts included.
 """
 
 import json
