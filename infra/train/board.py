@@ -29,13 +29,13 @@ class Beat:
 
     rank: int
     node: str = ""  # Ray's id of the machine
-    pid: int = field(default_factory=os.getpid)
+    pid: int = field(default_factory=os.getpid)  # 0: the worker has not come in yet
     training: int = 0  # which of the trainings that its group was given
     step: int = 0
     phase: Phase = "start"
     seconds: float = 0.0  # in this phase of this step
     made: int = 0  # steps by this worker in this group
-    slowest: float = 0.0  # of them, in seconds; the first is not counted
+    slowest: float = 0.0  # seconds of computing one, of this training; the first is not counted
     figures: Mapping[str, float] = field(default_factory=dict)  # logged last, by rank 0
 
 
@@ -49,10 +49,12 @@ class Board:
         self._handles: dict[int, Any] = {}
         self._environment = "{}"
 
-    def open(self, group: int) -> None:
-        """Forget the group before; listen to this one."""
+    def open(self, group: int, workers: int) -> None:
+        """Forget the group before; listen to this one, of so many workers, which are missed from now on."""
         self.__init__()
         self._group = group
+        self._beats = {rank: Beat(rank=rank, pid=0) for rank in range(workers)}
+        self._heard = dict.fromkeys(self._beats, time.monotonic())
 
     def hello(self, group: int, rank: int, handle: Any, environment: str) -> None:
         """A worker comes in, with the actor by which it can be killed, and Ray's description of its environment."""
@@ -91,7 +93,7 @@ class Pulse:
         self._tell, self._every = tell, max(BEAT_SECONDS, workers / BEATS)
         self._place: dict[str, Any] = {"rank": rank, "node": node}
         self._since = time.monotonic()
-        self._slowest, self._begun, self._made = 0.0, 0.0, 0
+        self._slowest, self._made, self._warm = 0.0, 0, False
         self._leave = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -102,10 +104,11 @@ class Pulse:
         now = time.monotonic()
         if self._place.get("phase") == "step":
             self._made += 1
-            if self._made > 1 and phase == "data":  # the first one may compile; others end with a save
-                self._slowest = max(self._slowest, now - self._begun)
-        if phase == "data":
-            self._begun = now
+            if self._warm and phase == "data":  # the first one may compile; others end with a save
+                self._slowest = max(self._slowest, now - self._since)
+            self._warm = True
+        if "training" in place:
+            self._slowest, self._warm = 0.0, False
         self._place = {**self._place, "phase": phase, **place}
         self._since = now
 
@@ -138,19 +141,23 @@ def silence(words: list[tuple[Beat, float]], patience: float) -> tuple[str, bool
     """What is wrong with a group that makes no progress, and whether to give it up; None while all is well.
 
     A worker may take `patience` seconds for a step, or ten times its slowest one, if that is longer; five times as long
-    to start, save or export; and it must not be silent for `patience` seconds, whatever it does. It is said after half.
+    to come in, start, save or export; and it must not fall silent for `patience` seconds, whatever it does. It is said
+    after half.
     """
     worst, worst_of, what = 0.0, None, ""
     for beat, quiet in words:
         brisk = beat.phase in BRISK and beat.slowest > 0
         limit = max(patience, 10 * beat.slowest) if brisk else 5 * patience
-        stuck, silent = (beat.seconds + quiet) / limit, quiet / patience
+        stuck, silent = (beat.seconds + quiet) / limit, quiet / patience if beat.pid else 0.0
         if beat.phase != "done" and max(stuck, silent) > worst:
             worst, worst_of = max(stuck, silent), beat
             doing = f"{DOING[beat.phase]} for {beat.seconds + quiet:.0f} s"
             what = f"says nothing for {quiet:.0f} s" if quiet > beat.seconds else doing
+            if not beat.pid:
+                what = f"has not come in for {quiet:.0f} s"
     if worst_of is None or worst < 0.5:
         return None
     others = [f"worker {beat.rank} {DOING[beat.phase]}" for beat, _ in words if beat is not worst_of]
-    who = f"worker {worst_of.rank} (process {worst_of.pid}, node {worst_of.node[:8]}) {what}"
+    where = f" (process {worst_of.pid}, node {worst_of.node[:8]})" if worst_of.pid else ""
+    who = f"worker {worst_of.rank}{where} {what}"
     return f"No progress at step {worst_of.step}: {', '.join([who, *others[:3]])}.", worst >= 1

@@ -117,8 +117,9 @@ def train(
     """Train `task` for `config.steps` steps, continuing from the newest whole checkpoint under `folder`.
 
     `log(step, figures)` is called on rank 0. Returns the checkpoint of the last step. Raises Diverged when a loss or
-    a gradient is no longer a finite number, or a loss is beyond `config.stop_above`: nothing of that step is saved.
-    Raises Left, after a checkpoint, when `watch` says so.
+    a gradient is no longer a finite number, or a loss that is looked at (where figures are logged, and before every
+    save) is none or beyond `config.stop_above`: nothing of that step is saved. Raises Left, after a checkpoint, when
+    `watch` says so.
     """
     saved = checkpoint.restore(folder)
     start = saved.step if saved else 0
@@ -132,6 +133,7 @@ def train(
 
     def save(step: int) -> None:
         watch.at("save", step=step)
+        writer.wait()  # before the state is copied: the one before it is held no longer
         if world.rank() == 0:
             log.flush()
         writer.save(
@@ -144,6 +146,7 @@ def train(
     with Writer(folder) as writer:
         try:
             watch.at("data", step=start)
+            figures: dict[str, torch.Tensor] = {}
             for step, micro_batches in zip(range(start, config.steps), feed(start), strict=False):
                 clock.arrived()
                 writer.check()
@@ -151,7 +154,8 @@ def train(
                 awake = [engine for engine in engines if step >= engine.update.start_step]
                 counts, leaving = _counts(awake, micro_batches, watch.leaving())
                 if leaving:
-                    if step > start:
+                    if figures:
+                        _means(figures, step, config.stop_above)
                         save(step)
                     raise Left(f"Left after {step} steps.")
                 watch.uses(step, micro_batches)
@@ -174,9 +178,11 @@ def train(
                         log(done, means | rates)
                 if saving:
                     save(done)
-                watch.at("data", step=done)
+                if done < config.steps:  # else the last save is waited for
+                    watch.at("data", step=done)
                 clock.waits()
         except (Left, Diverged):  # all workers raise it at the same step: what they saved is to count
+            watch.at("save", step=step)
             writer.close()
             raise
     return checkpoint.Checkpoint(checkpoint.place(folder, config.steps))
@@ -203,7 +209,10 @@ def _turn(
         for name, value in losses.items():
             sums[name] = sums.get(name, torch.zeros(())) + value.detach().float().cpu()
     lr = learning_rate(update.optim, step - update.start_step, config.steps - update.start_step)
-    norm = engine.step(lr)
+    try:
+        norm = engine.step(lr)
+    except FloatingPointError as error:
+        raise Diverged(f"'{update.name}' at step {step + 1}: {error}", step + 1) from None
     if not math.isfinite(norm) and config.precision != "fp16":  # there it marks a step that the scale was too large for
         raise Diverged(f"The gradient of '{update.name}' is no finite number at step {step + 1}.", step + 1)
     figures = {f"{update.name}/{name}": value / counts[name] for name, value in sums.items()}

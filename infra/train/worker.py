@@ -111,10 +111,14 @@ def _train(training: Training, counts: dict[str, int], cluster: Cluster, pulse: 
         log = _Log(training, pulse, tell)
         try:
             final = train(task, feed, make_engine, micro_steps, config, training.checkpoints, log, watch)
+        except Left:
+            log.close()
+            raise
         except Diverged as error:
+            log.close()
             raise Diverged(f"{error} {_blamed(training, feed, error.step)}", error.step) from None
+        pulse.at("export")
         log.close()
-    pulse.at("export")
     if world.rank() == 0:
         _export(task, final, storage.join(training.out, "model"))
         figures = read_scalars(training.out)[-1]

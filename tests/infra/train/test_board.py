@@ -13,20 +13,20 @@ def beat(rank=0, **place):
 
 def test_a_group_is_told_to_leave_and_one_before_it_always_is():
     board = Board()
-    board.open(3)
+    board.open(3, 1)
     assert board.beat(3, beat()) is False
     board.leave()
     assert board.beat(3, beat()) is True
-    board.open(4)
-    assert board.read() == []
+    board.open(4, 1)
     assert board.beat(3, beat()) is True, "a worker that outlived its group"
-    assert board.read() == [], "and what it says does not count"
+    ((said, _),) = board.read()
+    assert said.pid == 0, "and what it says does not count"
     assert board.beat(4, beat()) is False
 
 
 def test_handles_are_those_of_the_group():
     board = Board()
-    board.open(1)
+    board.open(1, 2)
     board.hello(0, 0, "stale", "{}")
     board.hello(1, 0, "a", "{}")
     board.hello(1, 1, "b", "{}")
@@ -58,6 +58,27 @@ def test_the_pulse_tells_where_training_stands_and_hears_the_answer():
     assert 0.02 <= last.slowest < 5
 
 
+def test_each_training_of_a_group_begins_anew():
+    last = []
+    pulse = Pulse(0, "node", lambda word: bool(last.append(word)))
+    for step in range(3):
+        pulse.at("data", step=step)
+        pulse.at("step", step=step)
+        time.sleep(0.05)
+    pulse.at("start", training=1)
+    pulse.at("data", step=0)
+    time.sleep(0.2)  # waiting is none of a step's time
+    for step in range(3):
+        pulse.at("data", step=step)
+        pulse.at("step", step=step)
+        if not step:
+            time.sleep(0.2)  # the first one may take long again
+    pulse.at("data", step=3)
+    pulse.close()
+    assert (last[-1].training, last[-1].made) == (1, 6)
+    assert 0 < last[-1].slowest < 0.05
+
+
 def test_the_pulse_outlives_a_board_that_is_gone():
     def tell(word):
         raise RuntimeError("the actor died")
@@ -79,6 +100,21 @@ def test_saving_does_not_count_as_a_slow_step():
             time.sleep(0.3)
     pulse.close()
     assert last[-1].slowest < 0.1
+
+
+def test_a_worker_that_does_not_come_in_is_missed():
+    board = Board()
+    board.open(0, 3)
+    board.beat(0, beat(rank=0, phase="start", slowest=0.0))
+    words = board.read()
+    assert [word.rank for word, _ in words] == [0, 1, 2]
+    assert silence(words, 100) is None
+    late = [(word, 251.0 if not word.pid else quiet) for word, quiet in words]
+    text, ends = silence(late, 100) or ("", True)
+    assert "No progress at step 0: worker 1 has not come in for 251 s, worker 0 is starting" in text
+    assert not ends
+    assert (silence([(word, 500.0 if not word.pid else quiet) for word, quiet in words], 100) or ("", 0))[1]
+    assert silence([(word, 249.0 if not word.pid else quiet) for word, quiet in words], 100) is None
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 from infra.train import checkpoint
 from infra.train.engine import PlainEngine
 from infra.train.loop import Diverged, Left, TrainConfig, train
+from infra.train.writer import Writer
 from tests.infra.train import toy
 
 CONFIG = TrainConfig(steps=12, batch=10, log_every_steps=1, save_every_steps=5)
@@ -85,6 +86,46 @@ def test_a_run_that_leaves_has_saved_all_and_ends_bit_equal(tmp_path, steps):
     assert all(torch.equal(state[name], whole[name]) for name in whole)
 
 
+def test_what_has_exploded_is_not_saved_by_who_leaves(tmp_path):
+    config = TrainConfig(steps=12, batch=10, log_every_steps=10, save_every_steps=10)
+    with pytest.raises(Diverged, match="beyond 1e") as raised:
+        run(tmp_path, Sick(3, 1e9), config, Told(6))
+    assert raised.value.step == 6
+    assert checkpoint.newest(str(tmp_path)) is None
+
+
+def test_a_loss_scale_that_cannot_help_is_a_divergence_and_saves_under_way_count(tmp_path):
+    class Broken(PlainEngine):
+        def step(self, lr):
+            if self._optimizer.state and next(iter(self._optimizer.state.values()))["step"] >= 7:
+                raise FloatingPointError("The gradient is no finite number even with a loss scale of 1.")
+            return super().step(lr)
+
+    with pytest.raises(Diverged, match="'net' at step 8: The gradient is no finite number even") as raised:
+        train(toy.Toy(), toy.feed(CONFIG, 0, 1, 1), Broken, 1, CONFIG, str(tmp_path), toy.Figure())
+    assert raised.value.step == 8
+    assert checkpoint.steps(str(tmp_path)) == [5]
+
+
+def test_one_share_of_the_state_is_held_at_a_time(tmp_path, monkeypatch):
+    seen, save = [], Writer._save
+
+    class Recorded(PlainEngine):
+        def state(self):
+            seen.append("copied")
+            return super().state()
+
+    def slow(*arguments):
+        time.sleep(0.2)
+        save(*arguments)
+        seen.append("saved")
+
+    monkeypatch.setattr(Writer, "_save", slow)
+    config = TrainConfig(steps=3, batch=10, save_every_steps=1)
+    train(toy.Toy(), toy.feed(config, 0, 1, 1), Recorded, 1, config, str(tmp_path), toy.Figure())
+    assert seen == ["copied", "saved"] * 3
+
+
 def test_who_leaves_before_a_step_saves_nothing(tmp_path):
     with pytest.raises(Left):
         run(tmp_path, watch=Told(0))
@@ -113,7 +154,14 @@ def test_the_watch_sees_each_phase(tmp_path):
     for step in range(12):
         expected += [("data", step), ("step", step)]
         expected += [("save", step + 1)] if step + 1 in (5, 10, 12) else []
-    assert watch.seen == [*expected, ("data", 12)]
+    assert watch.seen == expected, "the last save is waited for as a save, which may take longer than a step"
+
+
+def test_who_is_told_to_leave_is_saving_until_the_save_has_ended(tmp_path):
+    watch = Told(3)
+    with pytest.raises(Left):
+        run(tmp_path, watch=watch)
+    assert watch.seen[-1][0] == "save"
 
 
 def test_the_share_of_time_spent_waiting(tmp_path):
