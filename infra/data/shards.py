@@ -85,7 +85,7 @@ class ShardReader:
         return {name: _as_array(column, self._shown) for name, column in self._load(names).items()}
 
     def rows(self, names: Sequence[str], indices: Sequence[int] | np.ndarray) -> dict[str, list[Any]]:
-        """Columns at some of the shown rows, virtual ones too; ValueError if an image cannot be had."""
+        """Columns at some of the shown rows, virtual ones too; OSError if an image cannot be had."""
         indices = np.asarray(indices, dtype=np.int64)
         found = self.stored([name for name in names if name not in VIRTUAL], indices)
         for name in set(names) & set(VIRTUAL):
@@ -223,9 +223,9 @@ def count_rows(inputs: Sequence[str], where: Where | None = None, where_reads: S
     return dict(zip(names, ahead(count, names, threads=8, depth=32), strict=True))
 
 
-def lost(sample_id: str, shard: str, error: Exception) -> ValueError:
-    """What is said where the image of a row cannot be had."""
-    return ValueError(f"The image of sample {sample_id} of shard {shard} is lost: {error}.")
+def lost(sample_id: str, shard: str, error: Exception) -> OSError:
+    """What is said where the image of a row cannot be had: it may lie where it is not to be reached just now."""
+    return OSError(f"The image of sample {sample_id} of shard {shard} is lost: {error}.")
 
 
 def _viewed(views: Mapping[str, View], image: bytes | Exception) -> dict[str, np.ndarray] | Exception:

@@ -27,6 +27,7 @@ from ray.exceptions import RayTaskError
 from infra.data.shards import ShardReader, select_rows
 from infra.train.plan import BatchPlan
 from infra.train.prepare import READ_ROWS, Chunk, Prepare, unpack
+from infra.train.restarts import LASTING
 from infra.train.task import Batch, Task
 
 FIRST_ROWS = 64  # of a chunk of the first execution: the first step is not to wait for more
@@ -61,8 +62,8 @@ class Feed:
     A batch has the columns of the task's `collate`, `weight` (B,) float32 and `id` (B,) int64, the rows' numeric ids.
 
     What goes wrong is a RuntimeError where the next batch is asked for, and nothing is passed over: an error in reading
-    or collating at once, with its message; the death of the process that prepares, if RETRIES more tries die as well;
-    and PATIENCE seconds in which no task ended, as when no CPU is free for one.
+    or collating at once, with its message, as a ValueError where it would come again; the death of the process that
+    prepares, if RETRIES more tries die as well; and PATIENCE seconds in which no task ended, as when no CPU is free.
     """
 
     task: Task
@@ -143,9 +144,12 @@ class Feed:
                 for batch in unpack(table):
                     yield batch
                     start += 1
+            if start < stop:  # else a batch that Ray Data lost would shift all that follow
+                raise RuntimeError(f"The feed gave nothing for steps {start} to {stop - 1}.")
         except RayTaskError as error:  # its own text is a traceback, and ends with advice on Ray Data's settings
             cause = f"{type(error.cause).__name__}: {error.cause}"
-            raise RuntimeError(f"The feed failed at steps {start} to {stop - 1}: {cause}") from error
+            kind = ValueError if isinstance(error.cause, LASTING) else RuntimeError
+            raise kind(f"The feed failed at steps {start} to {stop - 1}: {cause}") from error
         except ExecutionTimeoutError as error:
             free, whole = (f.get("CPU", 0) for f in (ray.available_resources(), ray.cluster_resources()))
             raise RuntimeError(

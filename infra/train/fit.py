@@ -14,8 +14,9 @@ from infra.metrics import Report
 from infra.notice import Notice, Teller
 from infra.train import checkpoint
 from infra.train.board import Board
-from infra.train.group import Group
+from infra.train.group import GROWS, TAKEN, Group, Growth
 from infra.train.restarts import Restarts, root, sentence
+from infra.train.seats import take
 from infra.train.worker import FINISHED, Job, Training
 
 PAUSES = (1, 5, 15, 30, 60)  # seconds between questions to a store that is away
@@ -52,8 +53,6 @@ def fit(trainings: Sequence[Training], cluster: Cluster, report: Report) -> dict
 def _supervise(job: Job, report: Report, notice: Notice) -> None:
     import ray
 
-    from infra.train.seats import take
-
     cluster = job.cluster
     low, high = cluster.workers_for(max(training.config.batch for training in job.trainings))
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
@@ -61,6 +60,7 @@ def _supervise(job: Job, report: Report, notice: Notice) -> None:
     restarts = Restarts(cluster.restarts, _reached(job))
     say = Teller()
     diary = _Diary(job.trainings[0].out, say)
+    growth, group = Growth(cluster.grow_seconds, high), None
     for number in itertools.count():
         nodes: list[str] = []
         if low < high:
@@ -70,13 +70,21 @@ def _supervise(job: Job, report: Report, notice: Notice) -> None:
                 stopped=notice.given,
             )  # fmt: skip
         notice.heed()
-        group = Group(job, number, board, len(nodes) or high, nodes, wanted=high)
+        if group and group.why == GROWS:
+            growth.came(group.size, len(nodes))
+        group = Group(job, number, board, len(nodes) or high, nodes, growth)
         diary(group, "begins")
         failures = group.run(report, notice, say, partial(diary, group, "first step"))
         diary(group, "ends", why=sentence(root(failures)) if failures else group.why or "all was trained")
+        if failures and notice.given():
+            say(f"{sentence(root(failures))} What was trained since the last checkpoint is not saved.")
         notice.heed()
         if not failures and _patiently(lambda: all(training.finished() for training in job.trainings), say):
             return
+        if not failures and not group.why:
+            failures = {-1: RuntimeError("A group of workers ended before all was trained, and none said why.")}
+        if group.why == TAKEN:
+            say(f"Training waits: the places of its {group.size} workers were taken by others.")
         if failures and not restarts.again(failures, _patiently(lambda: _reached(job), say)):
             cause = root(failures)
             raise RuntimeError(f"Training failed: {sentence(cause)}") from cause

@@ -12,22 +12,26 @@ from infra.notice import Notice, Teller
 from infra.train import spare
 from infra.train.board import Beat, silence
 from infra.train.loop import is_loss
+from infra.train.seats import Seats, alive, draining
 from infra.train.worker import Job, work
 
 LOOK_SECONDS = 0.3  # between two looks at a group
 SPARE_SECONDS = 4  # until a spare process is asked for, and between two
 GATHER_SECONDS = 3  # after a new place for a worker was found: others may be about to come
+GROWS = "there is room for more workers"
+TAKEN = "its places were taken by others"
 
 
 class Group:
     """One group of workers on Ray Train, from its start to its end."""
 
-    def __init__(self, job: Job, number: int, board: Any, size: int, nodes: list[str], wanted: int) -> None:
+    def __init__(self, job: Job, number: int, board: Any, size: int, nodes: list[str], growth: "Growth") -> None:
         self.number, self.size, self.nodes = number, size, nodes
         self.why = ""  # it was told to leave
         self._training_since = 0.0
-        self._job, self._board, self._wanted = job, board, wanted
+        self._job, self._board, self._growth = job, board, growth
         self._failures: Mapping[int, BaseException] = {}
+        self._controller: Any = None
 
     def run(
         self, report: Report, notice: Notice, say: Teller, first_step: Callable[[], None]
@@ -35,10 +39,10 @@ class Group:
         """Start it and see it through; returns the failures of its workers by rank, none where it ended well."""
         import ray
 
-        ray.get(self._board.open.remote(self.number))
+        ray.get(self._board.open.remote(self.number, self.size))
         training = threading.Thread(target=self._fit, daemon=True)  # beside the thread that signals come to
         training.start()
-        room = Room(self._job.cluster, self._wanted - self.size)
+        room = Room(self._job.cluster, self._growth.most - self.size)
         try:
             while training.is_alive():
                 training.join(LOOK_SECONDS)
@@ -67,28 +71,38 @@ class Group:
         return self._failures
 
     def _fit(self) -> None:
-        import ray.cloudpickle
+        """In a thread of its own: whatever is raised is a failure of the group."""
+        try:
+            import ray.cloudpickle
 
-        from infra.train import trainer
+            from infra.train import trainer
 
-        # Bytes: Ray Train's controller would otherwise import the model's libraries only to hand the job on.
-        job = ray.cloudpickle.dumps(self._job)  # pyright: ignore[reportPrivateImportUsage]
-        arguments = {"job": job, "group": self.number, "board": self._board}
-        variables = spare.VARIABLES if self._job.cluster.address else {}
-        self._failures, why = trainer.run(work, arguments, self._job.cluster, self.size, self.nodes, variables)
-        self.why = why or self.why
+            # Bytes: Ray Train's controller would otherwise import the model's libraries only to hand the job on.
+            job = ray.cloudpickle.dumps(self._job)  # pyright: ignore[reportPrivateImportUsage]
+            arguments = {"job": job, "group": self.number, "board": self._board}
+            variables = spare.VARIABLES if self._job.cluster.address else {}
+            place = (self._job.cluster, self.size, self.nodes, variables)
+            self._failures, placed = trainer.run(work, arguments, *place, begun=self._begun)
+            self.why = self.why if placed else TAKEN
+        except Exception as error:
+            self._failures = {-1: error}
+
+    def _begun(self, controller: Any) -> None:
+        self._controller = controller
 
     def _spare(self, training: threading.Thread, nodes: list[str]) -> None:
         """Processes for the group after this one; without them it only starts later."""
         import ray
 
-        def goes_on() -> bool:
-            training.join(SPARE_SECONDS)
+        def goes_on(seconds: float = SPARE_SECONDS) -> bool:
+            training.join(seconds)
             return training.is_alive()
 
         with contextlib.suppress(Exception):
             environment: Any = ray.get(self._board.environment.remote())
             spare.ask(nodes, environment, self._job.cluster.feed_tasks, goes_on)
+            while goes_on(spare.SECONDS):
+                spare.ask(nodes, environment, self._job.cluster.feed_tasks, goes_on)
 
     def _show(self, words: list[tuple[Beat, float]], report: Report) -> None:
         for beat, _ in words:
@@ -101,8 +115,8 @@ class Group:
             return "told to stop"
         if self._training_since and room.leaves({beat.node for beat, _ in words}):
             return "a node is taken away"
-        if self._training_since and time.monotonic() - self._training_since > self._job.cluster.grow_seconds:
-            return "there is room for more workers" if room.grows() else ""
+        if self._training_since and time.monotonic() - self._training_since > self._growth.seconds():
+            return GROWS if room.grows() else ""
         return ""
 
     def _kill(self) -> None:
@@ -110,10 +124,36 @@ class Group:
 
         for handle in ray.get(self._board.handles.remote()):
             ray.kill(handle)
+        if self._controller is not None and not self._training_since:
+            ray.kill(self._controller)  # of workers that never came in there are no handles
+
+
+class Growth:
+    """How long a group trains before it makes room for more workers, `most` in all.
+
+    Twice as long after each time that came to nothing, as where the CPU that seemed free was one that feeds the
+    workers, or another was faster; and no longer than at first once other nodes are there.
+    """
+
+    def __init__(self, seconds: float, most: int, nodes: Callable[[], frozenset[str]] = alive) -> None:
+        self.most = most
+        self._seconds, self._nodes = seconds, nodes
+        self._vain, self._there = 0, frozenset[str]()
+
+    def seconds(self) -> float:
+        """Of training, at the least."""
+        if not self._vain or self._nodes() != self._there:
+            return self._seconds
+        return self._seconds * 2 ** min(self._vain, 7)
+
+    def came(self, before: int, after: int) -> None:
+        """Workers of the group that made room, and of the one after it."""
+        self._vain = 0 if after > before else self._vain + 1
+        self._there = self._nodes()
 
 
 class Room:
-    """Whether the cluster is about to take nodes away, or has places for more workers; nothing on one's own machine."""
+    """Whether the cluster is about to take nodes away, or has places for more workers."""
 
     def __init__(self, cluster: Cluster, more: int) -> None:
         self._cluster, self._more = cluster, more
@@ -121,13 +161,9 @@ class Room:
         self._found, self._since = 0, 0.0
 
     def leaves(self, nodes: set[str]) -> bool:
-        from infra.train.seats import draining
-
         return self._cluster.address is not None and bool(draining() & nodes)
 
     def grows(self) -> bool:
-        from infra.train.seats import Seats
-
         if self._more < 1:
             return False
         if self._seats is None:  # only now: the group has its own places

@@ -1,9 +1,11 @@
 """Where training workers could sit now: placement groups of one worker each, which are demand to an autoscaler, too."""
 
+import random
 import time
 from collections.abc import Callable
 from typing import Any
 
+import ray
 from ray.util.placement_group import (
     PlacementGroup,
     placement_group,
@@ -12,7 +14,7 @@ from ray.util.placement_group import (
 )
 
 SETTLE_SECONDS = 2.0  # without another seat: what there is, is taken
-WAIT_SECONDS = 10.0  # until it is said that training waits
+WAIT_SECONDS = 10.0  # until it is said that training waits, and too few seats are given back
 LOOK_SECONDS = 0.2
 
 
@@ -49,7 +51,8 @@ def take(
 ) -> list[str]:
     """The nodes where `low` to `high` workers can start now, one entry a worker; waits until there are `low`.
 
-    `waiting(found)` is called while it waits. Returns fewer than `low` only where `stopped()`.
+    `waiting(found)` is called while it waits, and what it holds is given back for a moment: two trainings that each
+    hold a part of what both want would wait for ever. Returns fewer than `low` only where `stopped()`.
     """
     seats = Seats(resources, high)
     found: list[str] = []
@@ -63,10 +66,18 @@ def take(
                 break
             if len(found) < low and time.monotonic() - since > WAIT_SECONDS:
                 waiting(len(found))
+                seats.free()
+                time.sleep(random.uniform(0, SETTLE_SECONDS))
+                seats, found, since = Seats(resources, high), [], time.monotonic()
             time.sleep(LOOK_SECONDS)
         return found
     finally:
         seats.free()
+
+
+def alive() -> frozenset[str]:
+    """Ray's ids of the nodes that are there."""
+    return frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
 
 
 def draining() -> set[str]:

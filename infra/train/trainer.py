@@ -15,10 +15,14 @@ from ray.train.v2._internal.execution.controller import TrainController
 from infra.cluster import Cluster
 from infra.train.meeting import keep_to_loopback
 
+MEET_SECONDS = 120  # in which the workers of a group have to find one another
+PLACE = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+PLACE_SECONDS = "60"  # that a group waits for places where nobody has looked for them before
+
 # Of Ray Train's controller, which inherits them from here: how often it looks at its workers, and how long it waits for
 # a place that was there a moment ago.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
+os.environ.setdefault(PLACE, "10")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # draining nodes are seen by the group
 
 
@@ -29,11 +33,13 @@ def run(
     size: int,
     nodes: list[str],
     variables: dict[str, str],
-) -> tuple[Mapping[int, BaseException], str]:
+    begun: Callable[[Any], None],
+) -> tuple[Mapping[int, BaseException], bool]:
     """See `work(arguments)` through on so many workers, on `nodes` if any are named, one entry a worker.
 
-    `variables` are added to the environment of every process of the group. Returns the failures of the workers by rank,
-    -1 for that of all of them, none where it ended well; and why there were no workers, where there were none.
+    `variables` are added to the environment of every process of the group; `begun` is given the actor that controls
+    them, with whose end they end. Returns the failures of the workers by rank, -1 for that of all of them, none where
+    it ended well; and whether there were places for them. Nothing is tried again here.
     """
     # Ray Train's own run folder holds nothing that is needed again: checkpoints are ours, under `out`. So there is no
     # snapshot of its controller that could be torn.
@@ -42,7 +48,7 @@ def run(
         trainer = _Trainer(
             work,
             train_loop_config=arguments,
-            torch_config=_Config(backend=cluster.backend),
+            torch_config=_Config(backend=cluster.backend, timeout_s=MEET_SECONDS),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=size,
                 use_gpu=cluster.gpus_per_worker > 0,
@@ -53,22 +59,24 @@ def run(
             run_config=ray.train.RunConfig(
                 name="run",
                 storage_path=scratch,
-                failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=0 if nodes else -1),
+                failure_config=ray.train.FailureConfig(
+                    max_failures=0, controller_failure_limit=0, max_preemption_failures=0
+                ),
             ),
         )
-        trainer.variables = variables
+        trainer.variables, trainer.begun = variables if nodes else variables | {PLACE: PLACE_SECONDS}, begun
         trainer.fit()
     except ray.train.WorkerGroupError as error:
-        return {rank: _told(failure) for rank, failure in error.worker_failures.items()}, ""
+        return {rank: _told(failure) for rank, failure in error.worker_failures.items()}, True
     except ray.train.ControllerError as error:
         if "Timeout" in type(error.controller_failure).__name__:
-            return {}, "its places were taken by others"
-        return {-1: error.controller_failure}, ""
+            return {}, False
+        return {-1: error.controller_failure}, True
     except Exception as error:  # whatever befell the controller: the next group has another one
-        return {-1: error}, ""
+        return {-1: error}, True
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return {}, ""
+    return {}, True
 
 
 class _Backend(ray.train.torch.TorchConfig().backend_cls):
@@ -82,9 +90,10 @@ class _Config(ray.train.torch.TorchConfig):
 
 
 class _Trainer(ray.train.torch.TorchTrainer):
-    """Without the process that splits datasets over workers, since ours come by the feed; with `variables`."""
+    """Without the process that splits datasets over workers, since ours come by the feed; with what `run` is given."""
 
     variables: dict[str, str]
+    begun: Callable[[Any], None]
 
     def _create_default_callbacks(self) -> list[Any]:
         return [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
@@ -94,6 +103,7 @@ class _Trainer(ray.train.torch.TorchTrainer):
         environment = {"env_vars": get_env_vars_to_propagate() | self.variables}
         start: Any = ray.remote(num_cpus=0, label_selector=here, runtime_env=environment)(TrainController).remote
         controller = start(**arguments)
+        self.begun(controller)
         ray.get(controller.run.remote())
         return ray.get(controller.get_result.remote())
 

@@ -24,19 +24,23 @@ from infra.train.scale import LossScale
 from infra.train.settings import Offload, Precision, settings
 from infra.train.task import Batch, Losses, Update
 
+LONG_SECONDS = 1800
+
 
 def start(backend: str, timeout_seconds: float = 120) -> None:
     """Join the process group that the environment names (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
 
     DeepSpeed's own groups take torch's default time-out of 30 minutes whatever the launcher says: it is set here, so
-    that the loss of a peer is an error within `timeout_seconds`. The shared-memory op is left out: it needs a compiler,
-    and a kill during its build hangs every later start.
+    that the loss of a peer is an error within `timeout_seconds` in what a step needs. The group of all workers, by
+    which `world` meets, is given LONG_SECONDS, since in it some wait until another has saved or exported. The
+    shared-memory op is left out: it needs a compiler, and a kill during its build hangs every later start.
     """
     logger.setLevel("ERROR")
     _leave_out_the_compiler()
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     distributed_c10d.default_pg_timeout = datetime.timedelta(seconds=timeout_seconds)
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=LONG_SECONDS))
 
 
 def _leave_out_the_compiler() -> None:

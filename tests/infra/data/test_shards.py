@@ -152,7 +152,7 @@ def test_a_source_that_changed_or_vanished_is_noticed(index):
     found = list(reader.pixels(np.arange(3)))
     assert isinstance(found[0], ValueError)
     assert np.array_equal(found[1], picture(2))
-    with pytest.raises(ValueError, match=f"{IDS[0]} of shard 000000 is lost: .* has changed since it was ingested"):
+    with pytest.raises(OSError, match=f"{IDS[0]} of shard 000000 is lost: .* has changed since it was ingested"):
         reader.rows(("pixels",), [0])
     storage.remove(url)
     assert all(isinstance(one, FileNotFoundError) for one in ShardReader([index], "000000").images(np.arange(3)))

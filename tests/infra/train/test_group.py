@@ -1,0 +1,132 @@
+"""Groups follow one another for as long as something is gained by it, and what befell the last one is said."""
+
+import signal
+from itertools import count
+
+import pytest
+
+from infra.cluster import Cluster
+from infra.train import fit as fit_module
+from infra.train import seats, trainer
+from infra.train.fit import fit
+from infra.train.group import GROWS, TAKEN, Group, Growth
+from infra.train.loop import TrainConfig
+from infra.train.worker import Job, Training
+from tests.infra.train import toy
+from tests.infra.train.drive import groups
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture
+def training(ray_cluster, tmp_path):
+    toy.write_rows(f"{tmp_path}/rows")
+    return Training(toy.Toy(), [f"{tmp_path}/rows"], TrainConfig(steps=5), f"{tmp_path}/out")
+
+
+def fit_with(monkeypatch, training, outcome, **cluster):
+    """Fit with groups that end as `outcome(number, notice)` says: why, and failures."""
+
+    class Scripted(Group):
+        def run(self, report, notice, say, first_step):
+            self.why, failures = outcome(self.number, notice)
+            return failures
+
+    monkeypatch.setattr(fit_module, "Group", Scripted)
+    fit([training], Cluster(name="test", **cluster), lambda *_, **__: None)
+
+
+def test_groups_that_end_without_a_word_are_not_started_for_ever(monkeypatch, training, tmp_path):
+    with pytest.raises(RuntimeError, match="ended before all was trained, and none said why"):
+        fit_with(monkeypatch, training, lambda number, notice: ("", {}), restarts=2)
+    assert len(groups(tmp_path, "begins")) == 3
+
+
+def test_a_notice_whose_save_fails_says_what_was_lost(monkeypatch, training, capsys):
+    def outcome(number, notice):
+        notice._note(signal.SIGTERM, None)
+        return "told to stop", {0: OSError("There is no room left for /out.")}
+
+    with pytest.raises(SystemExit) as ended:
+        fit_with(monkeypatch, training, outcome)
+    assert ended.value.code == 143
+    said = capsys.readouterr().err
+    assert "There is no room left for /out. What was trained since the last checkpoint is not saved." in said
+
+
+def test_a_group_whose_places_are_taken_waits_and_says_so(monkeypatch, training, capsys):
+    def outcome(number, notice):
+        return (TAKEN, {}) if number < 9 else ("", {0: ValueError("enough")})
+
+    with pytest.raises(RuntimeError, match="enough"):
+        fit_with(monkeypatch, training, outcome, restarts=0)
+    assert "Training waits: the places of its 1 workers were taken by others." in capsys.readouterr().err
+
+
+def test_what_the_driver_itself_cannot_do_is_a_failure(monkeypatch, training):
+    def run(*_, **__):
+        raise OSError("There is no room left for /tmp.")
+
+    monkeypatch.setattr(trainer, "run", run)
+    group = Group(Job([training], [{}], Cluster(name="test")), 0, None, 1, [], Growth(30, 1))
+    group._fit()
+    assert str(group._failures[-1]) == "There is no room left for /tmp."
+
+
+def test_growing_in_vain_is_tried_less_and_less_often_until_other_nodes_are_there():
+    nodes = {"a", "b"}
+    growth = Growth(30, 8, lambda: frozenset(nodes))
+    assert growth.seconds() == 30
+    growth.came(4, 4)
+    assert growth.seconds() == 60
+    growth.came(4, 3)
+    assert growth.seconds() == 120
+    nodes.add("c")
+    assert growth.seconds() == 30, "a node has joined"
+    growth.came(4, 4)
+    assert growth.seconds() == 240
+    growth.came(4, 6)
+    assert growth.seconds() == 30
+    for _ in range(99):
+        growth.came(6, 6)
+    assert growth.seconds() == 30 * 2**7
+
+
+def test_a_group_that_cannot_grow_is_not_ended_over_and_over(monkeypatch, training):
+    """Seats that are found and come to nothing: the time until they are looked for again doubles."""
+    waited = []
+
+    class Scripted(Group):
+        def run(self, report, notice, say, first_step):
+            waited.append(self._growth.seconds())
+            self.why = GROWS if self.number < 4 else ""
+            return {} if self.number < 4 else {0: ValueError("enough")}
+
+    monkeypatch.setattr(fit_module, "Group", Scripted)
+    monkeypatch.setattr(fit_module, "take", lambda *_, **__: ["node"] * 2)
+    with pytest.raises(RuntimeError, match="enough"):
+        fit([training], Cluster(name="test", workers=(1, 8), grow_seconds=3), lambda *_, **__: None)
+    assert waited == [3, 6, 12, 24, 48]
+
+
+def test_too_few_seats_are_given_back_for_a_moment(monkeypatch):
+    """Two trainings that each hold a part of what both want would wait for ever."""
+    asked, freed, said = [], [], []
+
+    class Some:
+        def __init__(self, resources, count):
+            self.number = len(asked)
+            asked.append(count)
+
+        def found(self):
+            return ["node"] * (2 if self.number < 2 else 3)
+
+        def free(self):
+            freed.append(self.number)
+
+    monkeypatch.setattr(seats, "Seats", Some)
+    monkeypatch.setattr(seats, "WAIT_SECONDS", 0.3)
+    monkeypatch.setattr(seats, "SETTLE_SECONDS", 0.1)
+    clock = count()
+    assert seats.take({"CPU": 1}, 3, 4, said.append, lambda: next(clock) > 99) == ["node"] * 3
+    assert (asked, freed, said) == ([4, 4, 4], [0, 1, 2], [2, 2])
