@@ -57,6 +57,11 @@ class Task(Protocol):
         """Columns that `where` needs."""
         ...
 
+    @property
+    def whole_weights(self) -> bool:
+        """Whether every worker needs all weights: an Update computes with those of another. Not under ZeRO 3."""
+        ...
+
     def where(self, columns: dict[str, np.ndarray]) -> np.ndarray:
         """The rows to train on, as a boolean mask."""
         ...

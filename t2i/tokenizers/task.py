@@ -34,6 +34,11 @@ class TokenizerTask:
     reads: tuple[str, ...] = ("pixels",)
     where_reads: tuple[str, ...] = ("split",)
 
+    @property
+    def whole_weights(self) -> bool:
+        """The tokenizer is judged by the critic, and the critic judges what the tokenizer rebuilds."""
+        return self.critic is not None
+
     def where(self, columns: dict[str, np.ndarray]) -> np.ndarray:
         """Rows of the training split."""
         return columns["split"] == TRAIN

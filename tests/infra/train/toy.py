@@ -75,6 +75,7 @@ class Toy:
     seed: int = 0
     reads: tuple[str, ...] = ("row",)
     where_reads: tuple[str, ...] = ("row",)
+    whole_weights: bool = False
 
     def where(self, columns):
         return np.ones(len(next(iter(columns.values()))), bool)
