@@ -41,6 +41,7 @@ class BaseTask:
 
     reads: tuple[str, ...] = ("pixels", ALT_COLUMN)
     where_reads: tuple[str, ...] = ("split", ALT_COLUMN)
+    whole_weights: bool = False
 
     def where(self, columns: dict[str, np.ndarray]) -> np.ndarray:
         """Rows of the training split that have a caption."""
@@ -97,6 +98,7 @@ class FilterTask:
     seed: int = 0
 
     where_reads: tuple[str, ...] = ("split", ALT_COLUMN)
+    whole_weights: bool = False
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -157,6 +159,8 @@ class FinetuneTask:
     image_size: tuple[int, int]
     max_length: int
     optim: OptimConfig
+
+    whole_weights: bool = False
 
     @property
     def where_reads(self) -> tuple[str, ...]:

@@ -75,12 +75,17 @@ class Cluster:
         rows = min(self.micro_batch or share, share)
         return rows, -(-share // rows)
 
-    def check(self, precision: str) -> None:
-        """Raises ValueError where these workers cannot train in `precision`."""
+    def check(self, precision: str, whole_weights: bool = False) -> None:
+        """Raises ValueError where these workers cannot train in `precision`, or not with all weights on each."""
         if precision == "fp16" and not self.gpus_per_worker:
             raise ValueError(
                 f"fp16 is for GPUs, but the workers of cluster '{self.name}' have none: train in bf16 or fp32, or "
                 "choose a cluster with gpus_per_worker=1."
+            )
+        if whole_weights and self.zero_stage == 3:
+            raise ValueError(
+                "zero_stage=3 leaves each worker a part of the weights, but models that train in turns, as a tokenizer "
+                "and its critic, compute with each other's: give --cluster.zero-stage 2 or less."
             )
 
     @property

@@ -1,6 +1,6 @@
 """The DeepSpeed settings of every training of a recipe, made from the Cluster and shown before anything starts."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from infra.cluster import Cluster
 from infra.train.loop import TrainConfig
@@ -8,23 +8,28 @@ from infra.train.optim import OptimConfig
 from infra.train.settings import settings
 from workflows.text_to_image import Recipe
 
-Training = tuple[TrainConfig, dict[str, OptimConfig]]
-"""How long and on how much, and the optimizer of each Update by its name."""
+
+class Training(NamedTuple):
+    """How long and on how much, the optimizer of each Update by its name, and whether all weights are needed whole."""
+
+    config: TrainConfig
+    optimizers: dict[str, OptimConfig]
+    whole_weights: bool = False
 
 
 def settings_of(recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
     """By step and Update, what DeepSpeed is given when as many workers train as the Cluster may have.
 
     Fewer workers of an elastic Cluster take larger shares; `workers` of the Cluster says how many. Raises ValueError
-    where the Cluster cannot train in the precision that is asked for.
+    where the Cluster cannot train what is asked for.
     """
     shown: dict[str, Any] = {}
     for step, trainings in trainings_of(recipe).items():
         # One group of workers trains all of a step.
-        workers = cluster.workers_for(max(config.batch for config, _ in trainings))[1]
+        workers = cluster.workers_for(max(training.config.batch for training in trainings))[1]
         updates = {}
-        for config, optimizers in trainings:
-            cluster.check(config.precision)
+        for config, optimizers, whole_weights in trainings:
+            cluster.check(config.precision, whole_weights)
             micro_batch, micro_steps = cluster.micro_batches(config.batch, workers)
             for update, optim in optimizers.items():
                 updates[update] = settings(
@@ -39,17 +44,17 @@ def trainings_of(recipe: Recipe) -> dict[str, list[Training]]:
     captioner, tokenizer, prior = recipe.captioner, recipe.tokenizer, recipe.prior
     captioners: list[Training] = []
     if captioner.base is not None:
-        captioners.append((captioner.base, {"base": captioner.base_optim}))
+        captioners.append(Training(captioner.base, {"base": captioner.base_optim}))
     if captioner.filter is not None:
-        captioners.append((captioner.filter, {"filter": captioner.filter_optim}))
+        captioners.append(Training(captioner.filter, {"filter": captioner.filter_optim}))
     if captioner.styles:
-        captioners.append((captioner.finetune, {"finetune": captioner.finetune_optim}))
+        captioners.append(Training(captioner.finetune, {"finetune": captioner.finetune_optim}))
     tokenizers = {"tokenizer": tokenizer.optim}
     if tokenizer.critic is not None:
         tokenizers["critic"] = tokenizer.critic_optim or tokenizer.optim
     steps = {
         "train_captioner": captioners,
-        "train_tokenizer": [(tokenizer.train, tokenizers)],
-        "train_prior": [(prior.train, {"prior": prior.optim})],
+        "train_tokenizer": [Training(tokenizer.train, tokenizers, tokenizer.critic is not None)],
+        "train_prior": [Training(prior.train, {"prior": prior.optim})],
     }
     return {step: trainings for step, trainings in steps.items() if trainings}

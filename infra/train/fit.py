@@ -40,7 +40,7 @@ def fit(trainings: Sequence[Training], cluster: Cluster, report: Report) -> dict
         counts = [count_rows(each.inputs, each.task.where, each.task.where_reads) for each in left]
         for each, rows in zip(left, counts, strict=True):
             each.plan(rows)  # no rows: said before anything starts
-            cluster.check(each.config.precision)
+            cluster.check(each.config.precision, each.task.whole_weights)
         connect(cluster)
         with Notice() as notice:
             _supervise(Job(left, counts, cluster), report, notice)

@@ -40,7 +40,7 @@ class Update:
     # Rows see each other. Given `"survey"`, the module returns columns (B, ...) that all rows of the global batch are
     # to see. It gathers them over workers itself, or finds them in the batch as `all_<name>`, its own from `all_first`
     # on, where the loop gathered them over micro-batches, too. Losses then have the value of the micro-batch's rows,
-    # and the gradient of the global loss in what these rows showed.
+    # and the gradient of the global loss in what these rows showed. A column may be (1, ...): of all its rows.
     mixes_rows: bool = False
 
 
@@ -55,6 +55,11 @@ class Task(Protocol):
     @property
     def where_reads(self) -> tuple[str, ...]:
         """Columns that `where` needs."""
+        ...
+
+    @property
+    def whole_weights(self) -> bool:
+        """Whether every worker needs all weights: an Update computes with those of another. Not under ZeRO 3."""
         ...
 
     def where(self, columns: dict[str, np.ndarray]) -> np.ndarray:

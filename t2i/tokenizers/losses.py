@@ -16,6 +16,7 @@ from t2i.tokenizers.vqgan import VQGAN
 
 Batch = dict[str, torch.Tensor]
 Tokenizer = VQGAN | PatchVQGAN
+PULLS = ("reconstruction", "adversarial")  # the losses that the adaptive weight balances
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,8 @@ class GeneratorTurn(nn.Module):
     def __init__(self, tokenizer: Tokenizer, losses: LossConfig, critic: Critic | None) -> None:
         super().__init__()
         self.tokenizer, self._losses = tokenizer, losses
-        self._critic = (critic,) if critic is not None else ()  # a tuple: its parameters are not this turn's
+        # A tuple: its parameters are not this turn's.
+        self._critic: tuple[Critic, ...] = (critic,) if critic is not None else ()
 
     def targets(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Rows, for every loss."""
@@ -82,7 +84,20 @@ class GeneratorTurn(nn.Module):
         return dict.fromkeys(names, batch["weight"].sum())
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Sums over rows; the critic's parameters are constants here."""
+        """Sums over rows, or what the adaptive weight is made of where the batch is a "survey"."""
+        awake = any(bool(batch["step"] >= critic.config.start_step) for critic in self._critic)
+        if "survey" in batch:
+            if not awake:
+                return {"asleep": batch["weight"].new_zeros(1)}
+            with torch.enable_grad():
+                return self._pulls(self._sums(batch, awake))
+        sums = self._sums(batch, awake)
+        if awake:
+            sums["adversarial"] = sums["adversarial"] * self._adaptive(sums, batch)
+        return sums
+
+    def _sums(self, batch: Batch, awake: bool) -> dict[str, torch.Tensor]:
+        """The adversarial loss without its weight; the critic's parameters are constants here."""
         images, weight_B = scale(batch["images"]), batch["weight"]
         quantized = self.tokenizer.quantize(images)
         rebuilt = self.tokenizer.reconstruct(quantized.vectors)
@@ -91,27 +106,33 @@ class GeneratorTurn(nn.Module):
         sums = {"reconstruction": (distance_B * weight_B).sum()}
         sums |= {name: (loss_B * weight_B).sum() for name, loss_B in quantized.losses.items()}
         for critic in self._critic:
-            constants = {name: parameter.detach() for name, parameter in critic.named_parameters()}
-            logits = torch.func.functional_call(critic, constants, (rebuilt,))
-            adversarial = -(logits.float().flatten(1).mean(1) * weight_B).sum()
-            awake = float(batch["step"] >= critic.config.start_step)
-            sums["adversarial"] = awake * adversarial * self._adaptive(sums["reconstruction"], adversarial, critic)
+            sums["adversarial"] = weight_B.new_zeros(())
+            if awake:
+                constants = {name: parameter.detach() for name, parameter in critic.named_parameters()}
+                logits = torch.func.functional_call(critic, constants, (rebuilt,))
+                sums["adversarial"] = -(logits.float().flatten(1).mean(1) * weight_B).sum()
         return sums
 
-    def _adaptive(
-        self, reconstruction: torch.Tensor, adversarial: torch.Tensor, critic: Critic
-    ) -> torch.Tensor | float:
-        """lambda of arXiv 2012.09841, eq. 7, from gradients at the last layer, summed over all workers."""
-        if not (self.training and torch.is_grad_enabled()):
-            return critic.config.weight
+    def _pulls(self, sums: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The gradients at the last layer, (1, P), of what pulls at it; those of parts of a batch add up."""
         last = self.tokenizer.last_layer
-        norms = []
-        for loss in (reconstruction, adversarial):
-            gradient = torch.autograd.grad(loss, last, retain_graph=True)[0].float()
+        return {
+            name: torch.autograd.grad(sums[name], last, retain_graph=True)[0].float().reshape(1, -1) for name in PULLS
+        }
+
+    def _adaptive(self, sums: dict[str, torch.Tensor], batch: Batch) -> torch.Tensor | float:
+        """lambda of arXiv 2012.09841, eq. 7, from gradients at the last layer, summed over the global batch."""
+        weight = self._critic[0].config.weight
+        if not (self.training and torch.is_grad_enabled()):
+            return weight
+        pulls = {name: batch[f"all_{name}"] for name in PULLS if f"all_{name}" in batch}
+        if not pulls:
+            pulls = self._pulls(sums)
             if dist.is_initialized() and dist.get_world_size() > 1:
-                dist.all_reduce(gradient)
-            norms.append(gradient.norm())
-        return critic.config.weight * (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4).detach()
+                for pull in pulls.values():
+                    dist.all_reduce(pull)
+        distance, adversarial = (pulls[name].sum(0).norm() for name in PULLS)
+        return weight * (distance / (adversarial + 1e-4)).clamp(0, 1e4).detach()
 
 
 class CriticTurn(nn.Module):

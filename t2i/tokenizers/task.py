@@ -34,6 +34,11 @@ class TokenizerTask:
     reads: tuple[str, ...] = ("pixels",)
     where_reads: tuple[str, ...] = ("split",)
 
+    @property
+    def whole_weights(self) -> bool:
+        """The tokenizer is judged by the critic, and the critic judges what the tokenizer rebuilds."""
+        return self.critic is not None
+
     def where(self, columns: dict[str, np.ndarray]) -> np.ndarray:
         """Rows of the training split."""
         return columns["split"] == TRAIN
@@ -45,7 +50,8 @@ class TokenizerTask:
             tokenizer = build_tokenizer(self.model)
             critic = Critic(self.critic) if self.critic else None
         generator = GeneratorTurn(tokenizer, self.losses, critic)
-        updates = [Update("tokenizer", generator, self.optim, self.losses.weights())]
+        mixes = critic is not None  # its loss has a weight that depends on all rows
+        updates = [Update("tokenizer", generator, self.optim, self.losses.weights(), mixes_rows=mixes)]
         if critic is not None and self.critic is not None:
             turn = CriticTurn(critic, tokenizer)
             updates.append(Update("critic", turn, self.critic_optim or self.optim, start_step=self.critic.start_step))

@@ -48,6 +48,13 @@ def test_fp16_is_for_gpus():
         CLUSTERS[name]().check(precision)
 
 
+def test_weights_that_are_needed_whole_are_not_spread():
+    with pytest.raises(ValueError, match="stage 2 or less"):
+        Cluster(name="test", zero_stage=3).check("fp32", whole_weights=True)
+    Cluster(name="test", zero_stage=3).check("fp32")
+    Cluster(name="test", zero_stage=2).check("fp32", whole_weights=True)
+
+
 def test_every_named_cluster_stands():
     for name, make in CLUSTERS.items():
         assert make().name == name

@@ -16,7 +16,7 @@ from infra.train.task import Update
 from t2i.tokenizers.task import TokenizerTask
 from workflows.__main__ import main
 from workflows.recipes import demo, emoji, nlvr
-from workflows.settings import settings_of
+from workflows.settings import settings_of, trainings_of
 
 RECIPES = {"demo": demo(), "nlvr": nlvr("corpus"), "emoji": emoji("corpus")}
 
@@ -61,10 +61,19 @@ def test_every_update_of_every_training_is_there(name):
         seed=0,
     )
     updates = {update.name: update.optim.clip_norm for update in task.updates()}
+    assert trainings_of(recipe)["train_tokenizer"][0].whole_weights == task.whole_weights
     given = shown["train_tokenizer"]["updates"]
     assert {update: one["gradient_clipping"] for update, one in given.items()} == updates
     assert set(shown["train_captioner"]["updates"]) == {"base", "finetune"}
     assert set(shown["train_prior"]["updates"]) == {"prior"}
+
+
+def test_a_critic_is_not_shown_under_zero_3():
+    cluster = replace(CLUSTERS["laptop"](), zero_stage=3)
+    with pytest.raises(ValueError, match="a tokenizer and its critic, compute with each other's"):
+        settings_of(RECIPES["emoji"], cluster)
+    recipe = replace(RECIPES["emoji"], tokenizer=replace(RECIPES["emoji"].tokenizer, critic=None))
+    assert set(settings_of(recipe, cluster)["train_tokenizer"]["updates"]) == {"tokenizer"}
 
 
 def test_what_is_not_trained_is_not_shown():

@@ -1,11 +1,13 @@
 """Every ZeRO stage at every world size trains as one plain process does, and continues what another saved."""
 
 import math
+import random
 import shutil
 
 import pytest
 import torch
 
+from infra.train import checkpoint
 from infra.train.engine import PlainEngine
 from tests.infra.train import toy
 from tests.infra.train.workers import distance, final_state, newest, run_workers
@@ -13,6 +15,7 @@ from tests.infra.train.workers import distance, final_state, newest, run_workers
 STAGES = (0, 1, 2, 3)
 LONG = {"steps": 50, "save_every_steps": 50}
 CUT = {"steps": 7, "save_every_steps": 7}
+PAIR = "tests.infra.train.toy:Pair"
 
 
 @pytest.fixture(scope="module")
@@ -86,23 +89,42 @@ def test_what_four_workers_saved_is_exact_and_goes_on_at_any_other_world_size_an
 
 @pytest.mark.timeout(240)
 def test_a_cut_run_is_bit_equal_on_the_same_world(tmp_path):
-    jobs = []
+    seed = random.randrange(2**32)
+    print(f"The cuts are drawn by seed {seed}.")
+    at, jobs = random.Random(seed).choices(range(1, 12), k=len(STAGES)), []
     for stage in STAGES:
         whole = {"folder": str(tmp_path / f"whole{stage}"), "stage": stage, "config": {"save_every_steps": 12}}
-        cut = {"folder": str(tmp_path / f"cut{stage}"), "stage": stage, "config": {"save_every_steps": 5}}
+        cut = {"folder": str(tmp_path / f"cut{stage}"), "stage": stage, "config": {"save_every_steps": at[stage]}}
         jobs += [whole, cut, {**cut, "do": "tear"}, cut]
     results = run_workers(tmp_path, 2, jobs)
     for stage in STAGES:
-        assert len(results[4 * stage + 3]) == 2  # it went on at step 10, not at 0
+        losses, before, _, after = results[4 * stage : 4 * stage + 4]
+        left = 12 - 11 // at[stage] * at[stage]  # steps after the newest checkpoint that is whole
+        assert before == losses
+        assert after == losses[-left:], f"stage {stage}, cut at {12 - left}, seed {seed}"
         state, whole = (final_state(tmp_path / f"{kind}{stage}") for kind in ("cut", "whole"))
         assert all(torch.equal(state[name], whole[name]) for name in whole)
+
+
+@pytest.mark.timeout(240)
+def test_workers_without_a_row_agree(tmp_path):
+    """Four rows of a step are shared by three workers two by two: the third has padding alone."""
+    jobs = [
+        {"folder": str(tmp_path / f"{stage}-{steps}"), "stage": stage, "micro_steps": steps, "config": {"batch": 4}}
+        for stage in STAGES
+        for steps in (1, 2)
+    ]
+    wanted, wanted_losses = toy.plain(str(tmp_path / "plain"), batch=4)
+    for job, losses in zip(jobs, run_workers(tmp_path, 3, jobs), strict=True):
+        assert losses == pytest.approx(wanted_losses, rel=1e-5)
+        assert distance(final_state(job["folder"]), wanted) < 1e-5
 
 
 @pytest.mark.timeout(240)
 def test_two_engines_take_turns_and_one_that_sleeps_is_saved_asleep(tmp_path):
     short, long = {"steps": 3, "save_every_steps": 3}, {"steps": 8, "save_every_steps": 8}
     jobs = [
-        {"folder": str(tmp_path / f"{stage}"), "stage": (stage + turn) % 4, "pair": True, "config": config}
+        {"folder": str(tmp_path / f"{stage}"), "stage": (stage + turn) % 4, "task": PAIR, "config": config}
         for stage in STAGES
         for turn, config in enumerate((short, long))
     ]
@@ -173,6 +195,21 @@ def test_sixteen_bits_train(tmp_path):
         meta = newest(job["folder"]).meta["updates"]["net"]
         scale = {"loss_scale": {"value": 256.0, "good_steps": 12}} if precision == "fp16" else {}
         assert meta == {"optimizer_step": 12, **scale}
+    # No new scaler has this scale: who has it loaded it.
+    saved = newest(tmp_path / "2-fp16")
+    scale = {"loss_scale": {"value": 32.0, "good_steps": 12}}
+    checkpoint.write_commit(saved.url, saved.meta | {"updates": {"net": saved.meta["updates"]["net"] | scale}})
+    for world in (1, 3):
+        longer = {"precision": "fp16", "steps": 14}
+        for stage in STAGES:
+            shutil.copytree(tmp_path / "2-fp16", tmp_path / f"{world}-{stage}")
+        going_on = [
+            {"folder": str(tmp_path / f"{world}-{stage}"), "stage": stage, "config": longer} for stage in STAGES
+        ]
+        for job, losses in zip(going_on, run_workers(tmp_path, world, going_on), strict=True):
+            assert len(losses) == 2
+            scale = {"loss_scale": {"value": 32.0, "good_steps": 14}}
+            assert newest(job["folder"]).meta["updates"] == {"net": {"optimizer_step": 14, **scale}}
 
 
 @pytest.mark.timeout(240)

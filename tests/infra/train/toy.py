@@ -4,6 +4,7 @@ import functools
 import gc
 import json
 import os
+import pkgutil
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from torch import nn
 from infra import storage
 from infra.train.checkpoint import COMMIT, Checkpoint, newest
 from infra.train.engine import PlainEngine
-from infra.train.loop import TrainConfig, train
+from infra.train.loop import TrainConfig, is_loss, train
 from infra.train.optim import OptimConfig
 from infra.train.plan import BatchPlan
 from infra.train.task import Update
@@ -75,6 +76,7 @@ class Toy:
     seed: int = 0
     reads: tuple[str, ...] = ("row",)
     where_reads: tuple[str, ...] = ("row",)
+    whole_weights: bool = False
 
     def where(self, columns):
         return np.ones(len(next(iter(columns.values()))), bool)
@@ -142,7 +144,7 @@ def write_rows(folder):
         storage.write_bytes(f"{folder}/shards/{shard:06d}.parquet", sink.getvalue().to_pybytes())
 
 
-def feed(config, rank, world, micro_steps):
+def feed(config, rank, world, micro_steps, task=None):
     plan = BatchPlan([ROWS // 2, ROWS - ROWS // 2], config.batch, config.seed, 2)
     share = -(-config.batch // world)
     micro = -(-share // micro_steps)
@@ -150,8 +152,9 @@ def feed(config, rank, world, micro_steps):
     def batches(start):
         for step in range(start, config.steps):
             rows, weight = plan.share(step, step + 1, rank, world, micro * micro_steps)
-            arrays = Toy().collate({"row": (rows.shard * ROWS + rows.row).tolist()}, None)
-            batch = {"ids": torch.from_numpy(arrays["ids"]), "weight": torch.from_numpy(weight)}
+            arrays = (task or Toy()).collate({"row": (rows.shard * ROWS + rows.row).tolist()}, None)
+            batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+            batch["weight"] = torch.from_numpy(weight)
             yield [{name: column.chunk(micro_steps)[i] for name, column in batch.items()} for i in range(micro_steps)]
 
     return batches
@@ -177,11 +180,23 @@ class Figure(list):
         pass
 
 
-def plain(folder, task=None, **options):
+class Losses(Figure):
+    """All losses of each logged step, by their names."""
+
+    def __call__(self, step, figures):
+        self.append({name: value for name, value in figures.items() if is_loss(name)})
+
+
+def log_of(task):
+    return Figure() if isinstance(task, Toy) else Losses()
+
+
+def plain(folder, task=None, micro_steps=1, **options):
     """Train in this process; returns the final state and the logged losses."""
     config = TrainConfig(**{"steps": 12, "batch": 10, "log_every_steps": 1, "save_every_steps": 6, **options})
-    losses = Figure()
-    saved = train(task or Toy(), feed(config, 0, 1, 1), PlainEngine, 1, config, folder, losses)
+    task = task or Toy()
+    losses, batches = log_of(task), feed(config, 0, 1, micro_steps, task)
+    saved = train(task, batches, PlainEngine, micro_steps, config, folder, losses)
     return final_state(saved), losses
 
 
@@ -207,12 +222,12 @@ def worker_engine(job, config):
 
 
 def train_as_told(job, config):
-    """Train; returns the losses of the logged steps."""
+    """Train a task of the tests by its name; returns the losses of the logged steps."""
     from infra.train import world
 
-    losses, micro_steps = Figure(), job.get("micro_steps", 1)
-    batches = feed(config, world.rank(), world.size(), micro_steps)
-    task = Pair() if job.get("pair") else Toy()
+    task, micro_steps = pkgutil.resolve_name(job.get("task", f"{__name__}:Toy"))(), job.get("micro_steps", 1)
+    losses = log_of(task)
+    batches = feed(config, world.rank(), world.size(), micro_steps, task)
     train(task, batches, worker_engine(job, config), micro_steps, config, job["folder"], losses)
     return losses
 

@@ -1,0 +1,32 @@
+"""A tiny tokenizer and its critic on noise, a task for the workers of `tests.infra.train.toy`."""
+
+import numpy as np
+
+from infra.train.optim import OptimConfig
+from t2i.tokenizers.losses import CriticConfig, LossConfig
+from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
+from t2i.tokenizers.quantizers import CodebookConfig
+from t2i.tokenizers.task import TokenizerTask
+
+
+class Noise(TokenizerTask):
+    """The picture of a row is made from its number."""
+
+    def where(self, columns):
+        return np.ones(len(columns["row"]), bool)
+
+    def collate(self, rows, draw):
+        pixels = [np.random.default_rng(row).integers(0, 256, (8, 8, 3), dtype=np.uint8) for row in rows["row"]]
+        return super().collate({"pixels": pixels}, draw)
+
+
+def judged():
+    """The critic sleeps for two steps."""
+    return Noise(
+        model=PatchVQGANConfig(channels=8, groups=4, patch=2, quantizer=CodebookConfig(size=16, width=4)),
+        losses=LossConfig(),
+        optim=OptimConfig(lr=3e-3, warmup_steps=2, ema_decay=0.9),
+        critic=CriticConfig(channels=8, layers=1, start_step=2),
+        reads=("row",),
+        where_reads=("row",),
+    )
