@@ -12,9 +12,10 @@ Three trainings of one worker, each with the same model, losses, AdamW with its 
 * `images`, a tokenizer on JPEGs that the feed decodes: measured against T / (T + D), of the bare step T and the
   decoding and collating D of a batch, where both have one core. The bare loop has its tensors in memory.
 
-`fit` and the bare loop run in turns. Of each run, the seconds of a step are taken over every `log_every` steps after
-`warm` ones, and their median counts. Prints one JSON object: milliseconds a step, the median over rounds of bare to
-`fit` of the same round (1: nothing is lost), and the share of its time that the trainer waited for data.
+`fit` and the bare loop run in turns, now one first and now the other. Of each run, the seconds of a step are taken over
+every `log_every` steps after `warm` ones, and their median counts. Prints one JSON object: milliseconds a step, the
+median over rounds of bare to `fit` of the same round (1: nothing is lost), and the share of its time that the trainer
+waited for data.
 """
 
 import json
@@ -103,12 +104,15 @@ def compare(task: Task, artifact: str, case: Case, config: Config, place: str, t
     figures: dict[str, list[float]] = {"bare": [], "fit": [], "ratio": []}
     shares: list[float] = []
     for number in range(config.rounds):
-        seconds, share = fitted(task, artifact, case, f"{place}/out-{number}")
-        figures["fit"].append(statistics.median(seconds))
-        figures["bare"].append(statistics.median(bare(task, batches, case)))
+        for kind in ("fit", "bare") if number % 2 else ("bare", "fit"):
+            if kind == "fit":
+                seconds, share = fitted(task, artifact, case, f"{place}/out-{number}")
+                shares.append(share)
+            else:
+                seconds = bare(task, batches, case)
+            figures[kind].append(statistics.median(seconds))
         figures["ratio"].append(figures["bare"][-1] / figures["fit"][-1])
-        shares.append(share)
-        print(number, {name: values[-1] for name, values in figures.items()}, share, file=sys.stderr, flush=True)
+        print(number, {name: values[-1] for name, values in figures.items()}, shares[-1], file=sys.stderr, flush=True)
     medians = {name: statistics.median(values) for name, values in figures.items()}
     result = {
         "bare_ms": round(medians["bare"] * 1000, 2),
