@@ -41,6 +41,7 @@ BLOCKS = 4  # and how often some come while a chunk is prepared: a trainer that 
 PLAN_ROWS = 2**20  # of the global batches of an execution, unless that is few for a worker: each plans them all
 NAP = 0.1  # seconds between two looks whether the trainer needs more
 PATIENCE = 300  # seconds without a prepared chunk after which the feed gives up
+ADVICE = "\nFailed to apply"  # with this begins what Ray Data adds to an error's own message
 RETRIES = 3  # of a task whose process died; Ray Data itself tries for ever
 
 
@@ -147,7 +148,7 @@ class Feed:
             if start < stop:  # else a batch that Ray Data lost would shift all that follow
                 raise RuntimeError(f"The feed gave nothing for steps {start} to {stop - 1}.")
         except RayTaskError as error:  # its own text is a traceback, and ends with advice on Ray Data's settings
-            cause = f"{type(error.cause).__name__}: {error.cause}"
+            cause = f"{type(error.cause).__name__}: {str(error.cause).partition(ADVICE)[0]}"
             kind = ValueError if isinstance(error.cause, LASTING) else RuntimeError
             raise kind(f"The feed failed at steps {start} to {stop - 1}: {cause}") from error
         except ExecutionTimeoutError as error:
