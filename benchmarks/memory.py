@@ -5,17 +5,20 @@
 
 Real workers train a prior of the given size over gloo for three steps, on one short row each, so that what they hold is
 the state of the model. `resident` is what a worker's resident set has grown by since before the model was built,
-`peak` is the most that it grew by in the second and third step, both of the worker that has most. `formula` is section
-5 of arXiv 1910.02054 for our fp32 training: 4 bytes a parameter for weights, 4 for gradients and 12 for the optimizer's
+`peak` is the most that it grew by in the second and third step, both of the worker that has most. `whole` is the most
+that the workers ever held, added up: of each in its whole life, with all that a process holds, so that building the
+model, DeepSpeed's start and the first step, which `peak` leaves out, are in it. `formula` is section 5 of
+arXiv 1910.02054 for our fp32 training: 4 bytes a parameter for weights, 4 for gradients and 12 for the optimizer's
 state (two moments and the moving average), of which stage 1 divides the last by the number of workers, stage 2 the last
 two and stage 3 all. After a step no gradients are held, so `resident` may lie below it; DeepSpeed holds a second copy
 of a worker's own weights at stages 1 and 2 and buckets of gradients; a step of AdamW takes copies of a worker's own
 weights while it lasts.
 
-`largest` is the largest prior whose two workers fit in `--memory` GB together, processes and all, by the peak bytes a
-parameter between two depths; `--confirm` trains it and prints the most that the two workers held, a run of minutes.
-`estimates` is what DeepSpeed's own estimators say for GPUs: 16-bit weights and no moving average. Prints a table and
-one JSON object; GB are 10**9 bytes.
+`largest` is the largest prior whose two workers fit in `--memory` GB together, processes and all, in their whole life,
+by the bytes of `whole` a parameter between two depths. `--confirm` trains it, smaller ones where it does not fit and
+larger ones until one does not, and prints the `whole` of the largest that did, a run of minutes. `estimates` is what
+DeepSpeed's own estimators say for GPUs: 16-bit weights and no moving average. Prints a table and one JSON object; GB
+are 10**9 bytes.
 """
 
 import ctypes
@@ -100,13 +103,21 @@ def work(case: Case, out: str) -> None:
         "codes": torch.randint(2048, (1, 4)),
         "weight": torch.ones(1),
     }
+    first = 0
     for step in range(3):
         if step == 1:
+            first = highest()
             Path("/proc/self/clear_refs").write_text("5")  # the peak begins again: the first step makes the state
         engine.backward(engine(batch)["codes"] / world.size())
         engine.step(1e-4)
     peak = highest()
-    figures = {"parameters": parameters, "before": before, "resident": resident() - before, "peak": peak - before}
+    figures = {
+        "parameters": parameters,
+        "before": before,
+        "resident": resident() - before,
+        "peak": peak - before,
+        "whole": max(first, peak),
+    }
     gathered = world.gather(figures)
     if world.rank() == 0:
         Path(out).write_text(json.dumps(gathered))
@@ -164,7 +175,7 @@ def measure(case: Case) -> dict[str, Any]:
         "resident_bytes": bytes_each["resident"],
         "peak_bytes": bytes_each["peak"],
         "process_gb": round(most["before"] / GB, 3),
-        "total_gb": round(sum(one["before"] + one["peak"] for one in figures) / GB, 3),
+        "whole_gb": round(sum(one["whole"] for one in figures) / GB, 3),
     }
 
 
@@ -172,38 +183,38 @@ def largest(stage: int, config: Config, deep: dict[str, Any] | None) -> dict[str
     """The deepest prior of width `WIDE` that two workers train in `config.memory`, by two measured depths."""
     deep = deep or measure(Case(stage, 2, config.width, config.layers))
     shallow = measure(Case(stage, 2, config.width, config.layers // 2))
-    slope = (deep["peak_gb"] - shallow["peak_gb"]) / (deep["parameters"] - shallow["parameters"])
-    fixed = deep["process_gb"] + max(0.0, deep["peak_gb"] - slope * deep["parameters"])
-    fits = (config.memory / 2 - fixed) / slope
+    slope = (deep["whole_gb"] - shallow["whole_gb"]) / (deep["parameters"] - shallow["parameters"])  # of both workers
+    fixed = max(2 * deep["process_gb"], deep["whole_gb"] - slope * deep["parameters"])
+    fits = (config.memory - fixed) / slope
     layers = int((fits - sizes(1)[0] + sizes(1)[1]) / sizes(1)[1])
     found = {
         "stage": stage,
-        "peak_bytes_a_parameter": round(slope * GB, 1),
+        "whole_bytes_a_parameter": round(slope * GB / 2, 1),  # a worker
         "formula_bytes_a_parameter": formula(stage, 2, 1),
         "layers": layers,
         "parameters": sizes(layers)[0],
     }
     if config.confirm:
-        most, total = confirmed(stage, layers, config.memory)
-        found |= {"trained_layers": most, "trained_parameters": sizes(most)[0], "trained_total_gb": total}
+        most, held = confirmed(stage, layers, config.memory)
+        found |= {"trained_layers": most, "trained_parameters": sizes(most)[0], "trained_whole_gb": held}
     return found
 
 
 def confirmed(stage: int, layers: int, memory: float) -> tuple[int, float]:
     """The deepest prior that two workers trained in `memory`, tried from `layers` on, and the GB that they held."""
-    held = {layers: total(stage, layers)}
+    held = {layers: whole(stage, layers)}
     while held[layers] > memory:
         layers -= 1
-        held[layers] = total(stage, layers)
-    while layers + 1 not in held and (more := total(stage, layers + 1)) <= memory:
+        held[layers] = whole(stage, layers)
+    while layers + 1 not in held and (more := whole(stage, layers + 1)) <= memory:
         layers += 1
         held[layers] = more
     return layers, held[layers]
 
 
-def total(stage: int, layers: int) -> float:
-    """GB of both workers of a prior of width `WIDE`."""
-    return measure(Case(stage, 2, WIDE, layers))["total_gb"]
+def whole(stage: int, layers: int) -> float:
+    """GB that both workers of a prior of width `WIDE` ever held."""
+    return measure(Case(stage, 2, WIDE, layers))["whole_gb"]
 
 
 def sizes(layers: int) -> tuple[int, int]:
