@@ -164,9 +164,10 @@ def write_pieces(url: str, pieces: Iterable[bytes | memoryview]) -> None:
 def sweep(folder: str) -> None:
     """Remove what killed writes left anywhere below a folder: temporary files, and on S3 uploads that never ended.
 
-    Only for who knows that nobody is writing there.
+    Only for who knows that nobody is writing there. What cannot be listed stays: a role may be forbidden to list
+    uploads, and a bucket's rule ends them.
     """
-    with _explained(folder):
+    with suppress(UnavailableError), _explained(folder):
         files, path = _open(folder)
         if is_local(folder):
             for one in files.find(path):

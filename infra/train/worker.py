@@ -180,4 +180,5 @@ def _export(task: Task, saved: checkpoint.Checkpoint, out: str) -> None:
         load_weights(update, saved, "ema")
     with tempfile.TemporaryDirectory() as folder:
         task.export({update.name: update.module.eval() for update in updates}, folder)
+    storage.sweep(out)  # of an export that was killed
         storage.upload(folder, out)

@@ -184,8 +184,7 @@ def _clear(folder: str) -> None:
             storage.remove(url)
         else:
             _tidy(url)
-    with suppress(storage.UnavailableError):  # a role may be forbidden to list uploads, and a bucket's rule ends them
-        storage.sweep(folder)
+    storage.sweep(folder)
 
 
 def _trim(folder: str, step: int, keep: int) -> None:
