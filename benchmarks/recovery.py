@@ -5,9 +5,9 @@
 A head without CPUs and two nodes of one machine (`benchmarks/nodes.py`), a training of 1 to 2 workers whose steps take
 some 50 ms. Each round kills a worker, kills its node, and starts a node again; in between it trains for
 `settle_seconds`, in which spare processes load what they will want (`infra/train/spare.py`). Prints one JSON object:
-every figure, the medians, and where the time went: until the fault was seen (`seen`), until there were places for the
-next group (`places`), and from there to its first step (`start`: Ray Train's controller, workers, what had not been
-loaded, checkpoint, feed).
+every figure, the medians, and where the time went: until the old group had ended (`seen`: the fault is noticed, and the
+group is shut down), until there were places for the next group (`places`), and from there to its first step (`start`:
+Ray Train's controller, workers, what had not been loaded, checkpoint, feed).
 """
 
 import functools

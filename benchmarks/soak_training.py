@@ -6,7 +6,8 @@ A head and up to two nodes (`benchmarks/nodes.py`), a toy training on 1 to 2 wor
 the time is over, at random moments: SIGKILL of a worker, of a node or its raylet, a drained node, a node that joins,
 SIGTERM or SIGKILL of the driver (and the same line again), a worker that hangs. Then it is left alone until it ends.
 Prints one JSON object: the faults, the groups, whether the log of ids shows every row once an epoch, and how far the
-logged losses are from those of one undisturbed plain process.
+logged losses are from those of one undisturbed plain process. Ends with an error where a step or an epoch is missing,
+or a loss is farther off than by rounding.
 """
 
 import json
@@ -19,6 +20,7 @@ import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 import tyro
@@ -31,6 +33,8 @@ from infra.train.plan import BatchPlan
 from tests.infra.train import toy
 from tests.infra.train.drive import Driver, groups
 
+OFF = "largest_relative_difference_of_a_loss"
+MOST_OFF = 2e-5  # of a loss, relative: sums in other orders, and six digits in the log
 FAULTS = ("worker", "worker twice", "node", "raylet", "drain", "join", "hang", "driver SIGTERM", "driver SIGKILL")
 
 
@@ -49,7 +53,7 @@ class Soak:
         self.config, self.nodes, self.place = config, nodes, place
         self.rng = random.Random(config.seed)
         self.done: Counter[str] = Counter()
-        self.up: list[subprocess.Popen[bytes]] = []
+        self.up: dict[subprocess.Popen[bytes], int] = {}  # nodes, each on a core of its own
         steps = max(100, round(config.steps_per_minute * config.minutes))
         self.train = {"steps": steps, "batch": 10, "log_every_steps": 5, "save_every_steps": 20}
         self.driver = self.start()
@@ -91,7 +95,7 @@ class Soak:
     def fault(self, kind: str) -> None:
         """Cause one, if there is what it befalls."""
         print(f"{time.strftime('%H:%M:%S')} {kind}", file=sys.stderr, flush=True)
-        node = self.rng.choice(self.up) if self.up else None
+        node = self.rng.choice(list(self.up)) if self.up else None
         if kind == "join":
             if len(self.up) == 2:
                 return
@@ -110,12 +114,12 @@ class Soak:
                 self.nodes.drain(node)
                 time.sleep(self.rng.uniform(2, 8))
             os.killpg(node.pid, signal.SIGKILL)
-            self.up.remove(node)
+            del self.up[node]
         elif kind == "raylet":
             for process in family(node.pid):
                 if process.name() == "raylet":
                     process.kill()
-            self.up.remove(node)
+            del self.up[node]
         else:
             workers = [process for each in self.up for process in family(each.pid) if is_worker(process)]
             if not workers:
@@ -131,10 +135,11 @@ class Soak:
         self.done[kind] += 1
 
     def join(self) -> None:
-        """A node more."""
-        self.up.append(self.nodes.add(len(self.up), cpus=2))
+        """A node more, on the core that is free."""
+        core = min({0, 1} - {*self.up.values()})
+        self.up[self.nodes.add(core, cpus=2)] = core
 
-    def verdict(self) -> dict[str, object]:
+    def verdict(self) -> dict[str, Any]:
         """What came of it."""
         rows = read_scalars(f"{self.place}/out")
         _, losses = toy.plain(f"{self.place}/plain", steps=self.train["steps"], save_every_steps=self.train["steps"])
@@ -145,7 +150,7 @@ class Soak:
         return {
             "steps": len(used),
             "epochs_with_every_row_once": ids.check(used, plan, each),
-            "largest_relative_difference_of_a_loss": off,
+            OFF: off,
             "groups": len(groups(self.place, "begins")),
             "ended": Counter(line["why"][:60] for line in groups(self.place)),
         }
@@ -179,7 +184,13 @@ def main(config: Config) -> None:
             verdict = soak.verdict()
         finally:
             soak.driver.__exit__()
-    print(json.dumps({"seconds": round(seconds), "seed": config.seed, "faults": soak.done, **verdict}))
+    print(json.dumps({"seconds": round(seconds), "seed": config.seed, "faults": soak.done, **verdict}), flush=True)
+    steps, epochs, off = (verdict[name] for name in ("steps", "epochs_with_every_row_once", OFF))
+    wanted = soak.train["steps"]
+    assert steps == wanted, f"The log of ids holds {steps} steps of {wanted}."
+    whole = wanted * soak.train["batch"] // toy.ROWS
+    assert epochs == whole, f"{epochs} epochs used every row once, of {whole}."
+    assert off < MOST_OFF, f"A loss is off by {off:.1g}, and rounding by {MOST_OFF:g} at most."
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ class Cluster:
     stall_seconds: float = 100  # without a step or a word of a worker, until all start anew; half: until it is said
     grow_seconds: float = 30  # that a group trains at least before it makes room for workers that have come
     track: tuple[Literal["mlflow", "wandb"], ...] = ()  # who is told the scalars of a training, beside TensorBoard
-    log_ids: bool = False  # which rows each training step used is written down, to a folder that workers share
+    log_ids: bool = False  # which rows each training step used is written down, beside the checkpoints
     actors: tuple[int, int] = (1, 2)  # actors of a stage, at least and at most
     cpus_per_actor: float = 1
     gpus_per_actor: float = 0

@@ -25,6 +25,7 @@ _TEMPORARY = ".tmp"  # a file of this ending that begins with a dot is a write i
 _READ_AHEAD = 8 * 2**20
 _UPLOAD = 50 * 2**20  # bytes of one part of an upload in parts; S3 takes at most 10,000 parts
 _REMOVALS = 50
+AT_ONCE = 32  # requests of one process to S3 that may be under way
 
 
 @dataclass(frozen=True)
@@ -164,9 +165,10 @@ def write_pieces(url: str, pieces: Iterable[bytes | memoryview]) -> None:
 def sweep(folder: str) -> None:
     """Remove what killed writes left anywhere below a folder: temporary files, and on S3 uploads that never ended.
 
-    Only for who knows that nobody is writing there.
+    Only for who knows that nobody is writing there. What cannot be listed stays: a role may be forbidden to list
+    uploads, and a bucket's rule ends them.
     """
-    with _explained(folder):
+    with suppress(UnavailableError), _explained(folder):
         files, path = _open(folder)
         if is_local(folder):
             for one in files.find(path):
@@ -322,7 +324,9 @@ def _open(url: str) -> tuple[Any, str]:
     # one instance for each set of arguments, and the environment may change.
     s3fs.core.set_custom_error_handler(_is_passing)
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
-    return fsspec.filesystem("s3", endpoint_url=endpoint, use_listings_cache=False), path.rstrip("/")
+    config = {"max_pool_connections": AT_ONCE}  # its own limit is 10
+    files = fsspec.filesystem("s3", endpoint_url=endpoint, use_listings_cache=False, config_kwargs=config)
+    return files, path.rstrip("/")
 
 
 def _is_passing(error: Exception) -> bool:

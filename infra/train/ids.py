@@ -4,9 +4,8 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,41 +18,57 @@ from infra.train.draw import numeric_ids
 from infra.train.plan import BatchPlan
 from infra.train.task import Batch, Task
 
-_NAME = re.compile(r"(\d{6})-(\d{5})-of-(\d{5})\.jsonl")
+_ATTEMPT = re.compile(r"\d{6}(-|$)")
+_NAME = re.compile(r"(\d{6})[-/](\d{5})-of-(\d{5})(?:-\d{6})?\.jsonl$")
 
 
 class IdLog:
-    """One worker's file of the rows that it trained on: a line a training step, appended in one piece.
+    """One worker's record of the rows that it trained on: a line a training step.
 
-    A process that is killed leaves at most its last line torn, and that line is read over; a power cut may take more.
-    A log is made where training starts or starts again, by all workers together, for they agree on the number of the
-    attempt. Raises ValueError where `folder` cannot be appended to, as on S3.
+    On a disk it is a file to which each line is appended in one piece: a process that is killed leaves at most its last
+    line torn, and that line is read over; a power cut may take more. In an object store, which cannot append, each
+    `flush` puts the lines since the last one as an object: where all workers flush before they save, what each step of
+    a checkpoint used is there. A log is made where training starts or starts again, by all workers together, for they
+    agree on the number of the attempt.
     """
 
     def __init__(self, folder: str, start: int) -> None:
         """`start` is the first training step of this attempt: what earlier ones wrote of it and later ones is void."""
-        if not storage.is_local(folder):
-            raise ValueError(f"Ids are logged by appending, which {folder} cannot. Give a folder that workers share.")
         folder = storage.absolute(folder)
-        os.makedirs(folder, exist_ok=True)
-        found = [int(match[1]) for name in os.listdir(folder) if (match := _NAME.fullmatch(name))]
-        attempt = world.from_first(max(found, default=-1) + 1)
-        name = f"{attempt:06d}-{world.rank():05d}-of-{world.size():05d}.jsonl"
-        self._file = os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND)
+        names = storage.list_names(folder) if world.rank() == 0 else []
+        attempt = world.from_first(max((int(name[:6]) for name in names if _ATTEMPT.match(name)), default=-1) + 1)
+        appends, mine = storage.is_local(folder), f"{world.rank():05d}-of-{world.size():05d}"
+        self._name = storage.join(folder, f"{attempt:06d}{'-' if appends else '/'}{mine}")
+        self._lines: list[bytes] = []
+        self._objects, self._file = 0, -1
+        if appends:
+            os.makedirs(folder, exist_ok=True)
+            self._file = os.open(f"{self._name}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND)
         self._write({"start": start})
+        self.flush()
 
     def __call__(self, step: int, micro_batches: Iterable[Batch]) -> None:
         """Write the ids of a step's rows; padding is left out."""
         ids = [i for batch in micro_batches for i in batch["id"][batch["weight"] > 0].tolist()]
         self._write({"step": step, "ids": ids})
 
+    def flush(self) -> None:
+        """What was written is there for readers; to be called before each save."""
+        if self._lines:
+            url = f"{self._name}-{self._objects:06d}.jsonl"
+            storage.write_bytes(url, b"".join(self._lines), overwrite=False)
+            self._lines, self._objects = [], self._objects + 1
+
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._file)
+        """Close the file; in an object store what was written since the last flush is left out."""
+        if self._file >= 0:
+            os.close(self._file)
 
     def _write(self, record: dict[str, Any]) -> None:
         line = (json.dumps(record, separators=(",", ":")) + "\n").encode()
-        if os.write(self._file, line) != len(line):
+        if self._file < 0:
+            self._lines.append(line)
+        elif os.write(self._file, line) != len(line):
             raise OSError("A line of the id log could not be written whole. Is the disk full?")
 
 
@@ -66,7 +81,7 @@ def read_ids(folder: str) -> dict[int, list[int]]:
     """
     steps: dict[int, list[int]] = {}
     for attempt, files in groupby(_files(folder), key=lambda file: file[0]):
-        parts = [(world_size, *_read(path)) for _, world_size, path in files]
+        parts = list(_read(list(files)))
         starts = {start for _, start, _ in parts if start is not None}
         if not starts:
             continue  # all were killed before they began
@@ -129,18 +144,25 @@ def _difference(planned: list[int], used: list[int]) -> str:
     return f"{missing.total()} are missing, {more.total()} are there that should not be"
 
 
-def _files(folder: str) -> list[tuple[int, int, Path]]:
-    """Attempt, number of workers and path of each file, by attempt and rank."""
-    paths = sorted(Path(storage.absolute(folder)).iterdir())
-    return [(int(match[1]), int(match[3]), path) for path in paths if (match := _NAME.fullmatch(path.name))]
+def _files(folder: str) -> list[tuple[int, int, int, str]]:
+    """Attempt, rank, number of workers and address of each file, in this order."""
+    found = [(match, file.url) for file in storage.listing(folder) if (match := _NAME.search(file.url))]
+    return sorted((int(match[1]), int(match[2]), int(match[3]), url) for match, url in found)
 
 
-def _read(path: Path) -> tuple[int | None, dict[int, list[int]]]:
-    """The first step of an attempt, None if the file ends before it says so, and what each step used."""
-    *lines, _ = path.read_bytes().split(b"\n")  # what follows the last line's end is nothing, or a torn line
-    try:
-        records = [json.loads(line) for line in lines]
-        start = records[0]["start"] if records else None
-        return start, {record["step"]: record["ids"] for record in records[1:]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no id log: {type(error).__name__}: {error}.") from None
+def _read(files: list[tuple[int, int, int, str]]) -> Iterator[tuple[int, int | None, dict[int, list[int]]]]:
+    """Of each worker of an attempt: how many there were, its first step, and what each step used.
+
+    The first step is None where it was killed before it said so.
+    """
+    contents = ahead(storage.read_bytes, [url for *_, url in files], storage.AT_ONCE, 2 * storage.AT_ONCE)
+    for (_, _, size), mine in groupby(zip(files, contents, strict=True), key=lambda pair: pair[0][:3]):
+        pairs = list(mine)
+        # What follows the last line's end is nothing, or a torn line.
+        *lines, _ = b"".join(data for _, data in pairs).split(b"\n")
+        try:
+            records = [json.loads(line) for line in lines]
+            start = records[0]["start"] if records else None
+            yield size, start, {record["step"]: record["ids"] for record in records[1:]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{pairs[0][0][3]} is no id log: {type(error).__name__}: {error}.") from None

@@ -5,7 +5,7 @@ import os
 import pickle
 import tempfile
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import ray
 import torch
@@ -140,11 +140,16 @@ class _Watch:
     """The loop's Watch: the pulse, and a log of the rows that are used, where one is wanted."""
 
     def __init__(self, pulse: Pulse, ids: str | None) -> None:
-        self._folder, self._ids = ids, None
-        self.at, self.leaving = pulse.at, pulse.leaving
+        self._pulse, self._folder, self._ids = pulse, ids, None
+        self.leaving = pulse.leaving
 
     def begin(self, step: int) -> None:
         self._ids = IdLog(self._folder, step) if self._folder else None
+
+    def at(self, phase: Literal["data", "step", "save"], *, step: int) -> None:
+        self._pulse.at(phase, step=step)
+        if phase == "save" and self._ids is not None:
+            self._ids.flush()  # before any worker's part: a checkpoint that counts has the ids of its steps
 
     def uses(self, step: int, micro_batches: list[Batch]) -> None:
         if self._ids is not None:
@@ -179,6 +184,7 @@ class _Log:
 
 def _export(task: Task, saved: checkpoint.Checkpoint, out: str) -> None:
     """The averaged weights (the last ones, where no average is kept), in the form that users load."""
+    storage.sweep(out)  # of an export that was killed
     updates = task.updates()
     for update in updates:
         load_weights(update, saved, "ema")

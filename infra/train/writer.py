@@ -9,13 +9,15 @@ import math
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
 import torch
 
 from infra import storage
+from infra.data.ahead import ahead
 from infra.train import checkpoint, world
 from infra.train.tensors import pieces
 
@@ -134,11 +136,12 @@ class Writer:
         deadline, (pause, longest) = time.monotonic() + self._limit, _POLL_SECONDS
         while True:
             here = set(storage.list_names(target))
-            for rank, name in enumerate(names):
-                if name not in found and _record(name) in here:
-                    found[name] = storage.read_json(storage.join(target, _record(name)))
-                    if "error" in found[name]:
-                        raise RuntimeError(_blame(rank, found[name]["error"]))
+            come = [name for name in names if name not in found and _record(name) in here]
+            records = _at_once(storage.read_json, [storage.join(target, _record(name)) for name in come])
+            for name, record in zip(come, records, strict=True):
+                if "error" in record:
+                    raise RuntimeError(_blame(names.index(name), record["error"]))
+                found[name] = record
             if len(found) == len(names):
                 return [found[name] for name in names]
             if time.monotonic() > deadline:
@@ -184,8 +187,7 @@ def _clear(folder: str) -> None:
             storage.remove(url)
         else:
             _tidy(url)
-    with suppress(storage.UnavailableError):  # a role may be forbidden to list uploads, and a bucket's rule ends them
-        storage.sweep(folder)
+    storage.sweep(folder)
 
 
 def _trim(folder: str, step: int, keep: int) -> None:
@@ -207,5 +209,10 @@ def _tidy(url: str) -> None:
     """Remove from a committed checkpoint what is none of its parts."""
     record = checkpoint.read_commit(url)
     assert record is not None
-    for name in {*storage.list_names(url)} - {checkpoint.COMMIT, *(part["name"] for part in record["parts"])}:
-        storage.remove(storage.join(url, name))
+    rest = {*storage.list_names(url)} - {checkpoint.COMMIT, *(part["name"] for part in record["parts"])}
+    deque(_at_once(storage.remove, [storage.join(url, name) for name in rest]), maxlen=0)
+
+
+def _at_once(function: Callable[[str], Any], urls: list[str]) -> Iterator[Any]:
+    """What a function of each address gives, in order: a request to S3 takes long, but many may be under way."""
+    return ahead(function, urls, threads=storage.AT_ONCE, depth=2 * storage.AT_ONCE)

@@ -10,7 +10,7 @@ import torch
 from infra.train import checkpoint
 from infra.train.engine import PlainEngine
 from tests.infra.train import toy
-from tests.infra.train.workers import distance, final_state, newest, run_workers
+from tests.infra.train.workers import BARE, distance, final_state, newest, run_workers
 
 STAGES = (0, 1, 2, 3)
 LONG = {"steps": 50, "save_every_steps": 50}
@@ -252,11 +252,14 @@ def test_the_plain_engine_sees_it_too():
 
 
 @pytest.mark.timeout(120)
-def test_no_compiler_is_loaded_to_train_and_flops_are_the_models_own(tmp_path):
+def test_no_compiler_is_loaded_to_train_and_flops_are_the_models_own(tmp_path, monkeypatch):
     """Importing torch's takes seconds of every start; DeepSpeed imports it nevertheless for ZeRO 3.
 
+    There is none on the machine, from the process's first line on, nor anything that one made.
     What the engines do beside the model, as to compute activations again, counts for nothing.
     """
+    for name, value in BARE.items():
+        monkeypatch.setenv(name, value)
     jobs = [{"do": "train", "folder": str(tmp_path / str(stage)), "stage": stage} for stage in (0, 1, 2)]
     jobs += [{"do": "flops", "stage": stage} for stage in (0, 1, 2)]
     more = [{"do": "flops", "stage": stage, "recompute": True} for stage in (2, 3)]

@@ -7,7 +7,7 @@ import pytest
 from infra import storage
 from infra.cluster import Cluster
 from infra.metrics import read_scalars
-from infra.train import checkpoint
+from infra.train import checkpoint, ids
 from infra.train.fit import Training, fit
 from infra.train.loop import TrainConfig
 from tests.infra.train import toy
@@ -24,13 +24,19 @@ def quiet(*_, **__):
 def test_fit_equals_the_plain_loop_and_is_a_no_op_again(ray_cluster, place, tmp_path):
     toy.write_rows(f"{place}/rows")
     seen = []
-    cluster = Cluster(name="two", workers=(2, 2), zero_stage=2, micro_batch=3)
-    arguments = ([Training(toy.Toy(), [f"{place}/rows"], TrainConfig(**CONFIG), f"{place}/out")], cluster)
+    cluster = Cluster(name="two", workers=(2, 2), zero_stage=2, micro_batch=3, log_ids=True)
+    training = Training(toy.Toy(), [f"{place}/rows"], TrainConfig(**CONFIG), f"{place}/out")
+    arguments = ([training], cluster)
     result = fit(*arguments, lambda done, total, unit, **figures: seen.append((done, total, unit)))
     _, losses = toy.plain(str(tmp_path / "plain"))
     assert [row["net/token"] for row in read_scalars(f"{place}/out")] == pytest.approx(losses, rel=1e-4)
     assert result["rows"] == toy.ROWS
     assert result["step"] == 12
+    shards = ["000000", "000001"]
+    each = ids.row_ids(training.inputs, shards, training.task)
+    used = ids.read_ids(f"{place}/out/ids")
+    assert len(used) == 12
+    assert ids.check(used, training.plan({name: len(one) for name, one in zip(shards, each, strict=True)}), each) == 2
     assert all(total == 12 and unit == "steps" for _, total, unit in seen)
     started = time.monotonic()
     assert fit(*arguments, quiet) == result

@@ -3,6 +3,7 @@
 import json
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from infra import storage
+from infra.train import ids as log_of_ids
 from infra.train import world
 from infra.train.ids import IdLog, check, read_ids, row_ids
 from infra.train.plan import BatchPlan
@@ -21,23 +24,32 @@ def make_ids(counts):
     return np.split(numbers, np.cumsum(counts)[:-1])
 
 
-def run(folder, plan, ids, size, start, stop, behind=0, torn=False):
-    """One attempt of `size` workers over steps [start, stop), of which the last rank is killed `behind` steps early."""
-    padded = -(-plan.batch // size)
+def run(folder, plan, ids, size, start, stop, behind=0, torn=False, every=0, last=False):
+    """One attempt of `size` workers over steps [start, stop), of which the last rank is killed `behind` steps early.
+
+    With `every`, the folder cannot append: what it has is of so many steps, or of fewer at the `last`.
+    """
+    padded, attempt = -(-plan.batch // size), []
     for rank in range(size):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(world, "rank", lambda rank=rank: rank)
             patch.setattr(world, "size", lambda: size)
-            patch.setattr(world, "from_first", lambda attempt, rank=rank: attempt - (rank > 0))  # rank 0 looked first
+            patch.setattr(world, "from_first", lambda mine: (attempt.append(mine), attempt[0])[1])  # rank 0 was first
+            if every and storage.is_local(folder):
+                patch.setattr(log_of_ids, "storage", SimpleNamespace(**{**vars(storage), "is_local": lambda _: False}))
             log = IdLog(folder, start)
         for step in range(start, stop - (behind if rank == size - 1 else 0)):
+            if every and step % every == 0:
+                log.flush()
             rows, weight = plan.share(step, step + 1, rank, size, padded)
             column = torch.tensor([int(ids[s][r]) for s, r in zip(rows.shard, rows.row, strict=True)])
             whole = {"id": column, "weight": torch.from_numpy(weight)}
             parts = {name: values.chunk(2) for name, values in whole.items()}
             log(step, [{name: part[i] for name, part in parts.items()} for i in range(len(parts["id"]))])
+        if last:
+            log.flush()
         log.close()
-        if torn:
+        if torn and not every:
             newest = sorted(Path(folder).glob(f"*-{rank:05d}-of-{size:05d}.jsonl"))[-1]
             with open(newest, "rb+") as file:
                 file.truncate(max(0, file.seek(0, 2) - 3))
@@ -55,21 +67,37 @@ attempts = st.lists(
 )
 
 
+def train_and_check(folder, plan, killed, last, every):
+    """Attempts that were killed and one that was not, and whether what they wrote shows each row once an epoch."""
+    ids, done = make_ids(plan.counts), 0
+    for size, kept, length, behind, torn in killed:
+        start = int(kept * done)  # a checkpoint that was whole
+        run(folder, plan, ids, size, start, start + length, min(behind, length), torn, every)
+        done = start + length - behind - torn
+        if every:  # a save of all
+            done = (start + length - min(behind, length) - 1) // every * every
+        done = max(done, start)
+    steps = -(-2 * plan.rows_per_epoch // plan.batch)
+    run(folder, plan, ids, last, min(done, steps), max(done, steps), every=every, last=True)
+    found = read_ids(folder)
+    assert len(found) >= steps
+    assert check(found, plan, ids) >= 2
+
+
+@pytest.mark.timeout(120)
 @settings(max_examples=60, deadline=None)
-@given(plans, attempts, st.integers(1, 4))
-def test_every_row_once_an_epoch_whatever_was_killed(plan, killed, last):
-    ids = make_ids(plan.counts)
+@given(plans, attempts, st.integers(1, 4), st.integers(0, 3))
+def test_every_row_once_an_epoch_whatever_was_killed(plan, killed, last, every):
     with tempfile.TemporaryDirectory() as folder:
-        done = 0
-        for size, kept, length, behind, torn in killed:
-            start = int(kept * done)  # a checkpoint that was whole
-            run(folder, plan, ids, size, start, start + length, min(behind, length), torn)
-            done = max(start + length - behind - torn, start)
-        steps = -(-2 * plan.rows_per_epoch // plan.batch)
-        run(folder, plan, ids, last, min(done, steps), max(done, steps))
-        found = read_ids(folder)
-        assert len(found) >= steps
-        assert check(found, plan, ids) >= 2
+        train_and_check(f"{folder}/ids", plan, killed, last, every)
+
+
+def test_a_store_that_cannot_append_has_all_before_each_save(s3):
+    plan = BatchPlan([5, 4], 2, 0, 2)
+    killed = [(2, 1.0, 5, 1, False), (3, 0.5, 4, 0, False)]
+    train_and_check(f"{s3}/ids", plan, killed, 2, every=2)
+    assert storage.list_names(f"{s3}/ids") == ["000000", "000001", "000002"]
+    assert len(storage.list_names(f"{s3}/ids/000000")) == 5  # the starts, two steps twice, two once
 
 
 @settings(deadline=None)
@@ -126,8 +154,3 @@ def test_an_attempt_that_never_got_to_a_step_voids_what_it_began_at(tmp_path):
     write(tmp_path, "000000-00000-of-00001.jsonl", {"start": 0}, *({"step": s, "ids": [s]} for s in range(5)))
     write(tmp_path, "000001-00001-of-00002.jsonl", {"start": 3})
     assert read_ids(str(tmp_path)) == {0: [0], 1: [1], 2: [2]}
-
-
-def test_s3_is_refused():
-    with pytest.raises(ValueError, match="by appending"):
-        IdLog("s3://bucket/ids", 0)

@@ -12,7 +12,7 @@ import torch
 
 from infra import storage
 from infra.train import checkpoint
-from infra.train.writer import Writer
+from infra.train.writer import Writer, _tidy
 from tests.infra.train import saver
 from tests.infra.train.group import Group
 from tests.infra.train.saved import META, files, found, names, save, state
@@ -70,6 +70,22 @@ def test_all_learn_at_the_end_that_the_last_save_does_not_count(tmp_path, monkey
     told = group.run(lambda: save(tmp_path, 5))
     assert [type(error) for error in told] == [storage.UnavailableError, RuntimeError, RuntimeError]
     assert all("The server failed." in str(error) for error in told)
+
+
+def test_records_are_read_and_removed_many_at_a_time(tmp_path, monkeypatch):
+    together, target = threading.Barrier(storage.AT_ONCE, timeout=20), checkpoint.place(str(tmp_path), 5)
+    parts = [{"name": f"part-{number}"} for number in range(storage.AT_ONCE)]
+    writer = Writer(str(tmp_path))
+    for part in parts:
+        storage.write_json(storage.join(target, f"{part['name']}.json"), part)
+    read_json, remove = storage.read_json, storage.remove
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "read_json", lambda url: (together.wait(), read_json(url))[1])
+        assert writer._gather(target, [part["name"] for part in parts]) == parts
+    checkpoint.write_commit(target, {"parts": parts})
+    monkeypatch.setattr(storage, "remove", lambda url: (together.wait(), remove(url)))
+    _tidy(target)
+    assert storage.list_names(target) == [checkpoint.COMMIT]
 
 
 # In the background

@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import pkgutil
+import shutil
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -264,8 +265,11 @@ def tear(job, config):
 
 
 def compilers(job, config):
-    """Those that are loaded."""
-    return [name for name in ("torch._dynamo", "torch._inductor") if name in sys.modules]
+    """Those that are loaded, those that are found, and what was made by them."""
+    loaded = [name for name in ("torch._dynamo", "torch._inductor") if name in sys.modules]
+    found = [name for name in ("cc", "gcc", "c++", "g++", "clang", "ninja", "nvcc") if shutil.which(name)]
+    extensions = os.environ["TORCH_EXTENSIONS_DIR"]
+    return loaded + found + (os.listdir(extensions) if os.path.exists(extensions) else [])
 
 
 def poison(job, config):

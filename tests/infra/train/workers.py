@@ -14,6 +14,9 @@ from tests.infra.train import toy
 # Workers are forked from a process that has imported all this once, which takes several seconds; ZeRO 3 loads dynamo.
 multiprocessing.get_context("forkserver").set_forkserver_preload([toy.__name__, "infra.train.zero", "torch._dynamo"])
 
+# Nothing that trains compiles anything: workers find no compiler, and nothing that was compiled before.
+BARE = {"PATH": "/nowhere", "CC": "/nowhere/cc", "CXX": "/nowhere/c++"}
+
 
 def run_workers(place, world, jobs, seconds=230, method="forkserver"):
     """What each job returned, done by one group of `world` workers, one job after another."""
@@ -22,6 +25,7 @@ def run_workers(place, world, jobs, seconds=230, method="forkserver"):
         port = probe.getsockname()[1]
     result = str(place / f"result-{port}.json")
     where = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    where |= BARE | {"TORCH_EXTENSIONS_DIR": str(place / "extensions")}
     context = multiprocessing.get_context(method)
     workers = [
         context.Process(target=_work, args=({**where, "RANK": str(rank), "LOCAL_RANK": str(rank)}, jobs, result))
