@@ -20,6 +20,7 @@ from infra.data.ledger import commit
 from infra.data.shards import count_rows
 from infra.train import feed as feed_module
 from infra.train import prepare
+from infra.train.draw import uniforms
 from infra.train.feed import Feed
 from infra.train.ids import check, row_ids
 from infra.train.plan import BatchPlan
@@ -107,6 +108,37 @@ def test_no_order_depends_on_where_executions_are_cut(feed, monkeypatch):
         monkeypatch.setattr(module, "READ_ROWS", 20)
     found = torch.cat([part["id"] for step in replace(feed(90), tasks=2)(3) for part in step])
     assert torch.equal(found, wanted)
+
+
+class Draws(toy.Toy):
+    def collate(self, rows, draw):
+        return {"coin": draw("coin"), "die": draw("die")}
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("world", "micro_steps"), [(1, 3), (2, 1), (3, 2)])
+def test_a_draw_is_a_function_of_seed_epoch_row_and_name(feed, monkeypatch, world, micro_steps):
+    """Over workers, micro-steps, two epochs of which a batch holds rows of both, and executions that are cut."""
+    monkeypatch.setattr(feed_module, "PLAN_ROWS", 70)  # of steps of 7: ten to an execution
+    monkeypatch.setattr(feed_module, "READ_ROWS", 20)
+    steps, batch, seed = 15, 7, 5
+    found = [{"id": [], "coin": [], "die": []} for _ in range(steps)]
+    for rank in range(world):
+        source = feed(steps, rank, world, -(-batch // world), micro_steps, batch)
+        plan = replace(source.plan, seed=seed)
+        for step, micro_batches in zip(found, replace(source, task=Draws(), plan=plan)(0), strict=True):
+            for name, values in step.items():
+                values += [value for part in micro_batches for value in part[name][part["weight"] > 0].tolist()]
+    rows = plan.steps(0, steps)
+    epochs = np.arange(steps * batch) // toy.ROWS
+    ids = (rows.shard * toy.ROWS + rows.row).astype(np.uint64)
+    assert len(set(zip(ids[epochs < 2], epochs[epochs < 2], strict=True))) == 2 * toy.ROWS
+    assert [value for step in found for value in step["id"]] == ids.tolist()
+    for name in ("coin", "die"):
+        wanted = [uniforms(seed, epochs[i : i + 1], ids[i : i + 1], name)[0] for i in range(len(ids))]
+        assert [value for step in found for value in step[name]] == wanted
+        assert len(set(wanted)) == len(wanted), "an epoch's draws are its own"
+    assert found[0]["coin"] != found[0]["die"]
 
 
 class Raises(toy.Toy):

@@ -3,6 +3,8 @@
 import time
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from infra import storage
 from infra.cluster import Cluster
@@ -12,6 +14,7 @@ from infra.train.fit import Training, fit
 from infra.train.loop import TrainConfig
 from tests.infra.train import toy
 from tests.infra.train.drive import groups
+from tests.infra.train.workers import final_state
 
 CONFIG = {"steps": 12, "batch": 10, "log_every_steps": 1, "save_every_steps": 6}
 
@@ -38,6 +41,11 @@ def test_fit_equals_the_plain_loop_and_is_a_no_op_again(ray_cluster, place, tmp_
     assert len(used) == 12
     assert ids.check(used, training.plan({name: len(one) for name, one in zip(shards, each, strict=True)}), each) == 2
     assert all(total == 12 and unit == "steps" for _, total, unit in seen)
+    saved = final_state(f"{place}/out/checkpoints")
+    with storage.fetched(f"{place}/out/model") as local:
+        exported = load_file(f"{local}/net.safetensors")
+    assert torch.equal(exported["hidden.weight"], saved["net/ema/hidden.weight"])
+    assert not torch.equal(exported["hidden.weight"], saved["net/w/hidden.weight"])
     started = time.monotonic()
     assert fit(*arguments, quiet) == result
     assert time.monotonic() - started < 2

@@ -5,10 +5,12 @@ from itertools import pairwise
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from infra.train import checkpoint
 from infra.train.engine import PlainEngine
 from infra.train.loop import Diverged, Left, TrainConfig, train
+from infra.train.worker import _export as export
 from infra.train.writer import Writer
 from tests.infra.train import toy
 
@@ -192,6 +194,29 @@ def test_a_checkpoint_is_scored_by_the_mean_loss_since_the_one_before(tmp_path):
     best = checkpoint.best(str(tmp_path))
     assert best
     assert checkpoint.step_of(best) == min(scores, key=lambda step: scores[step])
+
+
+class Held(dict):
+    """Tensors of a checkpoint."""
+
+    meta = {}
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_what_is_exported_is_the_average_where_there_is_one_and_else_what_was_saved(tmp_path, averaged):
+    state = toy.final_state(run(tmp_path / "run"))
+    held = Held(
+        {name: tensor + 1 for name, tensor in state.items() if averaged or "/ema/" not in name}
+    )  # no first ones
+    export(toy.Toy(), held, str(tmp_path / "model"))
+    found = load_file(tmp_path / "model" / "net.safetensors")
+    assert torch.equal(found.pop("head.weight"), found["embed.weight"])  # tied
+    frozen, buffers = {"frozen.weight", "frozen.bias"}, {"scale", "calls"}
+    assert found.keys() > frozen | buffers
+    for name, tensor in found.items():
+        kind = "b" if name in buffers else "ema" if averaged and name not in frozen else "w"
+        assert torch.equal(tensor, held[f"net/{kind}/{name}"]), name
+    assert averaged == (not torch.equal(found["hidden.weight"], held["net/w/hidden.weight"]))
 
 
 def test_a_feed_may_tell_how_much_lies_ready(tmp_path):
