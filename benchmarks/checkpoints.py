@@ -7,8 +7,8 @@ The state is that of a real `ZeroEngine` after one step: weights, two moments an
 parameter, in tensors of at most a million elements. Each worker (a process; two meet over gloo) makes steps of matrix
 products, and has three intervals of as many steps in turns, `rounds` times: with no save, with one that it waits for,
 and with one in the background, waited for at the end of the interval. A save begins as in the loop, with
-`engine.state()` in the thread that trains, which puts this worker's share together: at stages 1 and 2 a sum over
-workers of every tensor of every kind, at stage 3 a gather of each, at stage 0 a copy.
+`engine.state()` in the thread that trains, which puts this worker's share together: at stages 1 and 2 a copy, and a sum
+over workers of what is cut between them; at stage 3 a gather of every tensor of every kind; at stage 0 a copy.
 
 `lost` is by how many seconds the interval is longer than that without a save of the same round; `blocked` is how long
 the loop stood still in the save alone, which in the background is `engine.state()` and the start of a thread. Both are
@@ -16,9 +16,6 @@ medians of five intervals (`rounds`), and so is `interval`, that without a save.
 `save` one save with it until it is committed, waited for: medians of three. `check`, the hash of all bytes by
 `restore`, and `load`, reading every tensor on every worker, are one run each, soon after the write: what they read lies
 in the kernel's memory still. All are those of the slowest worker.
-
-Beside its engine a worker holds one share of the state at a time: here the save before has always ended when the next
-begins. The loop holds two for a while where it has not, since it calls `engine.state()` before the writer waits.
 
 s3 is moto's server in this very machine, which takes its cores from training: what is lost there is more than a real
 store takes. Prints a table, what a save of each kind takes of a run that saves at given intervals, and one JSON object.

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from deepspeed.utils import logger, safe_get_full_fp32_param, safe_get_full_optimizer_state
 from torch.distributed import distributed_c10d
 
+from infra.train import world
 from infra.train.engine import STATE_KEYS, Saved, buffers, clip, load_optimizer, load_weights
 from infra.train.optim import AdamW, parameter_groups
 from infra.train.recompute import recompute as recompute_blocks
@@ -132,21 +133,32 @@ class ZeroEngine:
 
     @torch.no_grad()
     def state(self) -> dict[str, torch.Tensor]:
-        """A collective over all parameters; worker r keeps the r-th, (r + world)-th, ... of them."""
+        """A collective. At stages 1 and 2 a worker keeps what lies whole in its partition; what is cut is summed."""
         self._link()
         named = dict(self._engine.module.named_parameters())
-        mine = set(list(named)[dist.get_rank() :: dist.get_world_size()])
-        state = {}
+        trained = {key: parameter for key, parameter in named.items() if parameter.requires_grad}
+        keeper = {key: place % dist.get_world_size() for place, key in enumerate(named)}
+        kinds, state = ("w", *self._kinds()), {}
 
         def keep(kind: str, key: str, value: torch.Tensor) -> None:
-            if key in mine:
+            if keeper[key] == dist.get_rank():
                 state[f"{self.update.name}/{kind}/{key}"] = _copy(value)
 
         for key, parameter in named.items():
-            if not parameter.requires_grad:
+            if key not in trained:
                 keep("w", key, self._frozen(parameter))
-        for keys in _buckets({key: parameter for key, parameter in named.items() if parameter.requires_grad}):
-            for kind in ("w", *self._kinds()):
+        if self._stage in (1, 2):
+            parts = world.gather([_held(parameter) for parameter in trained.values()])
+            for (key, parameter), held in zip(list(trained.items()), zip(*parts, strict=True), strict=True):
+                keeper[key] = held.index(max(held))
+                if max(held) < parameter.numel():
+                    continue  # it is cut
+                del trained[key]
+                if keeper[key] == dist.get_rank():
+                    for kind in kinds:
+                        keep(kind, key, parameter._hp_mapping.get_hp_fragment(_key(kind)).view_as(parameter))
+        for keys in _buckets(trained):
+            for kind in kinds:
                 for key, value in zip(keys, self._whole([named[key] for key in keys], kind), strict=True):
                     keep(kind, key, value)
         if dist.get_rank() == 0:
@@ -172,7 +184,7 @@ class ZeroEngine:
 
     def _whole(self, parameters: list[Any], kind: str) -> list[torch.Tensor]:
         """Some parameters' weights (`w`) or states of the optimizer, put together from all workers' parts."""
-        key = None if kind == "w" else kind
+        key = _key(kind)
         if self._stage == 0:
             return [self._optimizer.state[each][key] if key else each for each in parameters]
         if self._stage == 3:
@@ -232,6 +244,16 @@ class ZeroEngine:
         part = value.reshape(-1)[size * dist.get_rank() : size * (dist.get_rank() + 1)]
         partition.data.zero_()  # the last partition is padded
         partition.data[: len(part)].copy_(part)
+
+
+def _key(kind: str) -> str | None:
+    """DeepSpeed's name of a state of the optimizer, and of the weights."""
+    return None if kind == "w" else kind
+
+
+def _held(parameter: Any) -> int:
+    """How many elements of a parameter lie in this worker's partition, at stages 1 and 2."""
+    return parameter._hp_mapping.lp_fragment_address.numel if parameter._hp_mapping is not None else 0
 
 
 def _buckets(parameters: dict[str, Any], most: int = 2**26) -> Iterator[list[str]]:
