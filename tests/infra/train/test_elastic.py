@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from benchmarks.nodes import Nodes
+from infra import storage
 from infra.metrics import read_scalars
 from infra.train import checkpoint, ids
 from infra.train.loop import TrainConfig
@@ -39,7 +40,7 @@ def check(place, undisturbed):
     """The same losses at the same steps, and every row once an epoch, as the workers wrote it down."""
     rows = read_scalars(f"{place}/out")
     assert [row["step"] for row in rows] == list(range(5, STEPS + 1, 5))
-    assert [row["net/token"] for row in rows] == pytest.approx(undisturbed, rel=1e-3)
+    assert [row["net/token"] for row in rows] == pytest.approx(undisturbed, rel=2e-5)  # the log has six digits
     used = ids.read_ids(f"{place}/out/ids")
     assert len(used) == STEPS
     inputs, shards = [f"{place}/rows"], ["000000", "000001"]
@@ -139,35 +140,61 @@ def test_a_worker_that_hangs_is_told_of_and_replaced(place, undisturbed):
     check(place, undisturbed)
 
 
-def test_killed_twice_while_it_saves_every_step(place, undisturbed):
-    config = CONFIG | {"save_every_steps": 1}
+def stopped_in_a_save(workers, folder):
+    """Suspend workers; whether the newest checkpoint then has a part and no commit record, else they go on."""
+    for worker in workers:
+        worker.suspend()
+    newest = checkpoint.place(folder, max(checkpoint.steps(folder), default=0))
+    names = storage.list_names(newest)
+    if any(name.endswith(".safetensors") for name in names) and checkpoint.COMMIT not in names:
+        return True
+    for worker in workers:
+        worker.resume()
+    return False
+
+
+def test_killed_twice_within_a_save(place, undisturbed):
+    config, folder = CONFIG | {"save_every_steps": 1}, f"{place}/out/checkpoints"
     with Driver(place, config, task="Toy", **PAIR) as driver:
         for number, step in enumerate((30, 60)):
             driver.wait_for_group(number)
             driver.wait_for_step(step)
-            driver.workers()[number].kill()
+            workers = driver.workers()
+            driver.wait(lambda workers=workers: stopped_in_a_save(workers, folder))
+            workers.pop(number).kill()
+            for worker in workers:
+                worker.resume()
             driver.wait(lambda number=number: len(groups(place)) == number + 1)
         code, said = driver.end()
         assert code == 0, said
     check(place, undisturbed)
 
 
-def test_a_store_on_s3_that_is_away_for_ten_seconds(tmp_path, s3, s3_server, undisturbed):
-    """Saves and figures fail meanwhile; training ends all the same, with the same losses."""
-    away = []
+def test_a_store_on_s3_that_is_away_when_it_is_read_and_when_it_is_written(s3, s3_server, undisturbed):
+    """For three seconds when the feed opens its shards, and for ten from a save on; then a worker is killed."""
+    begun, reads, saves, refused = [], [], [], []
 
     def script(method, path, count):
-        if not away and "000000040" in path:
-            away.append(time.monotonic())
-        return "503" if away and time.monotonic() - away[0] < 10 else None
+        now, of_rows = time.monotonic(), "/rows/shards/" in path
+        if "/out/ids/" in path:  # workers are there: who reads rows from now on is the feed
+            begun.append(now)
+        if begun and of_rows:
+            reads.append(now)
+        if "000000040" in path:
+            saves.append(now)
+        if not (saves and now - saves[0] < 10) and not (of_rows and reads and now - reads[0] < 3):
+            return None
+        refused.append((method, of_rows))
+        return "503"
 
     toy.write_rows(f"{s3}/rows")
     with Proxy(s3_server, script=script) as proxy:
-        environment = {"AWS_ENDPOINT_URL": proxy.url}
-        with Driver(s3, CONFIG, environment, "Slow", workers=(2, 2)) as driver:
+        with Driver(s3, CONFIG, {"AWS_ENDPOINT_URL": proxy.url}, "Slow", **PAIR) as driver:
+            driver.wait_for_step(120)
+            driver.workers()[1].kill()
             code, said = driver.end(240)
         assert code == 0, said
-        assert proxy.met["503"] > 1
-    rows = read_scalars(f"{s3}/out")
-    assert [row["step"] for row in rows] == list(range(5, STEPS + 1, 5))
-    assert [row["net/token"] for row in rows] == pytest.approx(undisturbed, rel=1e-3)
+    assert len(storage.list_names(f"{s3}/out/ids")) > 1, "another group followed"
+    assert ("PUT", False) in refused
+    assert any(of_rows for _, of_rows in refused)
+    check(s3, undisturbed)
