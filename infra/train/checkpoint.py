@@ -74,8 +74,8 @@ def best(folder: str) -> str | None:
 
 
 def reached(folder: str) -> int:
-    """The step of the newest checkpoint that was committed, whatever became of its parts; 0 where there is none."""
-    return next((step for step in steps(folder) if read_commit(place(folder, step))), 0)
+    """The step of the newest checkpoint whose parts are all there in their sizes; 0 where there is none."""
+    return next((step for step in steps(folder) if _has_all(place(folder, step))), 0)
 
 
 def step_of(url: str) -> int:

@@ -37,6 +37,19 @@ def test_what_is_saved_is_found(place, background):
     assert len(names(place)) == 3  # a part of each, and the name that all records have: nothing is left over
 
 
+def test_a_torn_checkpoint_hides_no_progress(place):
+    """What training came to is told by what it can go on from: else saves before a torn one would not count."""
+    assert checkpoint.reached(place) == 0
+    save(place, 5, 10)
+    assert checkpoint.reached(place) == 10
+    newest = checkpoint.place(place, 10)
+    (part,) = [name for name in names(newest) if name.endswith(".safetensors")]
+    storage.write_bytes(storage.join(newest, part), storage.read_bytes(storage.join(newest, part))[:-1])
+    assert checkpoint.reached(place) == 5
+    save(place, 7)
+    assert checkpoint.reached(place) == 7
+
+
 def test_shares_of_workers_are_one_checkpoint(place, monkeypatch):
     group = Group(monkeypatch, 3)
 

@@ -153,6 +153,19 @@ def stopped_in_a_save(workers, folder):
     return False
 
 
+def test_a_worker_that_never_comes_in_is_missed_and_replaced(place, undisturbed):
+    """It hangs while the workers look for one another: none has said a word, and none can be killed by its name."""
+    with Driver(place, CONFIG, task="Toy", stall_seconds=12, **PAIR) as driver:
+        driver.wait(lambda: len(driver.workers()) == 2)
+        driver.workers()[1].suspend()
+        driver.wait(lambda: len(groups(place)) == 1, 150)
+        code, said = driver.end()
+        assert code == 0, said
+    assert "has not come in for" in said
+    assert "Its group is started anew." in said
+    check(place, undisturbed)
+
+
 def test_killed_twice_within_a_save(place, undisturbed):
     config, folder = CONFIG | {"save_every_steps": 1}, f"{place}/out/checkpoints"
     with Driver(place, config, task="Toy", **PAIR) as driver:
