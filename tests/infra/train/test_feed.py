@@ -191,6 +191,13 @@ def test_an_error_in_what_was_begun_ahead_comes_after_all_that_was_good(feed, mo
     assert torch.equal(torch.cat(found), wanted[: 5 * len(found)])
 
 
+@pytest.mark.timeout(120)
+def test_a_batch_that_is_lost_on_the_way_is_noticed(feed, monkeypatch):
+    monkeypatch.setattr(feed_module, "unpack", lambda table: list(prepare.unpack(table))[:-1])
+    with pytest.raises(RuntimeError, match="The feed gave nothing for steps"):
+        list(feed(10)(0))
+
+
 @pytest.mark.timeout(240)
 def test_processes_that_die_are_not_tried_for_ever(feed, monkeypatch):
     monkeypatch.setattr(feed_module, "RETRIES", 1)
