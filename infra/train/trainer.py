@@ -104,8 +104,11 @@ class _Trainer(ray.train.torch.TorchTrainer):
         start: Any = ray.remote(num_cpus=0, label_selector=here, runtime_env=environment)(TrainController).remote
         controller = start(**arguments)
         self.begun(controller)
-        ray.get(controller.run.remote())
-        return ray.get(controller.get_result.remote())
+        try:
+            ray.get(controller.run.remote())
+            return ray.get(controller.get_result.remote())
+        finally:
+            ray.kill(controller)  # with it go the places of a group that failed to start, whoever still knows it
 
 
 def _told(failure: BaseException) -> BaseException:
