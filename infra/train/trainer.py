@@ -3,7 +3,9 @@
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -11,6 +13,9 @@ import ray.train.torch
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
+from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGroup
+from ray.util import get_placement_group, placement_group, remove_placement_group
 
 from infra.cluster import Cluster
 from infra.train.meeting import keep_to_loopback
@@ -44,6 +49,7 @@ def run(
     # Ray Train's own run folder holds nothing that is needed again: checkpoints are ours, under `out`. So there is no
     # snapshot of its controller that could be torn.
     scratch = tempfile.mkdtemp(prefix="rescribe-train-")
+    name = f"rescribe-{uuid.uuid4().hex}"
     try:
         trainer = _Trainer(
             work,
@@ -57,7 +63,7 @@ def run(
                 label_selector=[{"ray.io/node-id": node} for node in nodes] or None,
             ),
             run_config=ray.train.RunConfig(
-                name="run",
+                name=name,
                 storage_path=scratch,
                 failure_config=ray.train.FailureConfig(
                     max_failures=0, controller_failure_limit=0, max_preemption_failures=0
@@ -76,7 +82,27 @@ def run(
         return {-1: error}, True
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        # Of a group that fails while it starts, Ray Train (2.60) keeps the places, and Ray does until the job ends.
+        with suppress(ValueError):  # there is none of that name, as always where all went well
+            remove_placement_group(get_placement_group(name))
     return {}, True
+
+
+class _Workers(WorkerGroup):
+    """Their places have the name of the run, by which the driver finds them."""
+
+    def _create_placement_group(self, scaling_config: Any, worker_group_context: Any) -> DefaultPlacementGroupHandle:
+        places = placement_group(
+            [worker_group_context.resources_per_worker] * worker_group_context.num_workers,
+            strategy=worker_group_context.placement_strategy,
+            name=str(self._train_run_context.get_run_config().name),
+            bundle_label_selector=worker_group_context.label_selector,
+        )
+        return DefaultPlacementGroupHandle(places)
+
+
+class _Controller(TrainController):
+    worker_group_cls = _Workers
 
 
 class _Backend(ray.train.torch.TorchConfig().backend_cls):
@@ -101,14 +127,14 @@ class _Trainer(ray.train.torch.TorchTrainer):
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
         environment = {"env_vars": get_env_vars_to_propagate() | self.variables}
-        start: Any = ray.remote(num_cpus=0, label_selector=here, runtime_env=environment)(TrainController).remote
+        start: Any = ray.remote(num_cpus=0, label_selector=here, runtime_env=environment)(_Controller).remote
         controller = start(**arguments)
         self.begun(controller)
         try:
             ray.get(controller.run.remote())
             return ray.get(controller.get_result.remote())
         finally:
-            ray.kill(controller)  # with it go the places of a group that failed to start, whoever still knows it
+            ray.kill(controller)  # it lives for as long as somebody knows it
 
 
 def _told(failure: BaseException) -> BaseException:
