@@ -7,6 +7,7 @@ import time
 import psutil
 import pytest
 
+from benchmarks import recovery
 from benchmarks.nodes import Nodes
 from infra import storage
 from infra.metrics import read_scalars
@@ -75,6 +76,24 @@ def test_a_node_dies_one_joins_and_one_is_drained(place, undisturbed):
             assert code == 0, said
         assert stays.poll() is None
     assert [group["workers"] for group in groups(place)] == [2, 1, 2, 1]
+    check(place, undisturbed)
+
+
+def test_workers_that_die_while_their_group_starts_keep_no_places(place, undisturbed):
+    """The one node has just the places that the next group needs."""
+    with Nodes() as nodes:
+        node = nodes.add(1, cpus=2)
+        with Driver(place, CONFIG, nodes.environment, address=nodes.address, **NODES) as driver:
+            for number in range(2):
+                driver.wait(lambda number=number: len(groups(place, "begins")) > number)
+                driver.wait(lambda: recovery.workers(node.pid))
+                assert not groups(place, "first step")
+                for worker in recovery.workers(node.pid):
+                    worker.kill()
+                driver.wait(lambda number=number: len(groups(place)) > number)
+            code, said = driver.end()
+            assert code == 0, said
+    assert [group["workers"] for group in groups(place)] == [1, 1, 1]
     check(place, undisturbed)
 
 
