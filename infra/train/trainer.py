@@ -83,7 +83,7 @@ def run(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         # Of a group that fails while it starts, Ray Train (2.60) keeps the places, and Ray does until the job ends.
-        with suppress(ValueError):  # there is none of that name, as always where all went well
+        with suppress(Exception):  # there is none of that name, as where all went well, or no cluster any more
             remove_placement_group(get_placement_group(name))
     return {}, True
 
