@@ -144,20 +144,23 @@ def silence(words: list[tuple[Beat, float]], patience: float) -> tuple[str, bool
     to come in, start, save or export; and it must not fall silent for `patience` seconds, whatever it does. It is said
     after half.
     """
-    worst, worst_of, what = 0.0, None, ""
+    worst, worst_of, who = 0.0, None, ""
     for beat, quiet in words:
         brisk = beat.phase in BRISK and beat.slowest > 0
         limit = max(patience, 10 * beat.slowest) if brisk else 5 * patience
         stuck, silent = (beat.seconds + quiet) / limit, quiet / patience if beat.pid else 0.0
         if beat.phase != "done" and max(stuck, silent) > worst:
-            worst, worst_of = max(stuck, silent), beat
-            doing = f"{DOING[beat.phase]} for {beat.seconds + quiet:.0f} s"
-            what = f"says nothing for {quiet:.0f} s" if quiet > beat.seconds else doing
-            if not beat.pid:
-                what = f"has not come in for {quiet:.0f} s"
+            worst, worst_of, who = max(stuck, silent), beat, _described(beat, quiet)
     if worst_of is None or worst < 0.5:
         return None
     others = [f"worker {beat.rank} {DOING[beat.phase]}" for beat, _ in words if beat is not worst_of]
-    where = f" (process {worst_of.pid}, node {worst_of.node[:8]})" if worst_of.pid else ""
-    who = f"worker {worst_of.rank}{where} {what}"
     return f"No progress at step {worst_of.step}: {', '.join([who, *others[:3]])}.", worst >= 1
+
+
+def _described(beat: Beat, quiet: float) -> str:
+    """A worker, and what it does for how long."""
+    if not beat.pid:
+        return f"worker {beat.rank} has not come in for {quiet:.0f} s"
+    doing = f"{DOING[beat.phase]} for {beat.seconds + quiet:.0f} s"
+    what = f"says nothing for {quiet:.0f} s" if quiet > beat.seconds else doing
+    return f"worker {beat.rank} (process {beat.pid}, node {beat.node[:8]}) {what}"

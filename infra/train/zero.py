@@ -25,7 +25,7 @@ from infra.train.scale import LossScale
 from infra.train.settings import Offload, Precision, settings
 from infra.train.task import Batch, Losses, Update
 
-LONG_SECONDS = 1800
+LONG_SECONDS = 1800  # until a collective of all workers is given up; the board misses who hangs long before
 
 
 def start(backend: str, timeout_seconds: float = 120) -> None:
