@@ -118,7 +118,7 @@ def test_a_model_is_added(first_run, tmp_path):
     """The page's own code, put where it says, into a copy of the project."""
     page, (_, store, _) = Page(ROOT / "docs" / MODEL_PAGE), first_run
     copy = tmp_path / "project"
-    for name in ("workflows", "captioner", "t2i", "infra", "tests"):
+    for name in ("workflows", "captioner", "t2i", "infra", "tests", "docs"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", copy)
     shutil.copytree(store, copy / "runs")
