@@ -26,7 +26,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import cycle, islice, pairwise
+from itertools import cycle, islice
 from typing import Any, Literal
 
 import torch
@@ -34,17 +34,16 @@ import tyro
 
 from benchmarks.feed import Config as FeedConfig
 from benchmarks.feed import collate, fed, jpegs, prior_task, quiet, tokenizer_task, write_codes, write_images
+from benchmarks.loop import OPTIM, bare
 from infra.cluster import Cluster, connect, laptop
 from infra.data.images import decode
 from infra.metrics import read_scalars
 from infra.train.fit import Training, fit
 from infra.train.loop import TrainConfig
-from infra.train.optim import AdamW, OptimConfig, parameter_groups
 from infra.train.task import Task
 from t2i.priors.autoregressive import AutoregressiveConfig
 from workflows.ingest import IngestConfig, ingest
 
-OPTIM = OptimConfig(lr=1e-4, warmup_steps=0, schedule="constant", ema_decay=0.99)
 LONG = AutoregressiveConfig(width=128, layers=4, heads=4)
 SHORT = AutoregressiveConfig(width=64, layers=2, heads=2)
 
@@ -70,24 +69,6 @@ class Config:
     channels: int = 32
 
 
-def bare(task: Task, batches: list[dict[str, torch.Tensor]], case: Case) -> list[float]:
-    """Seconds of a step, over each `log_every` of them after the warm ones."""
-    (update,) = task.updates()
-    optimizer = AdamW(parameter_groups(update.module, update.optim), update.optim)
-    marks = []
-    for step, batch in enumerate(islice(cycle(batches), case.steps)):
-        if step >= case.warm and (step - case.warm) % case.log_every == 0:
-            marks.append(time.perf_counter())
-        counts = update.module.targets(batch)
-        losses = update.module(batch)
-        terms = [update.loss_weights.get(name, 1.0) * value / counts[name] for name, value in losses.items()]
-        torch.stack(terms).sum().backward()
-        torch.nn.utils.clip_grad_norm_(update.module.parameters(), update.optim.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-    return [(b - a) / case.log_every for a, b in pairwise(marks)]
-
-
 def fitted(task: Task, artifact: str, case: Case, out: str) -> tuple[list[float], float]:
     """The same of `fit`, and the share of its time that it waited for data."""
     train = TrainConfig(steps=case.steps, batch=case.batch, log_every_steps=case.log_every, save_every_steps=case.steps)
@@ -109,7 +90,9 @@ def compare(task: Task, artifact: str, case: Case, config: Config, place: str, t
                 seconds, share = fitted(task, artifact, case, f"{place}/out-{number}")
                 shares.append(share)
             else:
-                seconds = bare(task, batches, case)
+                (update,) = task.updates()
+                steps = islice(([batch] for batch in cycle(batches)), case.steps)
+                seconds = bare(update, steps, case.log_every, case.warm).seconds
             figures[kind].append(statistics.median(seconds))
         figures["ratio"].append(figures["bare"][-1] / figures["fit"][-1])
         print(number, {name: values[-1] for name, values in figures.items()}, shares[-1], file=sys.stderr, flush=True)

@@ -1,7 +1,8 @@
 """Model FLOPs: counted in one micro-batch of each Update, told by the second and as a share of what the GPUs can do."""
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -52,7 +53,9 @@ class Flops:
         if update in self._by_row:
             yield
             return
-        with _Counter() as counter:
+        # A graph of `torch.compile` would hide what it computes, and what is first compiled in here is never again.
+        eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+        with eager, _Counter() as counter:
             yield
         self._by_row[update] = counter.flops / max(1, rows)
 

@@ -92,6 +92,21 @@ def test_counting_changes_no_gradient(prior, batch):
     assert torch.equal(torch.random.get_rng_state(), drawn)
 
 
+def test_a_compiled_model_costs_the_same_and_stays_compiled(prior, batch):
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    prior.compile(backend=backend)
+    assert counted(prior, batch) == by_hand()
+    assert not graphs
+    for _ in range(2):
+        passes(prior, batch)
+    assert len(graphs) == 1
+
+
 def test_a_counted_training_is_bit_equal_to_one_that_is_not(tmp_path, monkeypatch):
     state, losses = toy.plain(str(tmp_path / "counted"))
     monkeypatch.setattr(Flops, "counted", lambda *_: nullcontext())
