@@ -8,11 +8,14 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from infra.cluster import Cluster
 from infra.metrics import read_scalars
+from infra.train import ids
 from infra.train.fit import Training, fit
 from infra.train.loop import TrainConfig
+from infra.train.plan import BatchPlan
 from tests.infra.train import toy
 
 ROOT = Path(__file__).parents[3]
@@ -67,6 +70,19 @@ def groups(place, event="ends"):
     path = Path(place, "out", "groups.jsonl")
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return [line for line in lines if event in (None, line["event"])]
+
+
+def check(place, config, undisturbed):
+    """The same losses at the same steps, and every row once an epoch, as the workers wrote it down."""
+    steps, batch, every = (config[name] for name in ("steps", "batch", "log_every_steps"))
+    rows = read_scalars(f"{place}/out")
+    assert [row["step"] for row in rows] == list(range(every, steps + 1, every))
+    assert [row["net/token"] for row in rows] == pytest.approx(undisturbed, rel=2e-5)  # the log has six digits
+    used = ids.read_ids(f"{place}/out/ids")
+    assert len(used) == steps
+    each = ids.row_ids([f"{place}/rows"], ["000000", "000001"], toy.Toy())
+    plan = BatchPlan([len(one) for one in each], batch, 0, TrainConfig(steps=1).window_shards)
+    assert ids.check(used, plan, each) == steps * batch // toy.ROWS
 
 
 def main():

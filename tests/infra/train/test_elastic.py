@@ -12,9 +12,7 @@ from benchmarks.nodes import Nodes
 from infra import storage
 from infra.metrics import read_scalars
 from infra.train import checkpoint, ids
-from infra.train.loop import TrainConfig
-from infra.train.plan import BatchPlan
-from tests.infra.train import toy
+from tests.infra.train import drive, toy
 from tests.infra.train.drive import Driver, groups
 from tests.proxy import Proxy
 
@@ -38,16 +36,7 @@ def undisturbed(tmp_path_factory):
 
 
 def check(place, undisturbed):
-    """The same losses at the same steps, and every row once an epoch, as the workers wrote it down."""
-    rows = read_scalars(f"{place}/out")
-    assert [row["step"] for row in rows] == list(range(5, STEPS + 1, 5))
-    assert [row["net/token"] for row in rows] == pytest.approx(undisturbed, rel=2e-5)  # the log has six digits
-    used = ids.read_ids(f"{place}/out/ids")
-    assert len(used) == STEPS
-    inputs, shards = [f"{place}/rows"], ["000000", "000001"]
-    each = ids.row_ids(inputs, shards, toy.Toy())
-    plan = BatchPlan([len(one) for one in each], CONFIG["batch"], 0, TrainConfig(steps=1).window_shards)
-    assert ids.check(used, plan, each) == STEPS * CONFIG["batch"] // toy.ROWS
+    drive.check(place, CONFIG, undisturbed)
 
 
 def kill_node(node, sent=signal.SIGKILL):

@@ -1,0 +1,31 @@
+"""Two trainings on one cluster, which has places for either of them and not for both."""
+
+import pytest
+
+from benchmarks.nodes import Nodes
+from tests.infra.train import toy
+from tests.infra.train.drive import Driver, check, groups
+
+CONFIG = {"steps": 200, "batch": 10, "log_every_steps": 5, "save_every_steps": 100}
+pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
+
+
+def test_both_end_though_each_wants_what_the_other_holds(tmp_path):
+    """A worker takes two of four CPUs, its feed's among them, and each training at least two workers."""
+    _, undisturbed = toy.plain(str(tmp_path / "plain"), steps=200, save_every_steps=200)
+    cluster = {"workers": (2, 3), "zero_stage": 2, "log_ids": True}
+    for name in ("one", "two"):
+        toy.write_rows(f"{tmp_path}/{name}/rows")
+    with Nodes() as nodes:
+        nodes.add(1, cpus=4)
+        drivers = [
+            Driver(tmp_path / name, CONFIG, nodes.environment, address=nodes.address, **cluster)
+            for name in ("one", "two")
+        ]
+        with drivers[0], drivers[1]:
+            for driver in drivers:
+                code, said = driver.end(300)
+                assert code == 0, said
+    for name in ("one", "two"):
+        assert {group["workers"] for group in groups(tmp_path / name)} == {2}
+        check(tmp_path / name, CONFIG, undisturbed[4::5])
