@@ -66,7 +66,7 @@ def _supervise(job: Job, report: Report, notice: Notice) -> None:
         if low < high:
             nodes = take(
                 cluster.worker_resources, low, high,
-                waiting=lambda found: say(f"Training waits: there is room for {found} of {low} workers at least."),
+                waiting=lambda: say(f"Training waits until there is room for {low} workers."),
                 stopped=notice.given,
             )  # fmt: skip
         notice.heed()

@@ -167,7 +167,8 @@ class Room:
         if self._more < 1:
             return False
         if self._seats is None:  # only now: the group has its own places
-            self._seats = Seats(self._cluster.worker_resources, self._more)
+            self._seats = Seats(self._cluster.worker_resources)
+            self._seats.ask(self._more)
         if len(self._seats.found()) > self._found:
             self._found, self._since = len(self._seats.found()), time.monotonic()
         return self._found > 0 and time.monotonic() - self._since > GATHER_SECONDS

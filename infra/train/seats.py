@@ -1,6 +1,5 @@
-"""Where training workers could sit now: placement groups of one worker each, which are demand to an autoscaler, too."""
+"""Where training workers could sit now: placement groups, which are demand to an autoscaler, too."""
 
-import random
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,42 +18,51 @@ LOOK_SECONDS = 0.2
 
 
 class Seats:
-    """Asks the cluster for places for so many workers; a place that is found is held until `free`.
+    """Asks the cluster for places for workers; a place that is found is held until `free`.
 
     Nodes that are being drained, or that do not answer any more, give none, whether Ray has marked them yet or not.
     """
 
-    def __init__(self, resources: dict[str, float], count: int) -> None:
-        # Beside a worker's own resources, a CPU somewhere for the tasks that feed it: a full cluster would starve them.
-        bundles = [resources, {"CPU": 1}]
-        self._asked = [placement_group(bundles, strategy="PACK") for _ in range(count)]
-        self._found: dict[PlacementGroup, str] = {}
+    def __init__(self, resources: dict[str, float]) -> None:
+        self._resources = resources  # of a worker
+        self._asked: dict[PlacementGroup, int] = {}
+        self._found: dict[PlacementGroup, list[str]] = {}
+
+    def ask(self, count: int, together: int = 1) -> None:
+        """For so many places more, or so many times some that are held only once all of them are there."""
+        for _ in range(count):
+            # With each a CPU somewhere for the tasks that feed it: a full cluster would starve them.
+            bundles = [self._resources, {"CPU": 1}] * together
+            self._asked[placement_group(bundles, strategy="PACK")] = together
 
     def found(self) -> list[str]:
         """The nodes of the places found so far, one entry a place."""
-        for group in self._asked:
+        for group, workers in self._asked.items():
             if group not in self._found:
                 # Not `group.ready()`: that is a task, which needs a process to start in each place.
                 told: Any = placement_group_table(group)
                 if told.get("state") == "CREATED":
-                    self._found[group] = told["bundles_to_node_id"][0]
-        return list(self._found.values())
+                    self._found[group] = [told["bundles_to_node_id"][2 * worker] for worker in range(workers)]
+        return [node for nodes in self._found.values() for node in nodes]
 
     def free(self) -> None:
-        """Give all places back, and ask no more."""
+        """Give all places back, and wait for none."""
         for group in self._asked:
             remove_placement_group(group)
+        self._asked, self._found = {}, {}
 
 
 def take(
-    resources: dict[str, float], low: int, high: int, waiting: Callable[[int], None], stopped: Callable[[], bool]
+    resources: dict[str, float], low: int, high: int, waiting: Callable[[], None], stopped: Callable[[], bool]
 ) -> list[str]:
     """The nodes where `low` to `high` workers can start now, one entry a worker; waits until there are `low`.
 
-    `waiting(found)` is called while it waits, and what it holds is given back for a moment: two trainings that each
-    hold a part of what both want would wait for ever. Returns fewer than `low` only where `stopped()`.
+    `waiting()` is called now and then while it waits, and nothing is held meanwhile: else two trainings that each hold
+    a part of what both want would wait for ever, and one that runs would have no CPUs to be fed by. Returns fewer than
+    `low` only where `stopped()`.
     """
-    seats = Seats(resources, high)
+    seats, waits = Seats(resources), False
+    seats.ask(high)
     found: list[str] = []
     since = time.monotonic()
     try:
@@ -62,13 +70,18 @@ def take(
             now = seats.found()
             if len(now) > len(found):
                 found, since = now, time.monotonic()
+            if waits and found:
+                waits = False
+                seats.ask(high - low)
             if len(found) >= low and time.monotonic() - since > SETTLE_SECONDS:
                 break
             if len(found) < low and time.monotonic() - since > WAIT_SECONDS:
-                waiting(len(found))
-                seats.free()
-                time.sleep(random.uniform(0, SETTLE_SECONDS))
-                seats, found, since = Seats(resources, high), [], time.monotonic()
+                waiting()
+                since = time.monotonic()
+                if not waits:
+                    waits, found = True, []
+                    seats.free()
+                    seats.ask(1, together=low)
             time.sleep(LOOK_SECONDS)
         return found
     finally:

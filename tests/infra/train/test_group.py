@@ -1,13 +1,12 @@
 """Groups follow one another for as long as something is gained by it, and what befell the last one is said."""
 
 import signal
-from itertools import count
 
 import pytest
 
 from infra.cluster import Cluster
 from infra.train import fit as fit_module
-from infra.train import seats, trainer
+from infra.train import trainer
 from infra.train.fit import fit
 from infra.train.group import GROWS, TAKEN, Group, Growth
 from infra.train.loop import TrainConfig
@@ -107,26 +106,3 @@ def test_a_group_that_cannot_grow_is_not_ended_over_and_over(monkeypatch, traini
     with pytest.raises(RuntimeError, match="enough"):
         fit([training], Cluster(name="test", workers=(1, 8), grow_seconds=3), lambda *_, **__: None)
     assert waited == [3, 6, 12, 24, 48]
-
-
-def test_too_few_seats_are_given_back_for_a_moment(monkeypatch):
-    """Two trainings that each hold a part of what both want would wait for ever."""
-    asked, freed, said = [], [], []
-
-    class Some:
-        def __init__(self, resources, count):
-            self.number = len(asked)
-            asked.append(count)
-
-        def found(self):
-            return ["node"] * (2 if self.number < 2 else 3)
-
-        def free(self):
-            freed.append(self.number)
-
-    monkeypatch.setattr(seats, "Seats", Some)
-    monkeypatch.setattr(seats, "WAIT_SECONDS", 0.3)
-    monkeypatch.setattr(seats, "SETTLE_SECONDS", 0.1)
-    clock = count()
-    assert seats.take({"CPU": 1}, 3, 4, said.append, lambda: next(clock) > 99) == ["node"] * 3
-    assert (asked, freed, said) == ([4, 4, 4], [0, 1, 2], [2, 2])
