@@ -18,6 +18,7 @@ from infra.train.worker import Job, work
 LOOK_SECONDS = 0.3  # between two looks at a group
 SPARE_SECONDS = 4  # until a spare process is asked for, and between two
 GATHER_SECONDS = 3  # after a new place for a worker was found: others may be about to come
+STOPPED = "told to stop"
 GROWS = "there is room for more workers"
 TAKEN = "its places were taken by others"
 
@@ -47,6 +48,7 @@ class Group:
             while training.is_alive():
                 training.join(LOOK_SECONDS)
                 if notice.given() and not self._training_since:
+                    self.why = STOPPED
                     break  # nothing is lost with a group that has only begun to start
                 words = ray.get(self._board.read.remote())
                 self._show(words, report)
@@ -112,7 +114,7 @@ class Group:
 
     def _why_leave(self, words: list[tuple[Beat, float]], room: "Room", notice: Notice) -> str:
         if notice.given():
-            return "told to stop"
+            return STOPPED
         if self._training_since and room.leaves({beat.node for beat, _ in words}):
             return "a node is taken away"
         if self._training_since and time.monotonic() - self._training_since > self._growth.seconds():

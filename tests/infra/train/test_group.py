@@ -1,14 +1,17 @@
 """Groups follow one another for as long as something is gained by it, and what befell the last one is said."""
 
 import signal
+import time
+from types import SimpleNamespace
 
 import pytest
+import ray
 
 from infra.cluster import Cluster
 from infra.train import fit as fit_module
 from infra.train import trainer
 from infra.train.fit import fit
-from infra.train.group import GROWS, TAKEN, Group, Growth
+from infra.train.group import GROWS, STOPPED, TAKEN, Group, Growth
 from infra.train.loop import TrainConfig
 from infra.train.worker import Job, Training
 from tests.infra.train import toy
@@ -70,6 +73,15 @@ def test_what_the_driver_itself_cannot_do_is_a_failure(monkeypatch, training):
     group = Group(Job([training], [{}], Cluster(name="test")), 0, None, 1, [], Growth(30, 1))
     group._fit()
     assert str(group._failures[-1]) == "There is no room left for /tmp."
+
+
+def test_a_group_that_is_stopped_before_it_trains_says_so(monkeypatch, training, ray_cluster):
+    monkeypatch.setattr(Group, "_fit", lambda self: time.sleep(5))
+    board = SimpleNamespace(open=SimpleNamespace(remote=lambda *_: ray.put(None)))
+    group = Group(Job([training], [{}], Cluster(name="test")), 0, board, 1, [], Growth(30, 1))
+    notice = SimpleNamespace(given=lambda: True)
+    assert group.run(lambda *_, **__: None, notice, lambda _: None, lambda: None) == {}
+    assert group.why == STOPPED
 
 
 def test_growing_in_vain_is_tried_less_and_less_often_until_other_nodes_are_there():
