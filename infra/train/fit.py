@@ -4,6 +4,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -62,9 +63,9 @@ def _supervise(job: Job, report: Report, notice: Notice) -> None:
     diary = _Diary(job.trainings[0].out, say)
     growth, group = Growth(cluster.grow_seconds, high), None
     for number in itertools.count():
-        nodes: list[str] = []
+        nodes, held = list[str](), ExitStack()
         if low < high:
-            nodes = take(
+            nodes, held = take(
                 cluster.worker_resources, low, high,
                 waiting=lambda: say(f"Training waits until there is room for {low} workers."),
                 stopped=notice.given,
@@ -72,7 +73,7 @@ def _supervise(job: Job, report: Report, notice: Notice) -> None:
         notice.heed()
         if group and group.why == GROWS:
             growth.came(group.size, len(nodes))
-        group = Group(job, number, board, len(nodes) or high, nodes, growth)
+        group = Group(job, number, board, len(nodes) or high, nodes, growth, held)
         diary(group, "begins")
         failures = group.run(report, notice, say, partial(diary, group, "first step"))
         diary(group, "ends", why=sentence(root(failures)) if failures else group.why or "all was trained")

@@ -26,11 +26,21 @@ TAKEN = "its places were taken by others"
 class Group:
     """One group of workers on Ray Train, from its start to its end."""
 
-    def __init__(self, job: Job, number: int, board: Any, size: int, nodes: list[str], growth: "Growth") -> None:
+    def __init__(
+        self,
+        job: Job,
+        number: int,
+        board: Any,
+        size: int,
+        nodes: list[str],
+        growth: "Growth",
+        held: contextlib.ExitStack,
+    ) -> None:
+        """`held` is closed once the workers sit in their places, or never will."""
         self.number, self.size, self.nodes = number, size, nodes
         self.why = ""  # it was told to leave
         self._training_since = 0.0
-        self._job, self._board, self._growth = job, board, growth
+        self._job, self._board, self._growth, self._held = job, board, growth, held
         self._failures: Mapping[int, BaseException] = {}
         self._controller: Any = None
 
@@ -51,6 +61,8 @@ class Group:
                     self.why = STOPPED
                     break  # nothing is lost with a group that has only begun to start
                 words = ray.get(self._board.read.remote())
+                if any(beat.pid for beat, _ in words):
+                    self._held.close()
                 self._show(words, report)
                 if not self._training_since and any(beat.made for beat, _ in words):
                     self._training_since = time.monotonic()
@@ -70,6 +82,7 @@ class Group:
             raise
         finally:
             room.close()
+            self._held.close()
         return self._failures
 
     def _fit(self) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import ray
@@ -54,12 +55,15 @@ class Seats:
 
 def take(
     resources: dict[str, float], low: int, high: int, waiting: Callable[[], None], stopped: Callable[[], bool]
-) -> list[str]:
+) -> tuple[list[str], ExitStack]:
     """The nodes where `low` to `high` workers can start now, one entry a worker; waits until there are `low`.
 
     `waiting()` is called now and then while it waits, and nothing is held meanwhile: else two trainings that each hold
-    a part of what both want would wait for ever, and one that runs would have no CPUs to be fed by. Returns fewer than
+    a part of what both want would wait for ever, and one that runs would have no CPUs to be fed by. Gives fewer than
     `low` only where `stopped()`.
+
+    The second is to be closed once the workers sit there: it holds a CPU for what feeds them, or else another training
+    might find places before they sit, and both would then have workers and nothing to feed them with.
     """
     seats, waits = Seats(resources), False
     seats.ask(high)
@@ -83,7 +87,9 @@ def take(
                     seats.free()
                     seats.ask(1, together=low)
             time.sleep(LOOK_SECONDS)
-        return found
+        held = ExitStack()
+        held.callback(remove_placement_group, placement_group([{"CPU": 1}]))
+        return found, held
     finally:
         seats.free()
 

@@ -2,6 +2,7 @@
 
 import signal
 import time
+from contextlib import ExitStack
 from types import SimpleNamespace
 
 import pytest
@@ -70,7 +71,7 @@ def test_what_the_driver_itself_cannot_do_is_a_failure(monkeypatch, training):
         raise OSError("There is no room left for /tmp.")
 
     monkeypatch.setattr(trainer, "run", run)
-    group = Group(Job([training], [{}], Cluster(name="test")), 0, None, 1, [], Growth(30, 1))
+    group = Group(Job([training], [{}], Cluster(name="test")), 0, None, 1, [], Growth(30, 1), ExitStack())
     group._fit()
     assert str(group._failures[-1]) == "There is no room left for /tmp."
 
@@ -78,7 +79,7 @@ def test_what_the_driver_itself_cannot_do_is_a_failure(monkeypatch, training):
 def test_a_group_that_is_stopped_before_it_trains_says_so(monkeypatch, training, ray_cluster):
     monkeypatch.setattr(Group, "_fit", lambda self: time.sleep(5))
     board = SimpleNamespace(open=SimpleNamespace(remote=lambda *_: ray.put(None)))
-    group = Group(Job([training], [{}], Cluster(name="test")), 0, board, 1, [], Growth(30, 1))
+    group = Group(Job([training], [{}], Cluster(name="test")), 0, board, 1, [], Growth(30, 1), ExitStack())
     notice = SimpleNamespace(given=lambda: True)
     assert group.run(lambda *_, **__: None, notice, lambda _: None, lambda: None) == {}
     assert group.why == STOPPED
@@ -114,7 +115,7 @@ def test_a_group_that_cannot_grow_is_not_ended_over_and_over(monkeypatch, traini
             return {} if self.number < 4 else {0: ValueError("enough")}
 
     monkeypatch.setattr(fit_module, "Group", Scripted)
-    monkeypatch.setattr(fit_module, "take", lambda *_, **__: ["node"] * 2)
+    monkeypatch.setattr(fit_module, "take", lambda *_, **__: (["node"] * 2, ExitStack()))
     with pytest.raises(RuntimeError, match="enough"):
         fit([training], Cluster(name="test", workers=(1, 8), grow_seconds=3), lambda *_, **__: None)
     assert waited == [3, 6, 12, 24, 48]

@@ -1,5 +1,7 @@
 """Places for workers on a cluster that others use, too."""
 
+from contextlib import contextmanager
+
 import pytest
 import ray
 from ray.util import placement_group, remove_placement_group
@@ -8,6 +10,14 @@ from infra.train import seats
 
 pytestmark = pytest.mark.timeout(60)
 FREE = 3
+
+
+@contextmanager
+def taken(cpus, seconds=5.0):
+    """So many CPUs are taken within, together; gives whether they could be."""
+    others = placement_group([{"CPU": 1}] * cpus)
+    yield others.wait(seconds)
+    remove_placement_group(others)
 
 
 @pytest.fixture
@@ -30,20 +40,31 @@ def test_who_waits_for_places_holds_none(others, leave, found):
     def waiting():
         said.append("waits")
         if len(said) == 3:
-            all_of_it = placement_group([{"CPU": 1}] * FREE)
-            assert all_of_it.wait(5), "what waits holds some of it"
-            remove_placement_group(all_of_it)
+            with taken(FREE) as possible:
+                assert possible, "who waits holds some of it"
             for _ in range(leave):
                 remove_placement_group(others.pop())
 
-    nodes = seats.take({"CPU": 1}, 2, 3, waiting, lambda: len(said) > 20)
-    assert nodes == [ray.get_runtime_context().get_node_id()] * found
-    assert len(said) >= 3
+    nodes, held = seats.take({"CPU": 1}, 2, 3, waiting, lambda: len(said) > 20)
+    with held:
+        assert nodes == [ray.get_runtime_context().get_node_id()] * found
+        assert len(said) >= 3
+
+
+def test_until_workers_sit_nobody_else_takes_the_cpu_of_their_feed(others):
+    nodes, held = seats.take({"CPU": 1}, 1, 2, lambda: None, lambda: False)
+    assert len(nodes) == 1
+    with held, taken(FREE - 1) as workers, taken(1, 1) as more:
+        assert workers
+        assert not more
+    with taken(FREE) as possible:
+        assert possible
 
 
 def test_who_is_told_to_stop_gives_back_what_was_found(others):
     said = []
-    assert len(seats.take({"CPU": 1}, 2, 3, lambda: said.append("waits"), lambda: bool(said))) < 2
-    all_of_it = placement_group([{"CPU": 1}] * FREE)
-    assert all_of_it.wait(5)
-    remove_placement_group(all_of_it)
+    nodes, held = seats.take({"CPU": 1}, 2, 3, lambda: said.append("waits"), lambda: bool(said))
+    assert len(nodes) < 2
+    held.close()
+    with taken(FREE) as possible:
+        assert possible
