@@ -27,7 +27,7 @@ class Seats:
     def __init__(self, resources: dict[str, float]) -> None:
         self._resources = resources  # of a worker
         self._asked: dict[PlacementGroup, int] = {}
-        self._found: dict[PlacementGroup, list[str]] = {}
+        self._found: dict[PlacementGroup, list[str]] = {}  # the node of each bundle
 
     def ask(self, count: int, together: int = 1) -> None:
         """For so many places more, or so many times some that are held only once all of them are there."""
@@ -43,8 +43,12 @@ class Seats:
                 # Not `group.ready()`: that is a task, which needs a process to start in each place.
                 told: Any = placement_group_table(group)
                 if told.get("state") == "CREATED":
-                    self._found[group] = [told["bundles_to_node_id"][2 * worker] for worker in range(workers)]
-        return [node for nodes in self._found.values() for node in nodes]
+                    self._found[group] = [told["bundles_to_node_id"][bundle] for bundle in range(2 * workers)]
+        return [node for nodes in self._found.values() for node in nodes[::2]]
+
+    def feeders(self) -> list[str]:
+        """The nodes of the CPUs that were found beside, one entry a place."""
+        return [node for nodes in self._found.values() for node in nodes[1::2]]
 
     def free(self) -> None:
         """Give all places back, and wait for none."""
@@ -88,7 +92,9 @@ def take(
                     seats.ask(1, together=low)
             time.sleep(LOOK_SECONDS)
         held = ExitStack()
-        held.callback(remove_placement_group, placement_group([{"CPU": 1}]))
+        for node in seats.feeders()[:1]:  # there, and not where a worker is to sit
+            feeder = placement_group([{"CPU": 1}], bundle_label_selector=[{"ray.io/node-id": node}])
+            held.callback(remove_placement_group, feeder)
         return found, held
     finally:
         seats.free()
