@@ -43,14 +43,14 @@ def main(config: Config) -> None:
     measured: dict[str, list[dict[str, float]]] = {"worker": [], "node": [], "join": []}
     with tempfile.TemporaryDirectory() as place, Nodes() as nodes:
         toy.write_rows(f"{place}/rows")
-        nodes.add(0, cpus=2)
+        first = nodes.add(0, cpus=2)
         second = nodes.add(1, cpus=2)
         cluster = {"workers": (1, 2), "zero_stage": 2, "grow_seconds": config.grow_seconds, "address": nodes.address}
         train = {"steps": STEPS, "batch": 10, "log_every_steps": 10, "save_every_steps": 50}
         with Driver(place, train, nodes.environment, "Slow", **cluster) as driver:
             settle(driver, 2, config)
             for _ in range(config.repeats):
-                (worker,) = workers(second.pid)
+                worker, *_ = [*workers(second.pid), *workers(first.pid)]
                 measured["worker"].append(after(driver, worker.kill))
                 settle(driver, 2, config)
                 measured["node"].append(after(driver, functools.partial(os.killpg, second.pid, signal.SIGKILL)))
