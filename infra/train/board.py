@@ -109,6 +109,7 @@ class Pulse:
             self._warm = True
         if "training" in place:
             self._slowest, self._warm = 0.0, False
+            place = {"step": 0, "figures": {}, **place}
         self._place = {**self._place, "phase": phase, **place}
         self._since = now
 

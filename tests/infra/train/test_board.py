@@ -77,6 +77,18 @@ def test_each_training_of_a_group_begins_anew():
     assert 0 < last[-1].slowest < 0.1
 
 
+def test_what_was_logged_of_one_training_is_not_told_of_the_next():
+    heard = []
+    pulse = Pulse(0, "node", lambda word: bool(heard.append(word)))
+    make_steps(pulse, 3, 0.0)
+    pulse.logged({"a/loss": 1.5})
+    pulse.at("save", step=3)
+    pulse.at("start", training=1)
+    pulse.close()
+    last = heard[-1]
+    assert (last.training, last.step, last.figures) == (1, 0, {})
+
+
 def test_the_pulse_outlives_a_board_that_is_gone():
     def tell(word):
         raise RuntimeError("the actor died")
