@@ -15,11 +15,9 @@ their share of its peak; the largest difference of a logged loss from the bare l
 `torch.compile`, how many graphs it made of the model and where it had to leave it; on a GPU, the most bytes held.
 """
 
-import contextlib
 import json
 import multiprocessing
 import os
-import socket
 import statistics
 import sys
 import tempfile
@@ -33,6 +31,7 @@ from typing import Any, Literal
 import torch
 import tyro
 
+from benchmarks.nodes import free_port
 from infra.train import zero
 from infra.train.loop import TrainConfig, train
 from infra.train.optim import AdamW, OptimConfig, parameter_groups
@@ -239,10 +238,8 @@ def times(runs: list[Run]) -> list[float]:
 
 def alone() -> None:
     """What a group of one worker is told."""
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", **where}
 
 
 def main(config: Config) -> None:

@@ -42,7 +42,7 @@ class Nodes:
 
     def __enter__(self) -> "Nodes":
         self._folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # short: a socket's path has at most 107 letters
-        self.address = f"127.0.0.1:{_free_port()}"
+        self.address = f"127.0.0.1:{free_port()}"
         try:
             self._start(0, "--head", f"--port={self.address.split(':')[1]}", "--num-cpus=0",
                         "--include-dashboard=false", f"--temp-dir={self._folder}")  # fmt: skip
@@ -94,7 +94,7 @@ class Nodes:
         log = open(f"{self._folder}/node-{len(self._started)}.log", "wb")  # noqa: SIM115 - the node's, until it ends
         command = [*pinned(core), sys.executable, "-m", "ray.scripts.scripts", "start", *options, "--block",
                    "--node-ip-address=127.0.0.1", f"--object-store-memory={128 * 2**20}", "--disable-usage-stats",
-                   f"--dashboard-agent-listen-port={_free_port()}"]  # fmt: skip
+                   f"--dashboard-agent-listen-port={free_port()}"]  # fmt: skip
         with log:
             node = subprocess.Popen(
                 command, env=self.environment, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
@@ -117,7 +117,8 @@ def pinned(core: int) -> list[str]:
     return ["taskset", "--cpu-list", str(cores[core % len(cores)])]
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """One of loopback that nobody listens on."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]

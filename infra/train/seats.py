@@ -26,24 +26,23 @@ class Seats:
 
     def __init__(self, resources: dict[str, float]) -> None:
         self._resources = resources  # of a worker
-        self._asked: dict[PlacementGroup, int] = {}
+        self._asked: list[PlacementGroup] = []
         self._found: dict[PlacementGroup, list[str]] = {}  # the node of each bundle
 
     def ask(self, count: int, together: int = 1) -> None:
         """For so many places more, or so many times some that are held only once all of them are there."""
         for _ in range(count):
             # With each a CPU somewhere for the tasks that feed it: a full cluster would starve them.
-            bundles = [self._resources, {"CPU": 1}] * together
-            self._asked[placement_group(bundles, strategy="PACK")] = together
+            self._asked.append(placement_group([self._resources, {"CPU": 1}] * together, strategy="PACK"))
 
     def found(self) -> list[str]:
         """The nodes of the places found so far, one entry a place."""
-        for group, workers in self._asked.items():
+        for group in self._asked:
             if group not in self._found:
                 # Not `group.ready()`: that is a task, which needs a process to start in each place.
                 told: Any = placement_group_table(group)
                 if told.get("state") == "CREATED":
-                    self._found[group] = [told["bundles_to_node_id"][bundle] for bundle in range(2 * workers)]
+                    self._found[group] = [node for _, node in sorted(told["bundles_to_node_id"].items())]
         return [node for nodes in self._found.values() for node in nodes[::2]]
 
     def feeders(self) -> list[str]:
@@ -54,7 +53,7 @@ class Seats:
         """Give all places back, and wait for none."""
         for group in self._asked:
             remove_placement_group(group)
-        self._asked, self._found = {}, {}
+        self._asked, self._found = [], {}
 
 
 def take(
