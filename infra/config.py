@@ -6,30 +6,38 @@ import hashlib
 import json
 import types
 import typing
+from collections.abc import Callable
+from functools import cache
 from typing import Any
+
+
+def setting(
+    default: Any = dataclasses.MISSING,
+    *,
+    default_factory: Any = dataclasses.MISSING,
+    since: str = "",
+    was: type | None = None,
+) -> Any:
+    """A field of a config that artifacts were already made with, so that what was made before stays good.
+
+    `since` is the version in which the field was added. While it has its default, the fingerprint leaves it out: that
+    default says what was done before, and must never change. `was` is the class that the field held alone before it
+    held several: one of that class is written and fingerprinted without its name, and a table without a name is one.
+    """
+    if since and default is dataclasses.MISSING and default_factory is dataclasses.MISSING:
+        raise TypeError("A field that was added later needs a default: what was done before there was a choice.")
+    told: dict[str, Any] = {"default": default, "default_factory": default_factory}
+    return dataclasses.field(**told, metadata={"since": since, "was": was})
 
 
 def to_dict(config: Any) -> Any:
     """Plain data (dicts, lists, strings, numbers, None) that says the same as `config`; `from_dict` is the way back.
 
-    A dataclass that stands where its field admits several classes carries its class name under `"class"`.
+    A dataclass carries its class name under `"class"` where its field, or the list, tuple or dict in it, admits
+    several kinds of value. TypeError for what could not be told apart again: a class that the field does not name,
+    two classes of one name in a field, keys that are no strings, `"class"` as a key where a dataclass may stand, too.
     """
-    if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        hints = typing.get_type_hints(type(config))
-        return {
-            field.name: _tagged(getattr(config, field.name), hints[field.name]) for field in dataclasses.fields(config)
-        }
-    if isinstance(config, dict):
-        return {str(key): to_dict(value) for key, value in config.items()}
-    if isinstance(config, (list, tuple)):
-        return [to_dict(value) for value in config]
-    if isinstance(config, float):
-        return config + 0.0  # the zero below zero is the same choice
-    if config is None or isinstance(config, (bool, int, str)):
-        return config
-    raise TypeError(
-        f"A config may hold dataclasses, dicts, lists, strings and numbers, but not {type(config).__name__}."
-    )
+    return _plain(config, type(config) if dataclasses.is_dataclass(config) else _UNKNOWN)
 
 
 def from_dict(cls: Any, data: Any) -> Any:
@@ -37,20 +45,118 @@ def from_dict(cls: Any, data: Any) -> Any:
 
     Raises ValueError, naming the nearest field, where `data` has a key that `cls` lacks; a typo is never ignored.
     """
+    return _read(cls, data, None)
+
+
+def fingerprint(config: Any) -> str:
+    """SHA-256 (hex) of the config's canonical JSON: unequal choices, unequal fingerprints, on every machine.
+
+    Choices are equal where `to_dict` writes equal JSON and their fields have one type. So `1`, `1.0` and `True` are
+    three choices, though Python calls them equal; a tuple and a list of the same values are one choice, and so are
+    0.0 and -0.0. Two dataclasses with equal fields are two choices, by the names of their classes. A field that was
+    added later (`setting(since=...)`) counts only when it has not its default.
+    """
+    type_ = type(config) if dataclasses.is_dataclass(config) else _UNKNOWN
+    text = json.dumps(_plain(config, type_, brief=True), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+_UNKNOWN = object()  # the type of what stands in no field
+_hints = cache(typing.get_type_hints)
+
+
+def _plain(value: Any, hint: Any, was: type | None = None, brief: bool = False) -> Any:
+    """`value` of a field of type `hint` as plain data; `brief` leaves out what counts as not there."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _table(value, hint, was, brief)
+    if isinstance(value, dict):
+        if any(not isinstance(key, str) for key in value):
+            raise TypeError(f"The keys of a dict in a config are strings, but {list(value)!r} has others.")
+        if "class" in value and _classes(hint):
+            raise TypeError("A dict cannot have the key 'class' where a dataclass may stand in its place.")
+        inner = _inside(hint, dict)
+        return {key: _plain(each, inner(1), was, brief) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        inner = _inside(hint, list, tuple)
+        return [_plain(each, inner(place), was, brief) for place, each in enumerate(value)]
+    if isinstance(value, float):
+        return value + 0.0  # the zero below zero is the same choice
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    raise TypeError(f"A config holds dataclasses, dicts, lists, strings and numbers, but no {type(value).__name__}.")
+
+
+def _table(value: Any, hint: Any, was: type | None, brief: bool) -> dict[str, Any]:
+    cls, hints, table = type(value), _hints(type(value)), {}
+    for field in dataclasses.fields(value):
+        plain = _plain(getattr(value, field.name), hints[field.name], field.metadata.get("was"), brief)
+        if not (brief and field.metadata.get("since") and _same(plain, _default(field, hints[field.name]))):
+            table[field.name] = plain
+    if hint is _UNKNOWN:
+        return {"class": cls.__name__, **table}
+    kinds = _kinds(hint)
+    if cls not in kinds:
+        raise TypeError(f"A field of type {hint} holds a {cls.__name__}, which it does not name: it could not be read.")
+    if sum(getattr(kind, "__name__", "") == cls.__name__ for kind in kinds) > 1:
+        raise TypeError(f"A field of type {hint} names two classes {cls.__name__}, which could not be told apart.")
+    if cls is was and any(typing.get_origin(kind) is dict for kind in kinds):
+        raise TypeError(f"A field that was a {cls.__name__} cannot become {hint}: a dict could be read as one.")
+    return table if len(kinds) == 1 or cls is was else {"class": cls.__name__, **table}
+
+
+def _default(field: dataclasses.Field, hint: Any) -> Any:
+    """A field's default as plain data."""
+    known = field.default is not dataclasses.MISSING
+    default: Any = field.default if known else field.default_factory()  # type: ignore[misc]
+    return _plain(default, hint, field.metadata.get("was"), brief=True)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether plain data is the same, 1 and True being two things."""
+    return json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """The types that a field admits, beside None."""
+    several = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return tuple(kind for kind in (typing.get_args(hint) if several else (hint,)) if kind is not type(None))
+
+
+def _classes(hint: Any) -> dict[str, type]:
+    """The dataclasses that a field admits, by name."""
+    return {kind.__name__: kind for kind in _kinds(hint) if isinstance(kind, type) and dataclasses.is_dataclass(kind)}
+
+
+def _inside(hint: Any, *origins: type) -> Callable[[int], Any]:
+    """`inside(place)`: the type of what stands at a place of the containers that a field admits."""
+    containers = [typing.get_args(kind) for kind in _kinds(hint) if typing.get_origin(kind) in origins]
+
+    def inside(place: int) -> Any:
+        admitted = [args[0] if len(args) == 1 or args[-1] is Ellipsis else args[place] for args in containers if args]
+        return typing.Union[tuple(admitted)] if admitted else _UNKNOWN if hint is _UNKNOWN else object  # noqa: UP007
+
+    return inside
+
+
+def _read(cls: Any, data: Any, was: type | None) -> Any:
     origin, args = typing.get_origin(cls), typing.get_args(cls)
     if dataclasses.is_dataclass(cls) and isinstance(cls, type):
         return _dataclass_from_dict(cls, data)
     if origin in (typing.Union, types.UnionType):
-        return _union_from_dict(args, data)
+        return _union_from_dict(cls, data, was)
     if origin is typing.Literal and data not in args:
         raise ValueError(f"Expected one of {', '.join(map(repr, args))} but found {data!r}.")
-    if origin is tuple:
-        inner = [args[0]] * len(data) if len(args) == 2 and args[1] is Ellipsis else args
-        return tuple(from_dict(kind, value) for kind, value in zip(inner, data, strict=True))
-    if origin is list:
-        return [from_dict(args[0], value) for value in data]
+    if origin in (tuple, list):
+        if not isinstance(data, (list, tuple)):
+            raise ValueError(f"Expected a list but found {data!r}.")
+        inner = [args[0]] * len(data) if origin is list or args[-1] is Ellipsis else args
+        if len(inner) != len(data):
+            raise ValueError(f"Expected {len(inner)} values but found {data!r}.")
+        return origin(_read(kind, value, was) for kind, value in zip(inner, data, strict=True))
     if origin is dict:
-        return {key: from_dict(args[1], value) for key, value in data.items()}
+        if not isinstance(data, dict):
+            raise ValueError(f"Expected a table but found {data!r}.")
+        return {key: _read(args[1], value, was) for key, value in data.items()}
     if cls is float and isinstance(data, int) and not isinstance(data, bool):
         return float(data)
     if isinstance(cls, type) and cls is not object and not isinstance(data, cls):
@@ -58,45 +164,42 @@ def from_dict(cls: Any, data: Any) -> Any:
     return data
 
 
-def fingerprint(config: Any) -> str:
-    """SHA-256 (hex) of the config's canonical JSON: equal choices, equal fingerprint, on every machine."""
-    text = json.dumps(to_dict(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _dataclass_from_dict(cls: type, data: dict) -> Any:
     if not isinstance(data, dict):
         raise ValueError(f"{cls.__name__} is written as a table of its fields, but {data!r} was found.")
-    hints = typing.get_type_hints(cls)
-    names = [field.name for field in dataclasses.fields(cls)]
+    if data.get("class", cls.__name__) != cls.__name__:
+        raise ValueError(f'A table of a {cls.__name__} was expected, but its "class" is {data["class"]!r}.')
+    hints = _hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in data:
-        if key not in names and key != "class":
-            near = difflib.get_close_matches(key, names, n=1)
-            hint = f" Did you mean '{near[0]}'?" if near else f" It has: {', '.join(names)}."
+        if key not in fields and key != "class":
+            near = difflib.get_close_matches(key, fields, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else f" It has: {', '.join(fields)}."
             raise ValueError(f"{cls.__name__} has no field '{key}'.{hint}")
-    return cls(**{name: from_dict(hints[name], data[name]) for name in names if name in data})
+    told = {name: _read(hints[name], data[name], fields[name].metadata.get("was")) for name in fields if name in data}
+    return cls(**told)
 
 
-def _union_from_dict(kinds: tuple, data: Any) -> Any:
-    if data is None and type(None) in kinds:
+def _union_from_dict(hint: Any, data: Any, was: type | None) -> Any:
+    kinds, classes = _kinds(hint), _classes(hint)
+    if data is None and type(None) in typing.get_args(hint):
         return None
-    classes = {str(getattr(kind, "__name__", kind)): kind for kind in kinds if dataclasses.is_dataclass(kind)}
-    if isinstance(data, dict) and classes:
-        name = data.get("class") or (next(iter(classes)) if len(classes) == 1 else None)
+    others = [kind for kind in kinds if kind not in classes.values()]
+    tables = any(typing.get_origin(kind) is dict for kind in others)
+    if isinstance(data, dict) and classes and ("class" in data or not tables):
+        only = next(iter(classes.values())) if len(classes) == 1 else None
+        name = data.get("class") or getattr(was if was in classes.values() else only, "__name__", None)
         if name not in classes:
             raise ValueError(f'This table needs "class": one of {", ".join(classes)}; found {name!r}.')
-        return from_dict(classes[name], data)
-    others = [kind for kind in kinds if kind is not type(None) and not dataclasses.is_dataclass(kind)]
+        return _dataclass_from_dict(classes[name], data)
+    found = []
     for kind in others:
         try:
-            return from_dict(kind, data)
+            found.append(_read(kind, data, was))
         except (TypeError, ValueError):
             continue
-    raise ValueError(f"Expected one of {', '.join(str(getattr(k, '__name__', k)) for k in kinds)} but found {data!r}.")
-
-
-def _tagged(value: Any, hint: Any) -> Any:
-    kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else ()
-    several = sum(kind is not type(None) for kind in kinds) > 1
-    plain = to_dict(value)
-    return {"class": type(value).__name__, **plain} if several and dataclasses.is_dataclass(value) else plain
+    if not found:
+        names = ", ".join(str(getattr(kind, "__name__", kind)) for kind in kinds)
+        raise ValueError(f"Expected one of {names} but found {data!r}.")
+    # An integer is read as a float, too: what says the same again comes first.
+    return next((value for value in found if _same(_plain(value, hint, was), data)), found[0])

@@ -16,7 +16,7 @@ from typing import Any
 
 from infra import storage
 from infra.cluster import Cluster
-from infra.config import fingerprint, to_dict
+from infra.config import fingerprint, from_dict, to_dict
 from infra.data.revision import revise
 from infra.gauges import Gauges
 from infra.lease import Lease
@@ -204,10 +204,10 @@ class Plan:
         identity = storage.name(path)
         made_of = {"step": work.name, "id": identity, "version": work.version, "config": to_dict(config), "summary": {}}
         made_of["inputs"] = [artifact.path.removeprefix(self.root + "/") for artifact in inputs]
-        self.lines.append((work.name, identity, self._reason(path, made_of)))
+        self.lines.append((work.name, identity, self._reason(path, work, made_of)))
         return Artifact(path, made_of)
 
-    def _reason(self, path: str, wanted: dict[str, Any]) -> str:
+    def _reason(self, path: str, work: Step, wanted: dict[str, Any]) -> str:
         if storage.exists(storage.join(path, MANIFEST)):
             return "done"
         if storage.list_names(path):
@@ -217,7 +217,10 @@ class Plan:
         finished = [storage.read_json(url) for url in others if storage.exists(url)]
         if not finished:
             return "first time"
-        return _difference(max(finished, key=lambda manifest: manifest["started"]), wanted)
+        newest = max(finished, key=lambda manifest: manifest["started"])
+        with suppress(TypeError, ValueError):  # fields that came later have their defaults
+            newest["config"] = to_dict(from_dict(work.config_class, newest["config"]))
+        return _difference(newest, wanted)
 
 
 def newest_revision(root: str, step: str, identity: str) -> str | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from infra import storage
 from infra.cluster import Cluster
+from infra.config import setting
 from infra.data.shards import ShardReader, joined_names
 from infra.metrics import Report
 from infra.store import Artifact, step
@@ -22,7 +23,7 @@ from workflows.train_tokenizer import losses_of
 class TrainPriorConfig:
     """Which prior, the words that it reads, and how long it learns."""
 
-    model: PriorConfig = field(default_factory=AutoregressiveConfig)
+    model: PriorConfig = setting(default_factory=AutoregressiveConfig, was=AutoregressiveConfig)
     vocabulary_size: int = 8000  # at most
     vocabulary_rows: int = 1_000_000  # rows whose captions are read for it, at most
     text_length: int = 64  # word ids of a caption, at most

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_model, save_model
 
 from infra import storage
-from infra.config import from_dict, to_dict
+from infra.config import from_dict, setting, to_dict
 from infra.train.optim import OptimConfig
 from infra.train.task import Draw, Update
 from t2i.captions import choose
@@ -27,7 +27,7 @@ PRIORS: dict[type, Any] = {AutoregressiveConfig: AutoregressivePrior}  # by thei
 class PriorShape:
     """What a prior has to know beside its own sizes."""
 
-    model: PriorConfig
+    model: PriorConfig = setting(was=AutoregressiveConfig)
     vocabulary_size: int
     text_length: int
     codebook_size: int

@@ -10,8 +10,9 @@ import pytest
 
 from infra import storage
 from infra.cluster import Cluster
+from infra.config import setting
 from infra.lease import Lease
-from infra.store import Artifact, Plan, Store, step
+from infra.store import Artifact, Plan, Step, Store, step
 
 CLUSTER = Cluster(name="test")
 CALLS: list[str] = []
@@ -112,6 +113,29 @@ def test_the_plan_says_why(root):
     plan = Plan(root)
     workflow(plan, value=7)
     assert [line[2] for line in plan.lines] == ["value 1 -> 7", "new input: number"]
+
+
+def test_a_field_that_came_later_is_no_reason(tmp_path):
+    """The plan speaks of what was chosen anew, and not of fields that an old manifest could not know."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class GrownConfig(NumberConfig):
+        later: int = setting(5, since="0.2")
+
+    def grown(config: GrownConfig, *, out: str, cluster: Cluster, report) -> dict: ...
+
+    grown.__name__ = "number"
+    root = str(tmp_path)
+    old = Store(root, CLUSTER).step(number, NumberConfig())
+    for config, wanted in [
+        (GrownConfig(), "done"),
+        (GrownConfig(value=2), "value 1 -> 2"),
+        (GrownConfig(later=6), "later 5 -> 6"),
+    ]:
+        plan = Plan(root)
+        found = plan.step(Step(grown, 1, number.key), config)
+        assert plan.lines[0][2] == wanted
+        assert (found.path == old.path) == (wanted == "done")
 
 
 def test_no_artifact_is_said(tmp_path):
