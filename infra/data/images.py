@@ -7,7 +7,8 @@ from threading import Lock
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+from infra.data.formats import FORMATS, refusal_of, to_srgb
+
 MAX_PIXELS = 2**26  # 8192 x 8192; a PNG of 100 kB can announce a thousand times that
 
 MAX_SCANS = 100  # of a progressive JPEG: ten are usual, and 30 bytes make one that takes as long as the whole image
@@ -25,7 +26,8 @@ def decode(data: bytes, size: tuple[int, int] | None = None, background: tuple[i
     """Decode an image file to (H, W, 3) uint8 RGB; ValueError with a short reason if it is not whole.
 
     EXIF rotation is applied, transparency is composited over `background`, the first frame stands for an animation,
-    16-bit values keep their upper 8 bits (rounded), floats count from 0 to 1 if none is above 1, else to 255. With
+    16-bit values keep their upper 8 bits (rounded), floats count from 0 to 1 if none is above 1, else to 255, colours
+    that an ICC profile defines become sRGB. With
     `size` (height, width) the image is stretched to it by a Lanczos filter, whatever its aspect ratio was.
     """
     image = _identify(data)
@@ -43,7 +45,7 @@ def measure(data: bytes) -> tuple[int, int]:
 
 
 def ending_of(data: bytes) -> str:
-    """What the name of an image file ends in, by its content: jpg, png, webp, gif, bmp or tiff; img if it is none."""
+    """What the name of an image file ends in, by its content: jpg, png, webp and so on; img if it is none."""
     try:
         kind = (_identify(data).format or "img").lower()
     except ValueError:
@@ -65,7 +67,7 @@ def _identify(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
-        raise ValueError("not an image") from None
+        raise ValueError(refusal_of(data)) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ValueError("too many pixels") from None
     except Exception as error:  # Pillow's parsers raise all sorts on hostile bytes
@@ -83,7 +85,7 @@ def _decode(
 ) -> np.ndarray:
     _load(image, data, size)
     try:
-        image = _to_rgb(_upright(image), background)
+        image = _to_rgb(to_srgb(_upright(image)), background)
         if size is not None and image.size != (size[1], size[0]):
             image = image.resize((size[1], size[0]), Image.Resampling.LANCZOS)
         return np.array(image)

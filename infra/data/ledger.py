@@ -163,5 +163,6 @@ def record_of(table: pa.Table, data: bytes) -> Record:
 
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:
-    """By value, as text; null is not counted."""
-    return {str(value): count for value, count in sorted(Counter(column.drop_null().to_pylist()).items())}
+    """By value, as text, of reasons by what stands before the colon; null is not counted."""
+    values = Counter(str(value).split(":")[0] for value in column.drop_null().to_pylist())
+    return dict(sorted(values.items()))
