@@ -22,7 +22,7 @@ from infra.data.tars import read_tar
 
 SOURCES = "sources"
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-NOT_CHOSEN, NO_PICTURES = "pictures of another format", "Parquet files without pictures"
+NOT_CHOSEN, NO_PICTURES = "files of another format", "Parquet files without pictures"
 _LOOK = 64  # Parquet files whose columns are looked at
 _LOOK_MEMBERS = 100  # of a tar
 
