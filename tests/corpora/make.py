@@ -3,10 +3,13 @@
 import contextlib
 import io
 import json
+import math
 import tarfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -18,8 +21,10 @@ from infra.data.ledger import Ledger, commit, pending, tally, total
 from infra.data.readers import find_corpus, write_sources
 from infra.data.shards import ShardReader, shard_names, shard_url
 from infra.store import Artifact, Store, step
+from tests.captioner.backends import server
 from tests.infra.data.zoo import encode, picture, tar
 from workflows import export as export_module
+from workflows.__main__ import main
 from workflows.export import ExportOptions
 from workflows.ingest import IngestConfig, IngestWork, corpus_key
 from workflows.ingest import ingest as ingest_step
@@ -169,14 +174,14 @@ def recaption(config: dict, images: Artifact, *, out, cluster, report):
     return tally(out) | {"provenance": {"short": [RECORD]}}
 
 
-def captioned(corpus, store, *options):
-    """The artifacts of a corpus's index and captions in a store."""
-    images = corpus.stored(store, *options)
-    return images, Store(str(store), CLUSTER).step(recaption, {}, images)
+def captioned(corpus, store, **config):
+    """The artifacts of a corpus's index and captions in a store; another config makes other captions."""
+    images = corpus.stored(store)
+    return images, Store(str(store), CLUSTER).step(recaption, config, images)
 
 
-def exported(monkeypatch, corpus, form):
-    """Rows of the exported table, or files by name of the exported tars, and the card."""
+def export_here(monkeypatch):
+    """Exports are written in this process."""
 
     def here(work, names, out, **_):
         for name in pending(out, names):
@@ -185,6 +190,11 @@ def exported(monkeypatch, corpus, form):
 
     monkeypatch.setattr(export_module, "run_shards", here)
     monkeypatch.setattr(export_module, "connect", lambda cluster: None)
+
+
+def exported(monkeypatch, corpus, form):
+    """Rows of the exported table, or files by name of the exported tars, and the card."""
+    export_here(monkeypatch)
     images, captions = captioned(corpus, corpus.place / "store")
     out = corpus.place / f"export-{form}"
     given = {"images": images.path, "captions": captions.path, "out": str(out), "cluster": CLUSTER}
@@ -197,3 +207,58 @@ def exported(monkeypatch, corpus, form):
         with tarfile.open(path) as archive:
             files |= {member.name: archive.extractfile(member).read() for member in archive}
     return files, card
+
+
+def command(capsys, *words):
+    """The exit code of a command in this process, and what it said on standard output and standard error."""
+    code = 0
+    try:
+        main([str(word) for word in words])
+    except SystemExit as ended:
+        code = ended.code
+    told = capsys.readouterr()
+    return code, told.out, told.err
+
+
+class Served:
+    """A captioner behind a chat endpoint that notes which pictures, by number, it has captioned, in order.
+
+    From the `refuses`-th request on it refuses all; each answer takes `seconds`.
+    """
+
+    def __init__(self, pictures):
+        self.refuses, self.seconds, self.captioned, self._since = math.inf, 0.0, [], 0
+        self._known = np.stack([picture(n, 16, 16).astype(int) for n in range(pictures)])
+        self._endpoint = server.Endpoint(self._answer)
+        self.url, self.close = self._endpoint.url, self._endpoint.close
+
+    def mend(self):
+        self.refuses, self.seconds = math.inf, 0.0
+
+    def _answer(self, body, number):
+        if number >= self.refuses:
+            return server.status(401)
+        time.sleep(self.seconds)
+        pixels = np.asarray(server.picture(body).convert("RGB")).astype(int)
+        found = int(np.abs(self._known - pixels).sum((1, 2, 3)).argmin())
+        self.captioned.append(found)
+        return server.completion(f"this is {found}", finish_reason="stop")
+
+
+def recaption_by(capsys, served, corpus, *options):
+    """Give the line that captions a corpus; exit code, results and what was said."""
+    words = ["--captioner", served.url, "--model", "m", "--styles", "short", "--out", corpus.place / "captions"]
+    words += ["--cluster.actors", "1", "1", "--json", *options]
+    code, out, err = command(capsys, "recaption", "--corpus", corpus.folder, *words)
+    return code, json.loads(out.splitlines()[-1]) if code == 0 else {}, err
+
+
+def captions_by_key(path):
+    """The new caption of each row of an artifact, by the row's key."""
+    captions = Artifact.open(path)
+    found = {}
+    for name in shard_names(captions.path):
+        reader = ShardReader([captions.inputs[0].path, captions.path], name)
+        columns = reader.columns(["key", "caption_short"])
+        found |= dict(zip(columns["key"].tolist(), columns["caption_short"].tolist(), strict=True))
+    return found
