@@ -17,7 +17,7 @@ from infra.data.tables import TABLE_ENDINGS, NotATableError, Row, read_table
 
 TEXTS = ("txt", "caption", "text")  # a text beside a picture, in this order
 LONELY, OTHER, PART = "texts without a picture", "other files", "parts of pictures"
-NO_TABLE = "tables that are not read"
+NO_TABLE, BROKEN = "tables that are not read", "broken rows of tables"
 
 Entry = dict[str, Any]
 """One sample: key, occurrence and, where there are such: image, length, text, json (addresses), rows (the fields of
@@ -44,7 +44,7 @@ def list_entries(found: Listing, reading: Reading) -> list[Entry]:
         if path in rows:
             entry["rows"] = [row.fields for row in rows[path] if row.fault is None]
             if faults := [row.fault for row in rows[path] if row.fault]:
-                entry["fault"] = faults[0]
+                entry["fault"] = faults[0]  # which row it is stands in the log
         entries.append(entry)
     left = set(found.files).difference(images, used)
     found.pass_over(LONELY, sorted(path for path in left if _ending(path) in TEXTS))
@@ -128,6 +128,8 @@ def _tables(
             continue  # a text that happens to look like one
         used.add(path)
         for row, there in zip(table, places, strict=True):
+            if row.fault and there:
+                found.passed.setdefault(BROKEN, []).append(f"{path}:{row.number}: {row.fault}")
             if len(there) == 1:
                 rows.setdefault(there[0], []).append(row)
                 used.add(there[0])

@@ -26,7 +26,7 @@ FORMATS = _readable()
 
 def refusal_of(data: bytes) -> str:
     """Why bytes that no reader knows are no picture, by what they begin with."""
-    kind = _kind(data)
+    kind = kind_of(data)
     if kind in _NEEDED:
         return f"unread format: {kind}; pip install 'rescribe[{_NEEDED[kind]}]'"
     if kind == "AVIF":
@@ -34,7 +34,8 @@ def refusal_of(data: bytes) -> str:
     return f"not an image: {kind}" if kind else "not an image"
 
 
-def _kind(data: bytes) -> str | None:
+def kind_of(data: bytes) -> str | None:
+    """What a file is that is no image of a format read here, by its first bytes; None where that is not known."""
     if data[4:8] == b"ftyp":
         brands = data[8:40]
         if b"avif" in brands or b"avis" in brands:
@@ -47,6 +48,8 @@ def _kind(data: bytes) -> str | None:
         return "SVG"
     if head.startswith((b"<!doctype html", b"<html")):
         return "an HTML page"
+    if data.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS, and `git lfs pull` fetches the file"
     names = {b"%PDF": "PDF", b"\x1f\x8b": "gzip", b"PK\x03\x04": "a zip file", b"{": "JSON", b"\x1aE\xdf\xa3": "a film"}
     return next((name for mark, name in names.items() if data.startswith(mark)), None)
 

@@ -64,7 +64,7 @@ def image_column(url: str, schema: pa.Schema, paths: bool = True) -> str:
         if name in lowered and _is_encoded(lowered[name].type):
             return lowered[name].name
     for name in PATH_NAMES if paths else ():
-        if name in lowered and _is_text(lowered[name].type):
+        if name in lowered and is_text(lowered[name].type):
             return lowered[name].name
     if found := next((lowered[name].name for name in URL_NAMES if name in lowered), None):
         raise ValueError(f"{url} holds addresses of pictures, in the column {found}, and no pictures. {DOWNLOAD}.")
@@ -78,11 +78,18 @@ def check_column(url: str, schema: pa.Schema, column: str) -> None:
     if column not in schema.names:
         raise ValueError(f"{url} has no column {column!r}: there are {', '.join(schema.names)}.")
     kind = schema.field(column).type
-    if not _is_encoded(kind) and not _is_text(kind):
+    if not _is_encoded(kind) and not is_text(kind):
         raise ValueError(
             f"The column {column!r} of {url} holds {kind}, and no pictures: those are bytes, "
             "{bytes, path}, lists of these, base64, or paths."
         )
+
+
+def check_values(url: str, column: str, values: list[Any]) -> None:
+    """ValueError where values of a column are addresses, which nobody fetches here."""
+    found = map(picture_in, values)
+    if any(isinstance(each, str) and each.startswith(("http://", "https://")) for each in found):
+        raise ValueError(f"{url} holds addresses of pictures, in the column {column}, and no pictures. {DOWNLOAD}.")
 
 
 def picture_in(value: Any) -> bytes | str | None:
@@ -115,11 +122,12 @@ def _is_encoded(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Whether values of a type are texts, or lists of texts."""
     if pa.types.is_dictionary(kind):
-        return _is_text(kind.value_type)
+        return is_text(kind.value_type)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return _is_text(kind.value_type)
+        return is_text(kind.value_type)
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 

@@ -4,17 +4,18 @@ import hashlib
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 
 import pyarrow.parquet as pq
 
 from infra import storage
-from infra.data.folders import Entry, list_entries, read_entries
+from infra.data.fields import CAPTION_NAMES
+from infra.data.folders import TEXTS, Entry, list_entries, read_entries
 from infra.data.listing import Listing, is_hidden, list_files
 from infra.data.listing import find_root as find_root
 from infra.data.packed import plain_copy
-from infra.data.parquet import check_column, image_column, read_parquet
+from infra.data.parquet import check_column, check_values, image_column, is_text, read_parquet
 from infra.data.pictures import is_image
 from infra.data.samples import Reading, Sample, Source
 from infra.data.stage import FAILED
@@ -25,6 +26,7 @@ TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 NOT_CHOSEN, NO_PICTURES = "files of another format", "Parquet files without pictures"
 _LOOK = 64  # Parquet files whose columns are looked at
 _LOOK_MEMBERS = 100  # of a tar
+_TEXTS = (*(f".{ending}" for ending in TEXTS), ".json")
 
 
 @dataclass(frozen=True)
@@ -60,20 +62,45 @@ def find_corpus(pattern: str, shard_rows: int = 1000, reading: Reading = Reading
     images = [path for path in found.files if is_image(path)]
     kinds = {"tar": tars, "parquet": tables, "folder": images}
     if sum(map(bool, kinds.values())) > 1:
-        kinds["tar"] = [path for path in tars if _holds_images(found.files[path])] if len(tars) < _LOOK else tars
+        kinds["tar"] = [path for path in tars if _holds(found.files[path], is_image)] if len(tars) < _LOOK else tars
     sizes = {kind: sum(found.files[path].size for path in paths) for kind, paths in kinds.items() if paths}
     if not sizes:
         if refusal:
             raise refusal
         raise ValueError(_nothing(pattern, found))
-    kind = max(sizes, key=lambda kind: sizes[kind])  # of equals, the first
+    kind = "parquet" if reading.image_column and tables else _most(found, kinds, sizes)
     for other in sizes.keys() - {kind}:
-        if other != "folder" or kind != "folder":
-            found.pass_over(NOT_CHOSEN, [path for path in kinds[other] if path in found.files])
+        found.pass_over(NOT_CHOSEN, [path for path in kinds[other] if path in found.files])
     if kind == "folder":
         return _groups(found, shard_rows, reading)
     chosen = kinds[kind]
     return Corpus(_files(kind, chosen, found, reading), {}, _rest(found, chosen))
+
+
+def _most(found: Listing, kinds: dict[str, list[str]], sizes: dict[str, int]) -> str:
+    """The kind with captions, where another has none; then the one of most bytes; of equals, the first."""
+    if len(sizes) == 1:
+        return next(iter(sizes))
+    captions = {
+        "tar": lambda path: _holds(found.files[path], lambda name: name.lower().endswith(_TEXTS)),
+        "parquet": lambda path: _has_captions(found.files[path].url),
+        "folder": lambda path: any(f"{path.rsplit('.', 1)[0]}.{ending}" in found.files for ending in (*TEXTS, "json")),
+    }
+    tables = any(path.lower().endswith((".csv", ".tsv", ".jsonl")) for path in found.files)
+    with_captions = {kind: any(map(captions[kind], kinds[kind][:_LOOK])) for kind in sizes}
+    with_captions["folder"] = with_captions.get("folder", False) or tables
+    return max(sizes, key=lambda kind: (with_captions[kind], sizes[kind]))
+
+
+def _has_captions(url: str) -> bool:
+    try:
+        with storage.open_read(url) as file:
+            names = {name.lower() for name in pq.read_schema(file).names}
+    except storage.UnavailableError:
+        raise
+    except Exception:  # as when it is read
+        return False
+    return not names.isdisjoint(CAPTION_NAMES)
 
 
 def _files(kind: str, chosen: list[str], found: Listing, reading: Reading) -> dict[str, Source]:
@@ -147,19 +174,24 @@ def _check_columns(url: str, column: str | None, paths: bool) -> None:
     """ValueError for a file without pictures; a broken file is the corpus's fault, and recorded when it is read."""
     try:
         with storage.open_read(url) as file:
-            schema = pq.read_schema(file)
+            parquet = pq.ParquetFile(file)
+            schema = parquet.schema_arrow
+            texts = [field.name for field in schema if is_text(field.type)]
+            head = next(parquet.iter_batches(8, columns=texts), None)
     except storage.UnavailableError:
         raise
     except Exception:  # pyarrow raises all sorts on broken files
         return
     if column is None:
-        image_column(url, schema, paths)
+        column = image_column(url, schema, paths)
     else:
         check_column(url, schema, column)
+    if head is not None and column in texts:
+        check_values(url, column, head[column].to_pylist())
 
 
-def _holds_images(file: storage.File) -> bool:
-    """Whether a tar has a picture among its first members; where that cannot be told, it has."""
+def _holds(file: storage.File, wanted: Callable[[str], bool]) -> bool:
+    """Whether a tar has a file of such a name among its first members; where that cannot be told, it has."""
     try:
         with plain_copy(file.url) as (content, _):
             archive = tarfile.TarFile(fileobj=content, errors="replace")
@@ -167,7 +199,7 @@ def _holds_images(file: storage.File) -> bool:
                 member = archive.next()
                 if member is None:
                     return False
-                if is_image(member.name) and not is_hidden(member.name):
+                if wanted(member.name) and not is_hidden(member.name):
                     return True
     except storage.UnavailableError:
         raise

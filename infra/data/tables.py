@@ -153,7 +153,7 @@ def _cells(text: str, file_column: str | None) -> Iterator[Row]:
 
 def _dialect(text: str, file_column: str | None) -> tuple[str, list[str]]:
     """What divides the cells, and the header; NotATableError where that is not certain, or no cell names files."""
-    fitting: list[tuple[str, list[str]]] = []
+    fitting: list[tuple[bool, str, list[str]]] = []
     for delimiter in _DELIMITERS:
         rows = _parse(text, delimiter)
         header = list(first) if not isinstance(first := next(rows, []), str) else first
@@ -165,13 +165,14 @@ def _dialect(text: str, file_column: str | None) -> tuple[str, list[str]]:
         if len(names) < len(header):
             raise NotATableError("two columns of its header have one name")
         widths = [len(cells) for _, cells in zip(range(_LOOK), rows, strict=False) if cells and isinstance(cells, list)]
-        if not widths or widths.count(len(header)) * 2 > len(widths):
-            fitting.append((delimiter, header))
+        fitting.append((widths.count(len(header)) * 2 > len(widths), delimiter, header))
+    if len(fitting) > 1:  # the header may be read in several ways, the rows only in one
+        fitting = [each for each in fitting if each[0]]
     if len(fitting) > 1:
         raise NotATableError("what divides its cells is not certain")
     if not fitting:
         raise NotATableError("no column of its header names files")
-    return fitting[0]
+    return fitting[0][1:]
 
 
 def _parse(text: str, delimiter: str) -> Iterator[Sequence[str] | str]:

@@ -8,9 +8,10 @@ from typing import IO
 
 from infra import storage
 from infra.data.fields import captions_of_json
+from infra.data.formats import kind_of
 from infra.data.listing import is_hidden
 from infra.data.packed import plain_copy
-from infra.data.pictures import is_image, is_part, main_picture
+from infra.data.pictures import base_of, is_image, is_part, main_picture
 from infra.data.samples import MAX_IMAGE_BYTES, MAX_TEXT_BYTES, Reading, Sample
 from infra.data.stage import FAILED, REJECTED
 
@@ -84,8 +85,15 @@ def _index(file: IO[bytes]) -> tuple[dict[SampleName, Members], str | None, Samp
         raise
     except Exception as error:  # whatever else a parser raises on arbitrary bytes: they are not a whole tar
         problem = " ".join(str(error).split())[:100]
+    if not offset and (kind := _named(file)):
+        return {}, f"not a tar: it is {kind}", None
     samples, last = _apart(samples, last)
     return samples, _torn(file, size, offset, problem), last
+
+
+def _named(file: IO[bytes]) -> str | None:
+    file.seek(0)
+    return kind_of(file.read(512))
 
 
 def _apart(
@@ -105,6 +113,14 @@ def _apart(
             name = (f"{key}.{of}", occurrence)
             found.setdefault(name, {})[ending[len(of) + 1 :] if of != stem else kind] = member
             last = name if last == (key, occurrence) else last
+    keys = {key for key, _ in found}
+    for key, occurrence in list(found):
+        members = found[key, occurrence]
+        base = base_of(key, keys - {key}) if all(is_image(f".{ending}") for ending in members) else None
+        if base and (base, occurrence) in found:  # `dog_mask.png` beside `dog.jpg`
+            del found[key, occurrence]
+            found[base, occurrence] |= {f"{key[len(base) + 1 :]}.{ending}": each for ending, each in members.items()}
+            last = (base, occurrence) if last == (key, occurrence) else last
     return found, last
 
 

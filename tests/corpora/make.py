@@ -26,7 +26,7 @@ from tests.infra.data.zoo import encode, picture, tar
 from workflows import export as export_module
 from workflows.__main__ import main
 from workflows.export import ExportOptions
-from workflows.ingest import IngestConfig, IngestWork, corpus_key
+from workflows.ingest import IngestConfig, IngestWork, brief, corpus_key, tell_passed
 from workflows.ingest import ingest as ingest_step
 from workflows.options import step_options
 
@@ -137,13 +137,14 @@ class Corpus:
 
 def write_index(config, out):
     """The index of a corpus below `out`, and its counts: the one place here that knows the readers' interface."""
-    corpus = find_corpus(config.corpus, config.shard_rows, config.image_column, config.caption_column)
+    corpus = find_corpus(config.corpus, config.shard_rows, config.reading)
     write_sources(corpus, out)
+    tell_passed(corpus.passed, out)
     work = IngestWork(config, corpus.sources, out)
     for name in corpus.sources:
         commit(out, name, work(name))
     Ledger(out).close()
-    return tally(out) | {"ignored_files": corpus.ignored}
+    return tally(out) | {"ignored_files": brief(corpus.passed)}
 
 
 def passed_over(counts):
