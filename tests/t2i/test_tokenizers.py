@@ -15,6 +15,7 @@ from t2i.tokenizers.quantizers import CodebookConfig, FiniteScalar, FiniteScalar
 from t2i.tokenizers.task import TokenizerTask, build_tokenizer, load_tokenizer, save_tokenizer
 from t2i.tokenizers.vqgan import VQGANConfig
 
+pytestmark = pytest.mark.family("config", "quantizer")
 SMALL = {"channels": 8, "groups": 4}
 PYRAMID = {**SMALL, "multipliers": (1, 2), "blocks": 1, "attention_levels": (1,), "latent_channels": 8}
 QUANTIZERS = {
@@ -124,6 +125,7 @@ def test_rows_do_not_meet(config):
     assert torch.equal(tokenizer.encode(pixels)[1:2], tokenizer.encode(pixels[1:2]))
 
 
+@pytest.mark.long
 def test_four_pictures_are_learned(config):
     colors = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]], dtype=torch.uint8)
     pairs = torch.tensor([[0, 1, 1, 0], [1, 2, 2, 1], [2, 3, 3, 2], [3, 0, 0, 3]])
