@@ -41,7 +41,11 @@ class BaseTask:
 
     reads: tuple[str, ...] = ("pixels", ALT_COLUMN)
     where_reads: tuple[str, ...] = ("split", ALT_COLUMN)
-    whole_weights: bool = False
+
+    @property
+    def whole_weights(self) -> bool:
+        """Muon takes whole matrices."""
+        return self.optim.muon
 
     def where(self, columns: dict[str, np.ndarray]) -> np.ndarray:
         """Rows of the training split that have a caption."""
@@ -98,7 +102,11 @@ class FilterTask:
     seed: int = 0
 
     where_reads: tuple[str, ...] = ("split", ALT_COLUMN)
-    whole_weights: bool = False
+
+    @property
+    def whole_weights(self) -> bool:
+        """Muon takes whole matrices."""
+        return self.optim.muon
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -160,7 +168,10 @@ class FinetuneTask:
     max_length: int
     optim: OptimConfig
 
-    whole_weights: bool = False
+    @property
+    def whole_weights(self) -> bool:
+        """Muon takes whole matrices."""
+        return self.optim.muon
 
     @property
     def where_reads(self) -> tuple[str, ...]:

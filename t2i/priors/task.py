@@ -57,7 +57,11 @@ class PriorTask:
     seed: int = 0
 
     where_reads: tuple[str, ...] = ("split", "keep")
-    whole_weights: bool = False
+
+    @property
+    def whole_weights(self) -> bool:
+        """Muon takes whole matrices."""
+        return self.optim.muon
 
     @property
     def reads(self) -> tuple[str, ...]:
