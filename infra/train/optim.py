@@ -69,7 +69,7 @@ def parameter_groups(module: torch.nn.Module, config: OptimConfig) -> list[dict[
     return [group for group in groups if group["params"]]
 
 
-def _layers(module: torch.nn.Module) -> set[torch.nn.Parameter]:
+def _layers(module: torch.nn.Module) -> set[torch.Tensor]:
     """Weights of linear and convolution layers, without those that are an embedding's, too."""
     layers = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
     found = {part.weight for part in module.modules() if isinstance(part, layers)}
