@@ -41,11 +41,7 @@ class BaseTask:
 
     reads: tuple[str, ...] = ("pixels", ALT_COLUMN)
     where_reads: tuple[str, ...] = ("split", ALT_COLUMN)
-
-    @property
-    def whole_weights(self) -> bool:
-        """Muon takes whole matrices."""
-        return self.optim.muon
+    whole_weights: bool = False
 
     def where(self, columns: dict[str, np.ndarray]) -> np.ndarray:
         """Rows of the training split that have a caption."""
@@ -102,11 +98,7 @@ class FilterTask:
     seed: int = 0
 
     where_reads: tuple[str, ...] = ("split", ALT_COLUMN)
-
-    @property
-    def whole_weights(self) -> bool:
-        """Muon takes whole matrices."""
-        return self.optim.muon
+    whole_weights: bool = False
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -168,10 +160,7 @@ class FinetuneTask:
     max_length: int
     optim: OptimConfig
 
-    @property
-    def whole_weights(self) -> bool:
-        """Muon takes whole matrices."""
-        return self.optim.muon
+    whole_weights: bool = False
 
     @property
     def where_reads(self) -> tuple[str, ...]:

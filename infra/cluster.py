@@ -84,9 +84,8 @@ class Cluster:
             )
         if whole_weights and self.zero_stage == 3:
             raise ValueError(
-                "zero_stage=3 leaves each worker a part of the weights, but Muon takes whole matrices, and models that "
-                "train in turns, as a tokenizer and its critic, compute with each other's: give --cluster.zero-stage 2 "
-                "or less."
+                "zero_stage=3 leaves each worker a part of the weights, but models that train in turns, as a tokenizer "
+                "and its critic, compute with each other's: give --cluster.zero-stage 2 or less."
             )
 
     @property

@@ -29,8 +29,7 @@ def settings_of(recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
         workers = cluster.workers_for(max(training.config.batch for training in trainings))[1]
         updates = {}
         for config, optimizers, whole_weights in trainings:
-            muon = any(optim.muon for optim in optimizers.values())
-            cluster.check(config.precision, whole_weights or muon)
+            cluster.check(config.precision, whole_weights)
             micro_batch, micro_steps = cluster.micro_batches(config.batch, workers)
             for update, optim in optimizers.items():
                 updates[update] = settings(

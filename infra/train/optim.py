@@ -26,9 +26,7 @@ class OptimConfig:
     min_lr_ratio: float = 0.0  # the cosine ends at lr * min_lr_ratio
     clip_norm: float = 1.0  # of the whole gradient; 0 turns clipping off
     ema_decay: float = 0.0  # 0 turns the moving average off
-    muon: bool = setting(
-        False, since="0.2"
-    )  # the weights of linear and convolution layers learn by Muon; not at ZeRO 3
+    muon: bool = setting(False, since="0.2")  # the weights of linear and convolution layers learn by Muon
 
     def __post_init__(self) -> None:
         if not self.lr > 0:
@@ -55,7 +53,7 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
 def parameter_groups(module: torch.nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """Trainable parameters: what Muon moves, other matrices, both with weight decay, and vectors and scalars without.
 
-    A group of Muon's says the `shapes` of its matrices, since ZeRO hands its optimizer all of them as one vector.
+    A group of Muon's says the `shapes` of its matrices, since ZeRO hands its optimizer their parts as one vector.
     """
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     hidden = _layers(module) if config.muon else set()
@@ -98,7 +96,7 @@ class AdamW(torch.optim.AdamW):
     def step(self, closure: Any = None) -> Any:
         """One step, then `ema <- decay * ema + (1 - decay) * weight`, decay ramped up over the first steps.
 
-        What has no gradient is left alone, its average too. Under ZeRO 1 and 2 a collective, where there is Muon.
+        What has no gradient is left alone, its average too. Under ZeRO 1 to 3 a collective, where there is Muon.
         """
         groups = self.param_groups
         self.param_groups = [group for group in groups if "shapes" not in group]
@@ -124,7 +122,7 @@ class AdamW(torch.optim.AdamW):
             state["step"] += 1
             state["exp_avg"].lerp_(parameter.grad, 1 - MOMENTUM)
             ahead = parameter.grad.lerp(state["exp_avg"], MOMENTUM).bfloat16()
-            move = _moves(ahead, group["shapes"]) if parameter.dim() == 1 else _move(ahead)
+            move = _moves(ahead, group["shapes"], group.get("each", False)) if parameter.dim() == 1 else _move(ahead)
             parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(move, alpha=-group["lr"])
 
     def _average(self, parameter: torch.Tensor) -> None:
@@ -137,21 +135,27 @@ class AdamW(torch.optim.AdamW):
         state["ema"].lerp_(parameter.detach().to(state["ema"].dtype), 1 - decay)
 
 
-def _moves(part: torch.Tensor, shapes: list[tuple[int, ...]]) -> torch.Tensor:
-    """Those of this worker's part of all matrices of `shapes`, which lie end to end in equal parts; a collective.
+def _moves(part: torch.Tensor, shapes: list[tuple[int, ...]], each: bool) -> torch.Tensor:
+    """This worker's part of the moves of all matrices of `shapes`, given its part of what is ahead; a collective.
 
-    A matrix that is cut is worked out by each worker that has a piece of it, from the same numbers.
+    The parts of all workers, end to end, are the matrices end to end (ZeRO 1 and 2); or `each` matrix is cut into as
+    many pieces, and a part holds one of each (ZeRO 3). Who has a piece of a matrix works out the whole of it, from the
+    same numbers as the others.
     """
-    gathered = world.rows({"ahead": part})
-    first = int(gathered["first"])
+    workers, rank = world.size(), world.rank()
+    parts = world.rows({"ahead": part})["ahead"].view(workers, -1)
     moves, start = torch.zeros_like(part, dtype=torch.float32), 0
     for shape in shapes:
-        stop = start + math.prod(shape)
-        low, high = max(start, first), min(stop, first + len(part))
-        if low < high:
-            move = _move(gathered["ahead"][start:stop].view(shape)).reshape(-1)
-            moves[low - first : high - first] = move[low - start : high - start]
-        start = stop
+        count = math.prod(shape)
+        size = -(-count // workers) if each else count  # of its piece in a part, or of all of it
+        low, high = (start, start + size) if each else (start - rank * len(part), start + size - rank * len(part))
+        first, last = max(low, 0), min(high, len(part))
+        if first < last:
+            ahead = parts[:, low:high].reshape(-1)[:count] if each else parts.reshape(-1)[start : start + count]
+            move = _move(ahead.view(shape)).reshape(-1)
+            piece = move[rank * size : (rank + 1) * size] if each else move[first - low : last - low]
+            moves[first : first + len(piece)] = piece
+        start += size
     return moves
 
 

@@ -59,7 +59,7 @@ class Task(Protocol):
 
     @property
     def whole_weights(self) -> bool:
-        """Whether every worker needs whole weights: those of another Update, or matrices for Muon. Not under ZeRO 3."""
+        """Whether every worker needs all weights: an Update computes with those of another. Not under ZeRO 3."""
         ...
 
     def where(self, columns: dict[str, np.ndarray]) -> np.ndarray:

@@ -86,8 +86,8 @@ class ZeroEngine:
         groups = parameter_groups(update.module, update.optim)
         moved = {parameter for group in groups if "shapes" in group for parameter in group["params"]}
         self._moved = {key for key, parameter in update.module.named_parameters() if parameter in moved}  # by Muon
-        if moved and stage == 3:
-            raise ValueError("Muon needs whole matrices, but ZeRO stage 3 cuts each: choose stage 2 or less.")
+        for group in groups:
+            group["each"] = stage == 3
         self._optimizer = AdamW(groups, update.optim)
         config = settings(stage, precision, micro_batch, micro_steps, update.optim.clip_norm, offload)
         self._engine: Any = deepspeed.initialize(model=update.module, optimizer=self._optimizer, config=config)[0]
@@ -231,11 +231,11 @@ class ZeroEngine:
         trained = [key for key, parameter in self.update.module.named_parameters() if parameter.requires_grad]
         if f"{self.update.name}/exp_avg/{trained[0]}" not in saved:  # it slept until there
             return
-        moved = {flat for group in self._optimizer.param_groups if "shapes" in group for flat in group["params"]}
-        for flat in flats:
+        for place, flat in enumerate(flats):
             state = self._optimizer.state[flat]
-            kinds = [kind for kind in STATE_KEYS if kind != "exp_avg_sq" or flat not in moved]
-            kinds = [kind for kind in kinds if kind != "ema" or f"{self.update.name}/ema/{trained[0]}" in saved]
+            group = self._optimizer.param_groups[zero.sub_group_to_group_id[place] if self._stage == 3 else place]
+            kinds = ["exp_avg", *(["exp_avg_sq"] if "shapes" not in group else [])]
+            kinds += ["ema"] if f"{self.update.name}/ema/{trained[0]}" in saved else []
             state.update({kind: torch.zeros_like(flat) for kind in kinds})
             state["step"] = torch.tensor(meta["optimizer_step"])  # its own tensor: a shared one counts too fast
         self._link()

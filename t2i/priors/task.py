@@ -57,11 +57,7 @@ class PriorTask:
     seed: int = 0
 
     where_reads: tuple[str, ...] = ("split", "keep")
-
-    @property
-    def whole_weights(self) -> bool:
-        """Muon takes whole matrices."""
-        return self.optim.muon
+    whole_weights: bool = False
 
     @property
     def reads(self) -> tuple[str, ...]:

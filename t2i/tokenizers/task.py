@@ -36,8 +36,8 @@ class TokenizerTask:
 
     @property
     def whole_weights(self) -> bool:
-        """The tokenizer is judged by the critic, and judged is what it rebuilds; and Muon takes whole matrices."""
-        return self.critic is not None or self.optim.muon
+        """The tokenizer is judged by the critic, and the critic judges what the tokenizer rebuilds."""
+        return self.critic is not None
 
     def where(self, columns: dict[str, np.ndarray]) -> np.ndarray:
         """Rows of the training split."""
