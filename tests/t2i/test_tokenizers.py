@@ -4,6 +4,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from infra.data.stage import Stage
 from infra.train.engine import PlainEngine
@@ -28,6 +29,9 @@ TOKENIZERS = {
     "vqgan": VQGANConfig(**PYRAMID, quantizer=QUANTIZERS["codebook"]),
     "vqgan, linear codebook": VQGANConfig(**PYRAMID, quantizer=QUANTIZERS["linear codebook"]),
     "patch vqgan": PatchVQGANConfig(**SMALL, patch=2, quantizer=QUANTIZERS["finite scalar"]),
+    "patch vqgan, patches alone": PatchVQGANConfig(
+        **SMALL, patch=2, encoder_kernel=1, encoder_blocks=0, quantizer=QUANTIZERS["finite scalar"]
+    ),
     "patch vqgan, sphere": PatchVQGANConfig(**SMALL, patch=2, quantizer=QUANTIZERS["codebook on the sphere"]),
 }
 
@@ -314,7 +318,22 @@ def test_the_stage_writes_codes_in_raster_order(tmp_path):
     assert np.array_equal(np.stack(columns["codes"]), tokenizer.encode(scale(images())).flatten(1).numpy())
 
 
+@pytest.mark.parametrize("name", ["patch vqgan", "patch vqgan, patches alone"])
+def test_a_code_is_of_its_own_patch_alone_where_it_is_asked_for(name):
+    tokenizer, pictures = build(TOKENIZERS[name]), scale(images())
+    other = pictures.clone()
+    other[:, :, 2:4, 4:6] = -other[:, :, 2:4, 4:6]
+    with torch.no_grad():
+        moved = (tokenizer.encoder(functional.pixel_unshuffle(other, 2)) !=
+                 tokenizer.encoder(functional.pixel_unshuffle(pictures, 2))).any(1)  # fmt: skip
+    assert moved[:, 1, 2].all()
+    moved[:, 1, 2] = False
+    assert moved.any() == (name == "patch vqgan")
+
+
 def test_wrong_sizes_are_told():
+    with pytest.raises(ValueError, match="has a middle"):
+        PatchVQGANConfig(encoder_kernel=2)
     with pytest.raises(ValueError, match="groups"):
         VQGANConfig(channels=30)
     with pytest.raises(ValueError, match="groups"):
