@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
+# Two processes, a file of tests at a time, in their order: tests wait more than they compute.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 export RAY_USAGE_STATS_ENABLED ?= 0
 
@@ -20,13 +22,13 @@ $(READY): pyproject.toml requirements.lock
 	touch $@
 
 test: $(READY)  ## the suite; set RESCRIBE_CORPORA to a folder with nlvr/ and noto-emoji/ to use them too
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-faults: $(READY)  ## kills real processes
-	$(BIN)/python -m pytest -m faults
+	$(PYTEST) -m faults
 
 test-long: $(READY)  ## what takes minutes: the whole path, killed, on two machines; every command of README and docs
-	$(BIN)/python -m pytest -m long
+	$(PYTEST) -m long
 
 soak: $(READY)  ## half an hour of random faults under one training
 	$(BIN)/python -m benchmarks.soak_training --minutes 30

@@ -32,9 +32,9 @@ class Progress:
     """
 
     def __init__(
-        self, title: str, stream: TextIO = sys.stderr, gauges: Gauges | None = None, stall_seconds: float = 100
+        self, title: str, stream: TextIO | None = None, gauges: Gauges | None = None, stall_seconds: float = 100
     ) -> None:
-        self._title, self._stream, self._gauges = title, stream, gauges
+        self._title, self._stream, self._gauges = title, stream or sys.stderr, gauges
         self._patience = stall_seconds / 2
         self._started = self._printed = self._moved = time.monotonic()
         self._first, self._last = 0, -1

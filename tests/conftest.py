@@ -8,7 +8,10 @@ import uuid
 import hypothesis
 import pytest
 
-hypothesis.settings.register_profile("ours", deadline=None)  # a slow machine is no fault; tests have limits
+pytest_plugins = ["pytester", "tests.budget"]
+
+# A slow machine is no fault; tests have limits. In CI, too, hypothesis draws anew each time.
+hypothesis.settings.register_profile("ours", hypothesis.settings.get_profile("default"), deadline=None)
 hypothesis.settings.load_profile("ours")
 
 # Before ray is imported anywhere: what it finds here it keeps, and its workers inherit.

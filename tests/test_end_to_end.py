@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from infra import storage
-from tests import apart
+from tests import apart, kills
 from tests.proxy import Proxy
 from tests.workflows.head import TOKEN, Cluster
 
@@ -22,17 +22,10 @@ ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.long
 
 
-def command(*arguments):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-    return [sys.executable, "-m", "workflows", *arguments], {"env": environment, "text": True}
-
-
-def run(*arguments, timeout=420):
-    line, options = command(*arguments)
-    done = subprocess.run(line, capture_output=True, timeout=timeout, check=False, **options)
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    return json.loads(done.stdout.strip().splitlines()[-1]), done.stderr
+def run(*arguments):
+    code, results, errors = kills.here(*arguments)
+    assert code == 0, errors
+    return results, errors
 
 
 def only(folder: Path) -> Path:
@@ -42,7 +35,7 @@ def only(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def debug(tmp_path_factory):
+def debug(ray_cluster, tmp_path_factory):
     """The store of an undisturbed run of the debug recipe, and what it printed."""
     store = tmp_path_factory.mktemp("store")
     results, errors = run("run", "debug", "--store", str(store), "--json")
@@ -108,11 +101,10 @@ def test_verify_proves_each_artifact_and_names_what_was_changed(debug, tmp_path)
     data[len(data) // 2] ^= 1
     shard.unlink()  # it may share its bytes with the original
     shard.write_bytes(data)
-    line, options = command("verify", str(harmed), "--json")
-    done = subprocess.run(line, capture_output=True, timeout=60, check=False, **options)
-    assert done.returncode == 1
-    assert "shard 000002" in done.stderr
-    assert not json.loads(done.stdout)["whole"]
+    code, found, errors = kills.here("verify", str(harmed), "--json")
+    assert code == 1
+    assert "shard 000002" in errors
+    assert not found["whole"]
 
 
 @pytest.mark.timeout(60)
@@ -127,11 +119,9 @@ def test_a_gallery_of_the_captions(debug, tmp_path):
 @pytest.mark.timeout(60)
 def test_retry_says_when_there_is_nothing_to_mend(debug):
     store, _, _ = debug
-    line, options = command("retry", str(only(store / "recaption")), "--only", "oom")
-    done = subprocess.run(line, capture_output=True, timeout=60, check=False, **options)
-    assert done.returncode == 1
-    assert "No row of" in done.stderr
-    assert "Traceback" not in done.stderr
+    code, _, errors = kills.here("retry", str(only(store / "recaption")), "--only", "oom")
+    assert code == 1
+    assert "No row of" in errors
     assert only(store / "recaption")  # and nothing is left of the try
 
 
@@ -168,16 +158,19 @@ def test_a_corpus_is_captioned_as_it_lies(debug, tmp_path):
     again, errors = run(*line, "--styles", "short", "--json")
     assert again["captions"] == counts["captions"]
     assert errors.count("done already") == 2
-    line, options = command(*line, "--styles", "shrt")
-    done = subprocess.run(line, capture_output=True, timeout=60, check=False, **options)
-    assert done.returncode == 1
-    assert "There is no style 'shrt'" in done.stderr
+    code, _, errors = kills.here(*line, "--styles", "shrt")
+    assert code == 1
+    assert "There is no style 'shrt'" in errors
 
 
 def kill_when(condition, *arguments):
     """Start the command, SIGKILL it as soon as `condition()` holds."""
-    line, options = command(*arguments)
-    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "workflows", *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         while not condition():
             assert process.poll() is None, "it ended before it could be killed"

@@ -26,12 +26,12 @@ MIXED = {"500": 0.1, "503": 0.05, "cut": 0.05, "lost": 0.03, "slow": 0.03}
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(ray_cluster, tmp_path_factory):
     """A captioner, a folder of shards, and the rows of an undisturbed run."""
     folder = tmp_path_factory.mktemp("world")
     captioner = kills.write_captioner(folder / "captioner")
     corpus = kills.write_corpus(folder / "corpus", SHARDS, ROWS)
-    code, counts, err = kills.run(*kills.line_of(corpus, captioner, str(folder / "plain")), timeout=280)
+    code, counts, err = kills.here(*kills.line_of(corpus, captioner, str(folder / "plain")))
     assert code == 0, err
     assert counts["accepted"] == SHARDS * ROWS
     rows = kills.rows(folder / "plain")
@@ -64,7 +64,7 @@ def test_sigkill_at_a_random_time(world, tmp_path, kind):
     if kind == "raylet":
         assert code == 1
         assert re.search(r"^rescribe: .*[Gg]ive the same command again", err, re.MULTILINE)
-    code, counts, err = kills.run(*line, timeout=280)
+    code, counts, err = kills.here(*line)
     assert code == 0, err
     assert counts["accepted"] == SHARDS * ROWS
     check(out, world)
@@ -79,7 +79,7 @@ def test_a_second_driver_on_the_same_output_is_refused(world, tmp_path):
         while not any(Path(out).glob("recaption/*/shards/*")):
             assert first.poll() is None, first.communicate()
             time.sleep(0.02)
-        code, _, err = kills.run(*line)
+        code, _, err = kills.here(*line)
         assert code == 1
         assert f"Another driver (process {first.pid} on " in err
         assert first.communicate(timeout=280)[1].count("Another driver") == 0
@@ -97,14 +97,14 @@ def bucket(world, s3, monkeypatch):
     return f"{s3}/corpus/{{00000..{FEW - 1:05d}}}.tar", f"{s3}/out"
 
 
-def check_few(out, captions, world, endpoint):
+def check_few(captions, world):
     """The captions on S3 are those of the undisturbed run, and verify holds."""
     names = [f"{number:06d}.parquet" for number in range(FEW)]
     assert storage.list_names(f"{captions}/shards") == names
     for name in names:
         with storage.open_read(f"{captions}/shards/{name}") as file:
             assert pq.read_table(file).to_pylist() == world["rows"][name]
-    code, said, err = kills.run("verify", captions, "--json", AWS_ENDPOINT_URL=endpoint)
+    code, said, err = kills.here("verify", captions, "--json")
     assert code == 0, err
     assert said["rows_in"] == said["accepted"] == FEW * ROWS
 
@@ -121,9 +121,9 @@ def test_a_server_that_fails_now_and_then(world, bucket, s3_server):
         assert sum(proxy.met[kind] for kind in MIXED) > 10
     if code:
         assert re.search(r"^rescribe: .*(failed again and again|does not answer)", err, re.MULTILINE)
-    code, counts, err = kills.run(*line, timeout=280)
+    code, counts, err = kills.here(*line)
     assert code == 0, err
-    check_few(out, counts["captions"], world, s3_server)
+    check_few(counts["captions"], world)
 
 
 @pytest.mark.faults
@@ -143,9 +143,9 @@ def test_a_credential_that_is_revoked_in_the_middle(world, bucket, s3_server):
     assert code == 1
     assert re.search(r"^rescribe: .*Access to s3://\S+ was denied \(InvalidAccessKeyId\)", err, re.MULTILINE), err
     assert SECRET not in err
-    code, counts, err = kills.run(*line, timeout=280)
+    code, counts, err = kills.here(*line)
     assert code == 0, err
-    check_few(out, counts["captions"], world, s3_server)
+    check_few(counts["captions"], world)
 
 
 @pytest.mark.timeout(120)
@@ -192,7 +192,7 @@ def test_a_disk_that_fills_up(world, tmp_path):
         for path in kills.shards(out):
             assert pq.read_table(path).to_pylist() == world["rows"][path.name]
         subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
-        code, _, err = kills.run(*line, timeout=280)
+        code, _, err = kills.here(*line)
         assert code == 0, err
         check(out, world)
     finally:

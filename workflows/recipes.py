@@ -25,9 +25,46 @@ from workflows.train_tokenizer import TrainTokenizerConfig
 
 
 def demo(seed: int = 0) -> Recipe:
-    """Shapes at 32x32, from noisy alt text to sampled scenes, in under ten minutes on two cores."""
-    return Recipe(
+    """Shapes at 32x32, from noisy alt text to sampled scenes, in under five minutes on two cores.
+
+    What `demo_v1` does with other trainings: matrices learn by Muon, and a code stands for 8x8 pixels and sees no more.
+    """
+    before = demo_v1(seed)
+    return replace(
+        before,
         name="demo",
+        captioner=replace(
+            before.captioner,
+            base=_train(seed, 280),
+            base_optim=OptimConfig(lr=8e-3, warmup_steps=40, muon=True),
+            finetune=_train(seed, 100),
+            finetune_optim=OptimConfig(lr=6e-3, warmup_steps=20, muon=True),
+        ),
+        captions=replace(before.captions, score_alt=False),  # no bound of `mix` asks for it
+        tokenizer=replace(
+            before.tokenizer,
+            model=PatchVQGANConfig(
+                patch=8,
+                channels=192,
+                encoder_kernel=1,
+                encoder_blocks=0,
+                quantizer=FiniteScalarConfig(levels=(8, 8, 8, 5)),
+            ),
+            train=_train(seed, 800),
+            optim=OptimConfig(lr=1e-2, warmup_steps=30, muon=True),
+        ),
+        prior=replace(
+            before.prior,
+            train=_train(seed, 400),
+            optim=OptimConfig(lr=1e-2, warmup_steps=50, weight_decay=0.01, muon=True),
+        ),
+    )
+
+
+def demo_v1(seed: int = 0) -> Recipe:
+    """The demo as it was before Muon: the same corpus and scores in more than twice the time."""
+    return Recipe(
+        name="demo_v1",
         # Objects stand at the centres of their cells: a pixel of jitter makes the codes several times as surprising.
         corpus=IngestConfig(
             corpus=ShapesConfig(samples=24_000, labelled=1_000, jitter=0, seed=seed), image_size=(32, 32)
@@ -75,7 +112,7 @@ def demo(seed: int = 0) -> Recipe:
 
 def debug(seed: int = 0) -> Recipe:
     """The whole path in under a minute on two cores, with a corpus too small to learn from."""
-    recipe = demo(seed)
+    recipe = demo_v1(seed)
     short = TrainConfig(steps=6, batch=16, seed=seed, log_every_steps=2, save_every_steps=3)
     return replace(
         recipe,
@@ -94,7 +131,7 @@ def debug(seed: int = 0) -> Recipe:
 
 def nlvr(corpus: str, seed: int = 0) -> Recipe:
     """Cornell NLVR: pictures of 400x100 with human sentences; captions learned from the scenes of 500 dev rows."""
-    recipe, size = demo(seed), (32, 128)
+    recipe, size = demo_v1(seed), (32, 128)
     vision = VisionConfig(image_size=size, patch_size=8, hidden=128, layers=2, heads=4, mlp=384)
     text = TextConfig(hidden=128, layers=2, heads=4, mlp=384, max_length=112)
     styles = (SHORT, replace(DESCRIPTIVE, max_tokens=108))
@@ -123,7 +160,7 @@ def nlvr(corpus: str, seed: int = 0) -> Recipe:
 
 def emoji(corpus: str, seed: int = 0) -> Recipe:
     """Noto Emoji at 32x32: names only, so one style, short."""
-    recipe = demo(seed)
+    recipe = demo_v1(seed)
     return replace(
         recipe,
         name="emoji",
@@ -155,4 +192,4 @@ def _train(seed: int, steps: int, batch: int = 64) -> TrainConfig:
     return TrainConfig(steps=steps, batch=batch, seed=seed, precision="bf16", log_every_steps=20, save_every_steps=300)
 
 
-RECIPES = {make.__name__: make for make in (debug, demo, nlvr, emoji)}
+RECIPES = {make.__name__: make for make in (debug, demo, demo_v1, nlvr, emoji)}

@@ -83,7 +83,12 @@ class ZeroEngine:
             recompute_blocks(update.module)
         if saved is not None:
             load_weights(update, saved)  # before DeepSpeed copies the weights into its partitions
-        self._optimizer = AdamW(parameter_groups(update.module, update.optim), update.optim)
+        groups = parameter_groups(update.module, update.optim)
+        moved = {parameter for group in groups if "shapes" in group for parameter in group["params"]}
+        self._moved = {key for key, parameter in update.module.named_parameters() if parameter in moved}  # by Muon
+        for group in groups:
+            group["each"] = stage == 3
+        self._optimizer = AdamW(groups, update.optim)
         config = settings(stage, precision, micro_batch, micro_steps, update.optim.clip_norm, offload)
         self._engine: Any = deepspeed.initialize(model=update.module, optimizer=self._optimizer, config=config)[0]
         self._device = self._engine.device
@@ -138,7 +143,7 @@ class ZeroEngine:
         named = dict(self._engine.module.named_parameters())
         trained = {key: parameter for key, parameter in named.items() if parameter.requires_grad}
         keeper = {key: place % dist.get_world_size() for place, key in enumerate(named)}
-        kinds, state = ("w", *self._kinds()), {}
+        state: dict[str, torch.Tensor] = {}
 
         def keep(kind: str, key: str, value: torch.Tensor) -> None:
             if keeper[key] == dist.get_rank():
@@ -155,12 +160,14 @@ class ZeroEngine:
                     continue  # it is cut
                 del trained[key]
                 if keeper[key] == dist.get_rank():
-                    for kind in kinds:
+                    for kind in ("w", *self._kinds(key)):
                         keep(kind, key, parameter._hp_mapping.get_hp_fragment(_key(kind)).view_as(parameter))
-        for keys in _buckets(trained):
-            for kind in kinds:
-                for key, value in zip(keys, self._whole([named[key] for key in keys], kind), strict=True):
-                    keep(kind, key, value)
+        for bucket in _buckets(trained):
+            for kind in ("w", *STATE_KEYS):
+                keys = [key for key in bucket if kind in ("w", *self._kinds(key))]
+                if keys:
+                    for key, value in zip(keys, self._whole([named[key] for key in keys], kind), strict=True):
+                        keep(kind, key, value)
         if dist.get_rank() == 0:
             state |= {key: _copy(value) for key, value in buffers(self.update).items()}
         return state
@@ -171,9 +178,11 @@ class ZeroEngine:
         scale = {"loss_scale": self._scale.meta()} if self._scale else {}
         return {"optimizer_step": max(steps, default=0.0)} | scale
 
-    def _kinds(self) -> list[str]:
+    def _kinds(self, key: str = "") -> list[str]:
+        """What the optimizer keeps of a parameter, or of any."""
         states = [state for state in self._optimizer.state.values() if "exp_avg" in state]
-        return [kind for kind in STATE_KEYS if states and kind in states[0]]
+        kept = [kind for kind in STATE_KEYS if any(kind in state for state in states)]
+        return [kind for kind in kept if kind != "exp_avg_sq"] if key in self._moved else kept
 
     def _link(self) -> None:
         """ZeRO 1 and 2 link a parameter to its moments before those exist (DeepSpeed 0.19.8): link again."""
@@ -220,18 +229,20 @@ class ZeroEngine:
         zero: Any = self._engine.optimizer
         flats = zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups
         trained = [key for key, parameter in self.update.module.named_parameters() if parameter.requires_grad]
-        kinds = [kind for kind in STATE_KEYS if f"{self.update.name}/{kind}/{trained[0]}" in saved]
-        if not kinds:  # it slept until there
+        if f"{self.update.name}/exp_avg/{trained[0]}" not in saved:  # it slept until there
             return
-        for flat in flats:
+        for place, flat in enumerate(flats):
             state = self._optimizer.state[flat]
+            group = self._optimizer.param_groups[zero.sub_group_to_group_id[place] if self._stage == 3 else place]
+            kinds = ["exp_avg", *(["exp_avg_sq"] if "shapes" not in group else [])]
+            kinds += ["ema"] if f"{self.update.name}/ema/{trained[0]}" in saved else []
             state.update({kind: torch.zeros_like(flat) for kind in kinds})
             state["step"] = torch.tensor(meta["optimizer_step"])  # its own tensor: a shared one counts too fast
         self._link()
         for key, parameter in self._engine.module.named_parameters():
             # Below stage 3 without a mapping: no part of it is ours, and none is read.
             if parameter.requires_grad and (self._stage == 3 or parameter._hp_mapping is not None):
-                for kind in ("w", *kinds):
+                for kind in ("w", *self._kinds(key)):
                     self._fill(parameter, saved[f"{self.update.name}/{kind}/{key}"], None if kind == "w" else kind)
 
     def _fill(self, parameter: Any, value: torch.Tensor, kind: str | None) -> None:

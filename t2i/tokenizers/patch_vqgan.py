@@ -21,11 +21,16 @@ class PatchVQGANConfig:
     encoder_blocks: int = 1
     decoder_blocks: int = 2
     groups: int = 8
+    # Patches a side that a convolution of the encoder sees. With 1, and no blocks, whose norms see all of a picture, a
+    # code says what its own patch shows and nothing else: fewer codes, and a prior has far less to learn.
+    encoder_kernel: int = field(default=3, metadata={"since": "0.2"})  # as infra.config.setting marks it
     quantizer: CodebookConfig | FiniteScalarConfig = field(default_factory=FiniteScalarConfig)
 
     def __post_init__(self) -> None:
         if min(self.patch, self.channels, self.groups) < 1 or self.channels % self.groups:
             raise ValueError("PatchVQGAN needs a patch of at least 1 pixel, and channels that its norm groups divide.")
+        if self.encoder_kernel < 1 or self.encoder_kernel % 2 == 0:
+            raise ValueError(f"encoder_kernel has a middle: 1, 3, 5, but it is {self.encoder_kernel}.")
 
 
 class PatchVQGAN(nn.Module):
@@ -38,8 +43,8 @@ class PatchVQGAN(nn.Module):
         self.codebook_size = config.quantizer.size
         channels, width, pixels = config.channels, config.quantizer.width, 3 * config.patch**2
         self.encoder = nn.Sequential(
-            nn.Conv2d(pixels, channels, 3, padding=1),
-            *(ResidualBlock(channels, config.groups) for _ in range(config.encoder_blocks)),
+            nn.Conv2d(pixels, channels, config.encoder_kernel, padding=config.encoder_kernel // 2),
+            *(ResidualBlock(channels, config.groups, config.encoder_kernel) for _ in range(config.encoder_blocks)),
             nn.SiLU(),
             nn.Conv2d(channels, width, 1),
         )
@@ -81,12 +86,12 @@ class PatchVQGAN(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Group norm, a 3x3 convolution, SiLU, a 1x1 convolution that starts at zero: the block begins as the identity."""
+    """Group norm, a convolution, SiLU, a 1x1 convolution that starts at zero: the block begins as the identity."""
 
-    def __init__(self, channels: int, groups: int) -> None:
+    def __init__(self, channels: int, groups: int, kernel: int = 3) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(groups, channels)
-        self.spatial = nn.Conv2d(channels, channels, 3, padding=1)
+        self.spatial = nn.Conv2d(channels, channels, kernel, padding=kernel // 2)
         self.pointwise = nn.Conv2d(channels, channels, 1)
         for parameter in self.pointwise.parameters():
             nn.init.zeros_(parameter)

@@ -15,6 +15,7 @@ from captioner.model import Captioner, CaptionerConfig, TextConfig, VisionConfig
 from captioner.task import load_captioner, load_tower
 from tests.captioner.conftest import CAPTIONS
 
+pytestmark = pytest.mark.family()
 BOTH = MatchingConfig(contrastive=1, match=1, width=16)
 TEXTS = [*CAPTIONS, "a", "a yellow cross and a small circle", "two", "a large blue square at the bottom left"]
 

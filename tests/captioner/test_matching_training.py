@@ -1,10 +1,5 @@
 """Losses that mix rows are those of the global batch, however it is shared out over workers and micro-batches."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -14,6 +9,7 @@ from infra.train import checkpoint, world
 from infra.train.engine import PlainEngine
 from infra.train.loop import TrainConfig
 from tests.captioner import worker
+from tests.infra.train.workers import run_workers
 
 
 def distance(a, b, kind="w"):
@@ -104,28 +100,9 @@ def test_alone_rows_are_gathered_as_they_are():
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(("stage", "workers", "micro_steps"), [(1, 3, 1), (3, 2, 2)])
 def test_zero_matches_like_one_plain_process(tmp_path, reference, stage, workers, micro_steps):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    result = str(tmp_path / "log.json")
     folder = str(tmp_path / "run")
-    arguments = json.dumps({"folder": folder, "stage": stage, "micro_steps": micro_steps, "result": result})
-    environment = {
-        **os.environ, "WORLD_SIZE": str(workers), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
-    }  # fmt: skip
-    command = [sys.executable, "-W", "ignore", "-m", "tests.captioner.worker", arguments]
-    processes = [
-        subprocess.Popen(command, env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(workers)
-    ]
-    try:
-        assert [process.wait(380) for process in processes] == [0] * workers
-    finally:
-        for process in processes:
-            process.kill()
-    with open(result) as file:
-        log = json.load(file)
+    job = {"folder": folder, "stage": stage, "micro_steps": micro_steps}
+    (log,) = run_workers(tmp_path, workers, [job], seconds=380, work=worker.work)
     for found, wanted in zip(log, reference[1], strict=True):
         assert found == pytest.approx(wanted, rel=1e-5)
     newest = checkpoint.newest(folder)

@@ -11,6 +11,8 @@ from captioner.model import Captioner, CaptionerConfig, TextConfig, VisionConfig
 from captioner.styles import Style
 from tests.captioner.conftest import CAPTIONS
 
+pytestmark = pytest.mark.family()
+
 
 def make_batch(vocabulary, pixels, texts, style="alt", prompt=""):
     ids, mask = vocabulary.sequences(texts, prompt, 24)

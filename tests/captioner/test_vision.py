@@ -5,6 +5,8 @@ import transformers
 from captioner import vision
 from captioner.vision import build_tower, portion, see
 
+pytestmark = pytest.mark.family()
+
 
 def small(**sizes):
     return transformers.BlipVisionConfig(patch_size=16, num_attention_heads=4, intermediate_size=128, **sizes)

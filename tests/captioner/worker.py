@@ -1,9 +1,8 @@
-"""A tiny captioner that learns to match, and one worker of its training: `python -m tests.captioner.worker '{...}'`."""
+"""A tiny captioner that learns to match, and one worker of its training, for `tests.infra.train.workers`."""
 
 import json
 import math
 import os
-import sys
 
 import numpy as np
 import torch
@@ -88,28 +87,25 @@ def plain(folder, micro_steps=1):
     return {name: saved[name] for name in saved.names}, log
 
 
-def main() -> None:
+def work(jobs, result):
+    """One worker of a DeepSpeed group that trains as each job says; rank 0 writes the logs to `result`."""
     from infra.train import world, zero
 
-    arguments = json.loads(sys.argv[1])
     torch.set_num_threads(1)
     zero.start("gloo", 300)
-    config, log, trained, micro_steps = TrainConfig(**STEPS), Log(), task(), arguments["micro_steps"]
-    micro = micro_batch(config, world.size(), micro_steps)
+    logs = []
+    for job in jobs:
+        config, log, trained, micro_steps = TrainConfig(**STEPS), Log(), task(), job["micro_steps"]
+        micro = micro_batch(config, world.size(), micro_steps)
 
-    def make_engine(update, micro_steps, saved):
-        return zero.ZeroEngine(
-            update, micro_steps, saved, stage=arguments["stage"], precision="fp32", micro_batch=micro
-        )
+        def make_engine(update, micro_steps, saved, stage=job["stage"], micro=micro):
+            return zero.ZeroEngine(update, micro_steps, saved, stage=stage, precision="fp32", micro_batch=micro)
 
-    batches = feed(trained, config, world.rank(), world.size(), micro_steps)
-    train(trained, batches, make_engine, micro_steps, config, arguments["folder"], log)
+        batches = feed(trained, config, world.rank(), world.size(), micro_steps)
+        train(trained, batches, make_engine, micro_steps, config, job["folder"], log)
+        logs.append(log)
     if world.rank() == 0:
-        with open(arguments["result"], "w") as file:
-            json.dump(log, file)
+        with open(result, "w") as file:
+            json.dump(logs, file)
     world.gather(None)
     os._exit(0)  # gloo sometimes aborts while it is torn down
-
-
-if __name__ == "__main__":
-    main()

@@ -45,6 +45,11 @@ def test_progress_says_how_far_how_fast_how_long(clock):
     assert len(stream.getvalue().splitlines()) == 2
 
 
+def test_it_is_told_where_standard_error_leads_by_then(clock, capsys):
+    Progress("mix")(0, 10, "rows")
+    assert "mix" in capsys.readouterr().err
+
+
 def test_what_was_done_before_is_no_speed(clock):
     stream = io.StringIO()
     progress = Progress("mix", stream)

@@ -14,6 +14,7 @@ from t2i.priors.protocol import SamplingConfig, draw
 from t2i.priors.task import PriorShape, PriorTask, load_prior, null_text, save_vocabulary
 from t2i.vocabulary import NULL, TextVocabulary
 
+pytestmark = pytest.mark.family("prior")
 GRID, CODES, WORDS = (3, 4), 11, 17
 PRIORS = {
     "autoregressive": AutoregressiveConfig(width=32, layers=2, heads=2),

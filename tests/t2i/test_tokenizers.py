@@ -4,6 +4,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from infra.data.stage import Stage
 from infra.train.engine import PlainEngine
@@ -15,6 +16,7 @@ from t2i.tokenizers.quantizers import CodebookConfig, FiniteScalar, FiniteScalar
 from t2i.tokenizers.task import TokenizerTask, build_tokenizer, load_tokenizer, save_tokenizer
 from t2i.tokenizers.vqgan import VQGANConfig
 
+pytestmark = pytest.mark.family("config", "quantizer")
 SMALL = {"channels": 8, "groups": 4}
 PYRAMID = {**SMALL, "multipliers": (1, 2), "blocks": 1, "attention_levels": (1,), "latent_channels": 8}
 QUANTIZERS = {
@@ -27,6 +29,9 @@ TOKENIZERS = {
     "vqgan": VQGANConfig(**PYRAMID, quantizer=QUANTIZERS["codebook"]),
     "vqgan, linear codebook": VQGANConfig(**PYRAMID, quantizer=QUANTIZERS["linear codebook"]),
     "patch vqgan": PatchVQGANConfig(**SMALL, patch=2, quantizer=QUANTIZERS["finite scalar"]),
+    "patch vqgan, patches alone": PatchVQGANConfig(
+        **SMALL, patch=2, encoder_kernel=1, encoder_blocks=0, quantizer=QUANTIZERS["finite scalar"]
+    ),
     "patch vqgan, sphere": PatchVQGANConfig(**SMALL, patch=2, quantizer=QUANTIZERS["codebook on the sphere"]),
 }
 
@@ -124,6 +129,7 @@ def test_rows_do_not_meet(config):
     assert torch.equal(tokenizer.encode(pixels)[1:2], tokenizer.encode(pixels[1:2]))
 
 
+@pytest.mark.long
 def test_four_pictures_are_learned(config):
     colors = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]], dtype=torch.uint8)
     pairs = torch.tensor([[0, 1, 1, 0], [1, 2, 2, 1], [2, 3, 3, 2], [3, 0, 0, 3]])
@@ -312,7 +318,22 @@ def test_the_stage_writes_codes_in_raster_order(tmp_path):
     assert np.array_equal(np.stack(columns["codes"]), tokenizer.encode(scale(images())).flatten(1).numpy())
 
 
+@pytest.mark.parametrize("name", ["patch vqgan", "patch vqgan, patches alone"])
+def test_a_code_is_of_its_own_patch_alone_where_it_is_asked_for(name):
+    tokenizer, pictures = build(TOKENIZERS[name]), scale(images())
+    other = pictures.clone()
+    other[:, :, 2:4, 4:6] = -other[:, :, 2:4, 4:6]
+    with torch.no_grad():
+        moved = (tokenizer.encoder(functional.pixel_unshuffle(other, 2)) !=
+                 tokenizer.encoder(functional.pixel_unshuffle(pictures, 2))).any(1)  # fmt: skip
+    assert moved[:, 1, 2].all()
+    moved[:, 1, 2] = False
+    assert moved.any() == (name == "patch vqgan")
+
+
 def test_wrong_sizes_are_told():
+    with pytest.raises(ValueError, match="has a middle"):
+        PatchVQGANConfig(encoder_kernel=2)
     with pytest.raises(ValueError, match="groups"):
         VQGANConfig(channels=30)
     with pytest.raises(ValueError, match="groups"):

@@ -13,6 +13,7 @@ from captioner.backends.protocol import CaptionError
 from captioner.styles import Style
 from tests.captioner.backends import tiny
 
+pytestmark = pytest.mark.family("folder")
 SHORT = Style(name="short", prompt="what is on the small dot", max_tokens=9, min_tokens=3)
 ABOUT = Style(name="about", prompt="question : what ?[ a user : {alt} .] answer :", max_tokens=7)
 ALTS = ["red circle", None, "the large green square on the small blue dot", "a", "", "blue"]

@@ -24,7 +24,7 @@ def reference(tmp_path_factory):
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("world", [1, 2, *(pytest.param(world, marks=pytest.mark.long) for world in (3, 4))])
 def test_every_stage_trains_like_one_plain_process(tmp_path, reference, world):
     jobs = [
         # Micro-steps and small parameters, which stage 3 else keeps whole, take turns.

@@ -126,6 +126,14 @@ class Sick(Toy):
         return super().collate(rows, draw) | {"poison": (np.array(rows["row"]) != 7).astype(np.float32)}
 
 
+class Moved(Toy):
+    """Its linear layer learns by Muon; embeddings, other matrices and the head, which is an embedding's, do not."""
+
+    def updates(self):
+        (update,) = super().updates()
+        return [replace(update, optim=replace(update.optim, muon=True))]
+
+
 class Pair(Toy):
     """Two updates in one step, as generator and critic; the second sleeps at first."""
 
@@ -236,7 +244,7 @@ def train_as_told(job, config):
 def copy(job, config):
     """Load the newest checkpoint of `folder` into an engine and save it from there to `out`."""
     saved = Checkpoint(newest(job["folder"]))
-    (update,) = Toy().updates()
+    (update,) = pkgutil.resolve_name(job.get("task", f"{__name__}:Toy"))().updates()
     engine = worker_engine(job, config)(update, 1, saved)
     with Writer(job["out"]) as writer:
         writer.save(saved.step, engine.state(), {"updates": {update.name: engine.meta()}})

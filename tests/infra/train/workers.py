@@ -12,14 +12,15 @@ from infra.train import checkpoint
 from tests.infra.train import toy
 
 # Workers are forked from a process that has imported all this once, which takes several seconds; ZeRO 3 loads dynamo.
-multiprocessing.get_context("forkserver").set_forkserver_preload([toy.__name__, "infra.train.zero", "torch._dynamo"])
+LOADED = [toy.__name__, "infra.train.zero", "torch._dynamo", "tests.captioner.worker"]
+multiprocessing.get_context("forkserver").set_forkserver_preload(LOADED)
 
 # Nothing that trains compiles anything: workers find no compiler, and nothing that was compiled before.
 BARE = {"PATH": "/nowhere", "CC": "/nowhere/cc", "CXX": "/nowhere/c++"}
 
 
-def run_workers(place, world, jobs, seconds=230, method="forkserver"):
-    """What each job returned, done by one group of `world` workers, one job after another."""
+def run_workers(place, world, jobs, seconds=230, method="forkserver", work=toy.work):
+    """What each job returned, done by one group of `world` workers, one job after another; each calls `work`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -28,7 +29,7 @@ def run_workers(place, world, jobs, seconds=230, method="forkserver"):
     where |= BARE | {"TORCH_EXTENSIONS_DIR": str(place / "extensions")}
     context = multiprocessing.get_context(method)
     workers = [
-        context.Process(target=_work, args=({**where, "RANK": str(rank), "LOCAL_RANK": str(rank)}, jobs, result))
+        context.Process(target=_work, args=({**where, "RANK": str(rank), "LOCAL_RANK": str(rank)}, work, jobs, result))
         for rank in range(world)
     ]
     try:
@@ -44,10 +45,10 @@ def run_workers(place, world, jobs, seconds=230, method="forkserver"):
         return json.load(file)
 
 
-def _work(environment, jobs, result):
+def _work(environment, work, jobs, result):
     os.environ.update(environment)
     warnings.simplefilter("ignore")
-    toy.work(jobs, result)
+    work(jobs, result)
 
 
 def newest(folder):
