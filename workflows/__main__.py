@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from workflows import recipes
+from workflows.lookup import ChoiceError
 from workflows.options import (
     WORK,
     choose,
@@ -115,7 +116,7 @@ def _sentence(error: BaseException) -> str:
     """What went wrong, without the layers of other processes around it."""
     cause = getattr(error, "cause", None)
     text = str(cause if isinstance(cause, BaseException) else error).strip() or repr(error)
-    return text if len(text) < 600 else text[:600] + " ..."
+    return text if len(text) < 600 or isinstance(error, ChoiceError) else text[:600] + " ..."
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pyarrow.parquet as pq
+import tyro
 
 from infra import storage
 from infra.cluster import Cluster, connect, laptop
@@ -37,8 +38,9 @@ class ExportOptions:
     and `<key>.captions.json` with scores, flags and provenance; `--prefix v2` makes that `<key>.v2.<style>.txt`.
     """
 
-    images: str  # folder of the ingest
-    captions: str  # folder of a recaption or a caption_with
+    path: tyro.conf.Positional[str] = ""  # folder of a mix, of captions, or of a store with one of them; or else:
+    images: str = ""  # folder of the ingest; none: that which the captions are of
+    captions: str = ""  # folder of a recaption or a caption_with; none: those of the mixture
     mixture: str = ""  # folder of a mix, whose verdicts and weights go along
     out: str  # where to write, local or s3://
     format: Literal["webdataset", "parquet"] = "webdataset"
@@ -51,7 +53,9 @@ class ExportOptions:
     json: bool = False
 
     def __post_init__(self) -> None:
-        if self.only == "kept" and not self.mixture:
+        if self.path and (self.images or self.captions or self.mixture):
+            raise ValueError(f"Give {self.path} alone, or --images, --captions and --mixture instead of it.")
+        if self.only == "kept" and not (self.mixture or self.path):
             raise ValueError("Which rows are kept is for a mixture to say; give --mixture, or --only accepted.")
         if self.with_images and self.format != "parquet":
             raise ValueError("A WebDataset has the images in any case; with_images is for --format parquet.")
@@ -62,7 +66,11 @@ class ExportOptions:
 def export(options: ExportOptions) -> dict[str, Any]:
     """Write the export and return its manifest; a line that was cut continues, one that is done is found done."""
     artifacts = _artifacts(options)
-    out, only = storage.absolute(options.out), options.only or ("kept" if options.mixture else "accepted")
+    out, only = storage.absolute(options.out), options.only or ("kept" if len(artifacts) > 2 else "accepted")
+    if only == "kept" and len(artifacts) < 3:
+        raise ValueError(
+            f"{options.path} has captions and no mixture to say which rows are kept; give --only accepted."
+        )
     config = {name: getattr(options, name) for name in ("format", "with_images", "prefix", "license", "title")}
     plan = {"config": config | {"only": only}, "inputs": [f"{each.step}/{each.id}" for each in artifacts]}
     begun = {"id": hashlib.sha256(json.dumps([VERSION, plan]).encode()).hexdigest()[:16], **plan}
@@ -112,8 +120,17 @@ def export(options: ExportOptions) -> dict[str, Any]:
 
 def _artifacts(options: ExportOptions) -> list[Artifact]:
     """The index, the captions and the mixture, which must be of one another."""
-    given = [path for path in (options.images, options.captions, options.mixture) if path]
-    images, captions, *mixed = [Artifact.open(storage.absolute(path)) for path in given]
+    given = options.mixture or options.captions or options.path
+    if not given:
+        raise ValueError("Say what to export: the folder of captions, of a mix, or of a store with one of them.")
+    last = Artifact.open(storage.absolute(given))
+    mixed = [last] if options.mixture or last.step == "mix" else []
+    captions = last.inputs[1] if mixed else last
+    if options.captions:
+        captions = Artifact.open(storage.absolute(options.captions))
+    images = next(iter(captions.inputs), captions)
+    if options.images:
+        images = Artifact.open(storage.absolute(options.images))
     if images.step != "ingest":
         raise ValueError(f"{images.path} was made by {images.step}; give the folder of an ingest as --images.")
     if not captions.inputs or captions.inputs[0].id != images.id:
