@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from infra import storage
 from infra.cluster import Cluster, connect
-from infra.config import fingerprint
+from infra.config import fingerprint, setting
 from infra.data.ahead import ahead
+from infra.data.fitting import Fit, Size, bucket_name, check_fit, nearest
 from infra.data.images import decode, encode_png, measure
 from infra.data.readers import find_corpus, list_corpus, read_entries_of, read_source, write_sources
 from infra.data.run import Report, run_shards
@@ -54,7 +55,9 @@ class IngestConfig:
 
     `corpus` is a path or pattern of WebDataset tars, Parquet files or folders of images, local or s3://, or the
     built-in Shapes. `labels` says where splits, reference captions and scenes come from: each row's own json, or what
-    is known of a published corpus. With `image_size` (height, width) the index carries resized PNG copies.
+    is known of a published corpus. With `image_size` (height, width) the index carries resized PNG copies; with
+    `buckets`, several such sizes, each copy has the one whose aspect ratio is nearest to the picture's, and the column
+    `bucket` says which. `fit` is how a picture comes to its size.
     """
 
     corpus: str | ShapesConfig = ""  # to be given
@@ -64,16 +67,22 @@ class IngestConfig:
     test_fraction: float = 0.05  # of rows whose json does not say their split
     image_column: str | None = None  # of Parquet; by default found by name and type
     caption_column: str | None = None  # of Parquet and tables; by default found by name
+    fit: Fit = setting("stretch", since="0.2")
+    buckets: tuple[Size, ...] = setting((), since="0.2")  # instead of an image_size
 
     def __post_init__(self) -> None:
         if not self.corpus:
             raise ValueError("Say which corpus: a path or pattern of WebDataset tars, Parquet files or image folders.")
-        if self.image_size is not None and not all(1 <= side <= 8192 for side in self.image_size):
-            raise ValueError(f"image_size is (height, width), each from 1 to 8192, but it is {self.image_size}.")
+        check_fit(self.fit, self.image_size, self.buckets)
         if self.shard_rows < 1:
             raise ValueError(f"shard_rows must be at least 1, but it is {self.shard_rows}.")
         if not 0 <= self.test_fraction < 1:
             raise ValueError(f"test_fraction must be from 0 to below 1, but it is {self.test_fraction}.")
+
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """The sizes of the copies; none, where none are made."""
+        return self.buckets or ((self.image_size,) if self.image_size else ())
 
 
 def corpus_key(config: IngestConfig) -> str | None:
@@ -116,7 +125,11 @@ class IngestWork:
         """All samples of the source, in its order."""
         source = self.sources[name]
         rows = list(ahead(lambda sample: self._judge(source, sample), self._samples(name), threads=4, depth=8))
-        schema = INDEX if self.config.image_size is None else INDEX.append(pa.field("image", pa.binary()))
+        schema = INDEX
+        if self.config.buckets:
+            schema = schema.append(pa.field("bucket", pa.string()))
+        if self.config.sizes:
+            schema = schema.append(pa.field("image", pa.binary()))
         return pa.Table.from_pylist(rows, schema)
 
     def _samples(self, name: str) -> Iterator[Sample]:
@@ -148,7 +161,8 @@ class IngestWork:
             assert sample.image is not None
             row["sha256"] = hashlib.sha256(sample.image).hexdigest()
             row["height"], row["width"] = measure(sample.image)
-            pixels = decode(sample.image, self.config.image_size)
+            size = nearest((row["height"], row["width"]), self.config.sizes) if self.config.sizes else None
+            pixels = decode(sample.image, size, fit=self.config.fit)
             row["caption_alt"] = read_caption(sample.caption)
             meta, row["meta"] = read_meta(sample.meta)
         except ValueError as error:
@@ -157,8 +171,9 @@ class IngestWork:
             row |= self._label(sample_id, sample.key, row["caption_alt"], meta)
         except Exception as error:  # the rules of one corpus applied to whatever another may hold
             return row | {"state": FAILED, "reason": _printable(f"labels: {type(error).__name__}: {error}")}
-        if self.config.image_size is not None:
+        if size is not None:
             row["image"] = encode_png(pixels)
+            row["bucket"] = bucket_name(size)  # left out of an index without buckets
         return row | {"state": ACCEPTED}
 
     def _label(self, sample_id: str, key: str, caption: str, meta: dict[str, Any] | None) -> dict[str, str | None]:
