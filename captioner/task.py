@@ -41,6 +41,7 @@ class BaseTask:
 
     reads: tuple[str, ...] = ("pixels", ALT_COLUMN)
     where_reads: tuple[str, ...] = ("split", ALT_COLUMN)
+    bucket: str | None = None  # each picture is stretched to the size that the captioner sees
     whole_weights: bool = False
 
     def where(self, columns: dict[str, np.ndarray]) -> np.ndarray:
@@ -98,6 +99,7 @@ class FilterTask:
     seed: int = 0
 
     where_reads: tuple[str, ...] = ("split", ALT_COLUMN)
+    bucket: str | None = None  # each picture is stretched to the size that the captioner sees
     whole_weights: bool = False
 
     @property
@@ -160,6 +162,7 @@ class FinetuneTask:
     max_length: int
     optim: OptimConfig
 
+    bucket: str | None = None  # each picture is stretched to the size that the captioner sees
     whole_weights: bool = False
 
     @property

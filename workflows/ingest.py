@@ -16,6 +16,7 @@ from infra import storage
 from infra.cluster import Cluster, connect
 from infra.config import fingerprint, setting
 from infra.data.ahead import ahead
+from infra.data.fitting import Fit, Size, bucket_name, check_fit, frame, nearest
 from infra.data.images import decode, encode_png, measure
 from infra.data.ledger import Ledger, Record, counting
 from infra.data.listing import LINKS
@@ -25,6 +26,7 @@ from infra.data.samples import Reading, Sample, Source
 from infra.data.stage import ACCEPTED, REJECTED
 from infra.data.text import check_encoding
 from infra.store import step
+from workflows.conditions import ConditionsConfig, read_conditions
 from workflows.corpora.shapes import ShapesConfig, write_shard
 from workflows.judge import TEST, TRAIN, named_splits, read_captions, read_meta, read_split, strict_json
 
@@ -56,6 +58,7 @@ INDEX = pa.schema(
         "sha256": pa.string(),
     }
 )
+BUCKET = pa.field("bucket", pa.string())
 SEVERAL = pa.field("captions_alt", pa.list_(pa.string()))  # in order; only in shards where a row has several
 COUNTED = ("split", "alt_fault", "split_fault", "meta_fault", "other_pictures")
 
@@ -66,7 +69,9 @@ class IngestConfig:
 
     `corpus` is a path or pattern of WebDataset tars, Parquet files or folders of images, local or s3://, or the
     built-in Shapes. `labels` says where splits, reference captions and scenes come from: each row's own json, or what
-    is known of a published corpus. With `image_size` (height, width) the index carries resized PNG copies.
+    is known of a published corpus. With `image_size` (height, width) the index carries resized PNG copies; with
+    `buckets`, several such sizes, each copy has the one whose aspect ratio is nearest to the picture's, and the column
+    `bucket` says which. `fit` is how a picture comes to its size.
     """
 
     corpus: str | ShapesConfig = ""  # to be given
@@ -82,12 +87,14 @@ class IngestConfig:
     splits: tuple[str, ...] = setting((), since="0.2")  # what splits of other names become: restval=train
     encoding: str = setting("", since="0.2")  # of texts that are not UTF-8: cp1252
     follow_links: bool = setting(False, since="0.2")  # symbolic links that leave the corpus
+    fit: Fit = setting("stretch", since="0.2")
+    buckets: tuple[Size, ...] = setting((), since="0.2")  # instead of an image_size
+    conditions: ConditionsConfig = setting(default_factory=ConditionsConfig, since="0.2")
 
     def __post_init__(self) -> None:
         if not self.corpus:
             raise ValueError("Say which corpus: a path or pattern of WebDataset tars, Parquet files or image folders.")
-        if self.image_size is not None and not all(1 <= side <= 8192 for side in self.image_size):
-            raise ValueError(f"image_size is (height, width), each from 1 to 8192, but it is {self.image_size}.")
+        check_fit(self.fit, self.image_size, self.buckets)
         if self.shard_rows < 1:
             raise ValueError(f"shard_rows must be at least 1, but it is {self.shard_rows}.")
         if not 0 <= self.test_fraction < 1:
@@ -98,8 +105,13 @@ class IngestConfig:
     @property
     def reading(self) -> Reading:
         """How the files of the corpus are read."""
-        names = [field.name for field in fields(Reading)]
-        return Reading(**{name: getattr(self, name) for name in names})
+        names = [field.name for field in fields(Reading) if field.name != "parts"]
+        return Reading(**{name: getattr(self, name) for name in names}, parts=self.conditions.endings)
+
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """The sizes of the copies; none, where none are made."""
+        return self.buckets or ((self.image_size,) if self.image_size else ())
 
 
 def corpus_key(config: IngestConfig) -> str | None:
@@ -176,9 +188,12 @@ class IngestWork:
         """All samples of the source, in its order."""
         source = self.sources[name]
         rows = list(ahead(lambda sample: self._judge(source, sample), self._samples(name), threads=4, depth=8))
-        schema = INDEX if self.config.image_size is None else INDEX.append(pa.field("image", pa.binary()))
-        if any("captions_alt" in row for row in rows):
-            schema = schema.append(SEVERAL)
+        schema = INDEX
+        for held in (SEVERAL, BUCKET if self.config.buckets else None, *self.config.conditions.fields):
+            if held and (held is not SEVERAL or any("captions_alt" in row for row in rows)):
+                schema = schema.append(held)
+        if self.config.sizes:
+            schema = schema.append(pa.field("image", pa.binary()))
         return counting(pa.Table.from_pylist(rows, schema), COUNTED)
 
     def _samples(self, name: str) -> Iterator[Sample]:
@@ -189,7 +204,8 @@ class IngestWork:
         with tempfile.TemporaryDirectory(prefix="rescribe-") as folder:
             tar = str(write_shard(self.config.corpus, int(name), folder))
             storage.upload(tar, storage.join(self.out, CORPUS, source.name))
-            for sample in read_source(Source(kind="tar", name=source.name, url=tar, size=0, tag="")):
+            parts = self.config.conditions.endings
+            for sample in read_source(Source(kind="tar", name=source.name, url=tar, size=0, tag="", parts=parts)):
                 sample.source = storage.join(CORPUS, source.name)
                 yield sample
 
@@ -210,12 +226,14 @@ class IngestWork:
             assert sample.image is not None
             row["sha256"] = hashlib.sha256(sample.image).hexdigest()
             row["height"], row["width"] = measure(sample.image)
-            pixels = decode(sample.image, self.config.image_size)
+            size = nearest((row["height"], row["width"]), self.config.sizes) if self.config.sizes else None
+            pixels = decode(sample.image, size, fit=self.config.fit)
         except ValueError as error:
             return row | {"state": REJECTED, "reason": _printable(str(error))}
-        if self.config.image_size is not None:
+        if size is not None:
             row["image"] = encode_png(pixels)
-        return row | {"state": ACCEPTED} | self._judge_texts(sample_id, sample)
+            row["bucket"] = bucket_name(size)  # left out of an index without buckets
+        return row | {"state": ACCEPTED} | self._judge_texts(sample_id, sample) | self._conditions(sample, row, size)
 
     def _judge_texts(self, sample_id: str, sample: Sample) -> dict[str, Any]:
         """What a captioner does without: nothing here decides whether a picture is accepted."""
@@ -234,6 +252,12 @@ class IngestWork:
         except Exception as error:  # the rules of one corpus applied to whatever another may hold
             row["split_fault"] = f"labels: {type(error).__name__}: {error}"
         return {name: _printable(value) if isinstance(value, str) else value for name, value in row.items()}
+
+    def _conditions(self, sample: Sample, row: dict[str, Any], size: Size | None) -> dict[str, Any]:
+        source = (row["height"], row["width"])
+        shown = frame(source, size or source, self.config.fit)
+        meta, _, _ = read_meta(sample.meta, self.config.encoding)
+        return read_conditions(self.config.conditions, meta, sample.parts, shown)
 
 
 def make_sample_id(shard: str, key: str, occurrence: int) -> str:

@@ -21,7 +21,7 @@ NO_TABLE, BROKEN = "tables that are not read", "broken rows of tables"
 
 Entry = dict[str, Any]
 """One sample: key, occurrence and, where there are such: image, length, text, json (addresses), rows (the fields of
-those rows of tables that name it), fault (of these), reason (why it has no picture)."""
+those rows of tables that name it), parts (addresses by ending), fault (of these), reason (why it has no picture)."""
 
 
 def list_entries(found: Listing, reading: Reading) -> list[Entry]:
@@ -33,9 +33,13 @@ def list_entries(found: Listing, reading: Reading) -> list[Entry]:
     images = [path for path in found.files if is_image(path)]
     stems = {_stem(path) for path in images}
     parts = [path for path in images if base_of(_stem(path), stems - {_stem(path)})] if not reading.image_part else []
+    urls = {path: found.files[path].url for path in parts}
     found.pass_over(PART, parts)
     images = [path for path in images if path in found.files]
     beside, used = _texts(found, images)
+    for path, base in _parts_of(parts, stems, reading.parts):
+        for image in (image for image in images if _stem(image) == base):
+            beside.setdefault(image, {}).setdefault("parts", {})[path[len(base) + 1 :]] = urls[path]
     rows, broken = _tables(found, images, used, reading)
     entries: list[Entry] = []
     for path in images:
@@ -77,6 +81,7 @@ def _read_entry(entry: Entry, reading: Reading) -> Sample:
             captions, rest = split_captions(fields, reading.caption_column)
             sample.captions += captions
             sample.meta = rest if sample.meta is None else sample.meta
+        sample.parts = {part: storage.read_bytes(url) for part, url in entry.get("parts", {}).items()}
         if "json" in entry:
             sample.meta = storage.read_bytes(entry["json"], 0, MAX_TEXT_BYTES + 1)
         if reading.caption_field and "json" in entry:
@@ -92,9 +97,17 @@ def _read_entry(entry: Entry, reading: Reading) -> Sample:
     return sample
 
 
-def _texts(found: Listing, images: list[str]) -> tuple[dict[str, dict[str, str]], set[str]]:
+def _parts_of(parts: list[str], stems: set[str], wanted: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """The parts that are wanted, each with the stem of its picture."""
+    for path in parts:
+        base = base_of(_stem(path), stems - {_stem(path)})
+        if base and path[len(base) + 1 :] in wanted:
+            yield path, base
+
+
+def _texts(found: Listing, images: list[str]) -> tuple[dict[str, dict[str, Any]], set[str]]:
     """The texts beside each picture, as `text` and `json`, and the paths of all of them."""
-    beside: dict[str, dict[str, str]] = {}
+    beside: dict[str, dict[str, Any]] = {}
     used: set[str] = set()
     for path in images:
         for name, endings in (("text", TEXTS), ("json", ("json",))):

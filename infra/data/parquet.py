@@ -133,6 +133,7 @@ def is_text(kind: pa.DataType) -> bool:
 
 def _read_row(record: dict[str, Any], source: Source, column: str, row: int, seen: Counter[str]) -> Sample:
     value = record.pop(column)
+    parts = {name: picture_in(record.pop(name)) for name in source.parts if name in record}
     path = next((each["path"] for each in (value if isinstance(value, list) else [value]) if _has_path(each)), None)
     image = picture_in(value)
     named = path or (image if isinstance(image, str) else None)
@@ -153,6 +154,7 @@ def _read_row(record: dict[str, Any], source: Source, column: str, row: int, see
         sample.state, sample.reason = REJECTED, f"image file too large: {len(image)} bytes"
     else:
         sample.image, sample.length = image, len(image)
+    sample.parts = {name: part for name, part in parts.items() if isinstance(part, bytes)}
     if isinstance(value, list):
         sample.others = [f"{number}" for number, each in enumerate(value[1:], start=1) if picture_in(each)]
     return sample

@@ -116,6 +116,7 @@ def _files(kind: str, chosen: list[str], found: Listing, reading: Reading) -> di
             caption_field=reading.caption_field,
             image_part=reading.image_part,
             encoding=reading.encoding,
+            parts=reading.parts,
             root=found.root,
         )
         for number, path in enumerate(chosen)
@@ -138,6 +139,7 @@ def _groups(found: Listing, shard_rows: int, reading: Reading) -> Corpus:
             caption_column=told["caption_column"],
             caption_field=told["caption_field"],
             encoding=told["encoding"],
+            parts=told["parts"],
         )
         for name, group in named.items()
     }
@@ -234,6 +236,7 @@ def read_source(source: Source, entries: list[Entry] | None = None) -> Iterator[
         caption_field=source.caption_field,
         image_part=source.image_part,
         encoding=source.encoding,
+        parts=source.parts,
     )
     try:
         if source.kind == "tar":

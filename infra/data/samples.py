@@ -18,6 +18,7 @@ class Reading:
     image_part: str | None = None  # the ending of the picture, where a sample has several: rgb.png
     encoding: str = ""  # of texts that are not UTF-8
     follow_links: bool = False  # symbolic links that leave the corpus
+    parts: tuple[str, ...] = ()  # endings (seg.png) or columns of what is read beside the picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,7 @@ class Source:
     caption_field: str | None = None
     image_part: str | None = None
     encoding: str = ""
+    parts: tuple[str, ...] = ()
     root: str = ""  # the corpus's folder, which paths within a source may not leave
 
 
@@ -60,6 +62,7 @@ class Sample:
     reason: str | None = None
     fault: str | None = None
     others: list[str] = field(default_factory=list)  # its further pictures, by their endings
+    parts: dict[str, bytes] = field(default_factory=dict, repr=False)  # what was asked for beside it, by ending
 
     @property
     def caption(self) -> Any:

@@ -1,5 +1,6 @@
 """Read one shard's columns out of several artifacts, joined by sample id."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
@@ -206,11 +207,15 @@ class _Sidecar:
         return storage.join(self._artifact, source)
 
 
-def select_rows(reader: ShardReader, where: Where | None = None, where_reads: Sequence[str] = ()) -> np.ndarray:
-    """The accepted rows that a condition on columns chooses, as ascending indices for `ShardReader.rows`."""
-    if where is None:
-        return np.arange(len(reader))
-    return np.flatnonzero(where(reader.columns(where_reads)))
+def select_rows(
+    reader: ShardReader, where: Where | None = None, where_reads: Sequence[str] = (), bucket: str | None = None
+) -> np.ndarray:
+    """The accepted rows that a condition on columns chooses, as ascending indices for `ShardReader.rows`.
+
+    Where a column `bucket` is named, rows of one of its values come after those of another, by the value.
+    """
+    rows = np.arange(len(reader)) if where is None else np.flatnonzero(where(reader.columns(where_reads)))
+    return rows if bucket is None else rows[np.argsort(_buckets(reader, bucket, rows), kind="stable")]
 
 
 def count_rows(inputs: Sequence[str], where: Where | None = None, where_reads: Sequence[str] = ()) -> dict[str, int]:
@@ -221,6 +226,27 @@ def count_rows(inputs: Sequence[str], where: Where | None = None, where_reads: S
 
     names = joined_names(inputs)
     return dict(zip(names, ahead(count, names, threads=8, depth=32), strict=True))
+
+
+def count_buckets(
+    inputs: Sequence[str], bucket: str, where: Where | None = None, where_reads: Sequence[str] = ()
+) -> dict[str, dict[str, int]]:
+    """How many of the rows of each shard that `select_rows` would choose are of each value of a column."""
+
+    def count(name: str) -> dict[str, int]:
+        reader = ShardReader(inputs, name)
+        return dict(Counter(_buckets(reader, bucket, select_rows(reader, where, where_reads)).tolist()))
+
+    names = joined_names(inputs)
+    return dict(zip(names, ahead(count, names, threads=8, depth=32), strict=True))
+
+
+def _buckets(reader: ShardReader, bucket: str, rows: np.ndarray) -> np.ndarray:
+    values = reader.columns([bucket])[bucket][rows]
+    if missing := [row for row, value in zip(rows, values, strict=True) if value is None]:
+        sample_id = reader.columns(["sample_id"])["sample_id"][missing[0]]
+        raise ValueError(f"Sample {sample_id} of shard {reader.name} has no {bucket!r}, by which rows are trained on.")
+    return values
 
 
 def lost(sample_id: str, shard: str, error: Exception) -> OSError:

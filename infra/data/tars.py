@@ -156,7 +156,10 @@ def _read_sample(file: IO[bytes], url: str, key: str, occurrence: int, members: 
         sample.state = REJECTED
         return sample
     image = members[picture]
-    sample.others = [ending for ending in members if ending != picture and is_image(f".{ending}")]
+    wanted = {part: members[part] for part in reading.parts if part in members}
+    sample.parts = {part: _read(file, member) for part, member in wanted.items() if member.size <= MAX_IMAGE_BYTES}
+    unread = members.keys() - {picture, *sample.parts}
+    sample.others = [ending for ending in members if ending in unread and is_image(f".{ending}")]
     sample.source, sample.offset, sample.length = url, image.offset_data, image.size
     sample.image = _read(file, image)
     if "json" in members:

@@ -10,7 +10,6 @@ from typing import Any
 
 from infra import storage
 from infra.cluster import Cluster, connect
-from infra.data.shards import count_rows
 from infra.metrics import Report
 from infra.notice import Notice, Teller
 from infra.train import checkpoint
@@ -38,7 +37,7 @@ def fit(trainings: Sequence[Training], cluster: Cluster, report: Report) -> dict
     """
     left = [training for training in trainings if not training.finished()]
     if left:
-        counts = [count_rows(each.inputs, each.task.where, each.task.where_reads) for each in left]
+        counts = [each.count() for each in left]
         for each, rows in zip(left, counts, strict=True):
             each.plan(rows)  # no rows: said before anything starts
             cluster.check(each.config.precision, each.task.whole_weights)

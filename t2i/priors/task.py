@@ -57,6 +57,7 @@ class PriorTask:
     seed: int = 0
 
     where_reads: tuple[str, ...] = ("split", "keep")
+    bucket: str | None = None
     whole_weights: bool = False
 
     @property

@@ -33,6 +33,7 @@ class TokenizerTask:
 
     reads: tuple[str, ...] = ("pixels",)
     where_reads: tuple[str, ...] = ("split",)
+    bucket: str | None = None  # the column of the pictures' sizes, where they have several
 
     @property
     def whole_weights(self) -> bool:
