@@ -296,10 +296,10 @@ def _templates(height: int, width: int, side: float) -> _Templates:
     for shape, corners in OUTLINES.items():
         for size, share in SIZES.items():
             radius = share * side / 2
-            inside = inside(y / radius, x / radius, corners)
+            held = inside(y / radius, x / radius, corners)
             for dy in shifts:
                 for dx in shifts:
-                    window = inside[dy : dy + height * fine, dx : dx + width * fine]
+                    window = held[dy : dy + height * fine, dx : dx + width * fine]
                     mask = window.reshape(height, fine, width, fine).mean((1, 3))
                     names.append((shape, size))
                     masks.append(mask.reshape(-1))

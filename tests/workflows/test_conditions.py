@@ -4,6 +4,8 @@ import io
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -57,8 +59,8 @@ def test_without_the_option_not_a_byte_is_other(tmp_path):
     (plain,) = write_shards(ShapesConfig(samples=8, labelled=2, shard_size=8), tmp_path / "a")
     (told,) = write_shards(ShapesConfig(samples=8, labelled=2, shard_size=8, conditions=True), tmp_path / "b")
     rows = [rows_of(IngestConfig(corpus=str(path)), tmp_path / f"{path.parent.name}-out") for path in (plain, told)]
-    assert [[row["sha256"] for row in each] for each in rows][0] == [row["sha256"] for row in rows[1]]
-    assert [row["caption_alt"] for row in rows[0]] == [row["caption_alt"] for row in rows[1]]
+    for name in ("sha256", "caption_alt"):
+        assert [row[name] for row in rows[0]] == [row[name] for row in rows[1]]
 
 
 @pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
@@ -76,9 +78,6 @@ def test_boxes_and_maps_move_with_the_picture(tmp_path, fit, form):
         for name, content in files.items():
             (tmp_path / "c" / name).write_bytes(content)
     else:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         (tmp_path / "c").mkdir()
         columns = {"image": [files["a.png"]], "seg.png": [files["a.seg.png"]], "meta": [json.dumps(meta)]}
         pq.write_table(pa.table(columns), tmp_path / "c/0.parquet")
