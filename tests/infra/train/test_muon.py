@@ -86,6 +86,8 @@ def test_a_step_makes_singular_values_equal_at_the_size_of_a_step_of_adamw():
 def test_every_stage_trains_like_one_plain_process(tmp_path, world):
     jobs = [{"folder": str(tmp_path / f"{stage}"), "stage": stage, "micro_steps": 1 + stage % 2, "task": MOVED}
             for stage in STAGES]  # fmt: skip
+    if world == 2:
+        jobs += [{**jobs[stage], "folder": str(tmp_path / f"{stage}-host"), "offload": "optimizer"} for stage in (2, 3)]
     wanted, losses = toy.plain(str(tmp_path / "plain"), toy.Moved())
     assert losses[-1] < losses[0]
     assert sum(name.startswith("net/exp_avg_sq/") for name in wanted) < sum("/exp_avg/" in name for name in wanted)
