@@ -82,7 +82,7 @@ def test_a_step_makes_singular_values_equal_at_the_size_of_a_step_of_adamw():
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("world", [1, 2, pytest.param(3, marks=pytest.mark.long)])
 def test_every_stage_trains_like_one_plain_process(tmp_path, world):
     jobs = [{"folder": str(tmp_path / f"{stage}"), "stage": stage, "micro_steps": 1 + stage % 2, "task": MOVED}
             for stage in STAGES]  # fmt: skip
@@ -101,7 +101,8 @@ def test_every_stage_trains_like_one_plain_process(tmp_path, world):
 
 
 @pytest.mark.timeout(240)
-def test_a_cut_run_is_bit_equal_and_what_is_saved_is_exact_at_any_stage_and_world_size(tmp_path):
+@pytest.mark.parametrize("others", [1, pytest.param(3, marks=pytest.mark.long)])
+def test_a_cut_run_is_bit_equal_and_what_is_saved_is_exact_at_any_stage_and_world_size(tmp_path, others):
     jobs = []
     for stage in STAGES:
         whole = {"folder": str(tmp_path / f"whole{stage}"), "stage": stage, "task": MOVED}
@@ -120,7 +121,7 @@ def test_a_cut_run_is_bit_equal_and_what_is_saved_is_exact_at_any_stage_and_worl
          "stage": other}
         for stage in STAGES for other in STAGES
     ]  # fmt: skip
-    run_workers(tmp_path, 3, copies)
+    run_workers(tmp_path, others, copies)
     for job in copies:
         wanted, copy = final_state(job["folder"]), final_state(job["out"])
         assert wanted.keys() == copy.keys()
