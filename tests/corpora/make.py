@@ -3,10 +3,11 @@
 import contextlib
 import io
 import json
-import math
+import signal
 import tarfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from infra.data.ledger import Ledger, commit, pending, tally, total
 from infra.data.readers import find_corpus, write_sources
 from infra.data.shards import ShardReader, shard_names, shard_url
 from infra.store import Artifact, Store, step
+from tests import kills
 from tests.captioner.backends import server
 from tests.infra.data.zoo import encode, picture, tar
 from workflows import export as export_module
@@ -222,36 +224,59 @@ def command(capsys, *words):
 
 
 class Served:
-    """A captioner behind a chat endpoint that notes which pictures, by number, it has captioned, in order.
+    """A captioner behind a chat endpoint that notes which pictures, by number, it was asked for, in order.
 
-    From the `refuses`-th request on it refuses all; each answer takes `seconds`.
+    Each answer takes `seconds`; before that of request number `at`, `then` is called.
     """
 
     def __init__(self, pictures):
-        self.refuses, self.seconds, self.captioned, self._since = math.inf, 0.0, [], 0
+        self.seconds, self.at, self.then, self.asked = 0.0, 0, None, []
         self._known = np.stack([picture(n, 16, 16).astype(int) for n in range(pictures)])
         self._endpoint = server.Endpoint(self._answer)
         self.url, self.close = self._endpoint.url, self._endpoint.close
 
-    def mend(self):
-        self.refuses, self.seconds = math.inf, 0.0
-
     def _answer(self, body, number):
-        if number >= self.refuses:
-            return server.status(401)
-        time.sleep(self.seconds)
         pixels = np.asarray(server.picture(body).convert("RGB")).astype(int)
         found = int(np.abs(self._known - pixels).sum((1, 2, 3)).argmin())
-        self.captioned.append(found)
+        self.asked.append(found)
+        if number == self.at:
+            self.then()
+        time.sleep(self.seconds)
         return server.completion(f"this is {found}", finish_reason="stop")
 
 
+def line_of(served, corpus, *options):
+    """The line that captions a corpus."""
+    words = [
+        "recaption",
+        "--corpus",
+        str(corpus.folder),
+        "--captioner",
+        served.url,
+        "--model",
+        "m",
+        "--styles",
+        "short",
+    ]
+    words += ["--out", str(corpus.place / "captions"), "--cluster.actors", "1", "1", "--json"]
+    return [*words, *options]
+
+
 def recaption_by(capsys, served, corpus, *options):
-    """Give the line that captions a corpus; exit code, results and what was said."""
-    words = ["--captioner", served.url, "--model", "m", "--styles", "short", "--out", corpus.place / "captions"]
-    words += ["--cluster.actors", "1", "1", "--json", *options]
-    code, out, err = command(capsys, "recaption", "--corpus", corpus.folder, *words)
+    """Give that line in this process; exit code, results and what was said."""
+    code, out, err = command(capsys, *line_of(served, corpus, *options))
     return code, json.loads(out.splitlines()[-1]) if code == 0 else {}, err
+
+
+def interrupted(served, corpus, at, *options):
+    """Give that line in a process of its own, which has a Ctrl-C at request number `at`; its exit code."""
+    with kills.started(*line_of(served, corpus, *options)) as (process, seen):
+        served.at, served.then = at, partial(process.send_signal, signal.SIGINT)
+        while process.poll() is None:
+            seen |= {each.pid: each for each in kills.family(process)}
+            time.sleep(0.2)
+        served.at = 0
+        return process.returncode
 
 
 def captions_by_key(path):

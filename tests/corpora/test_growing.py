@@ -20,10 +20,10 @@ def test_of_a_tar_that_is_added_alone_captions_are_asked_for(ray_cluster, corpus
     pack(corpus, "metaA.tar", 0, 1)
     pack(corpus, "metaB.tar", 2, 3)
     code, before, _ = recaption_by(capsys, served, corpus)
-    assert (code, sorted(served.captioned)) == (0, [0, 1, 2, 3])
+    assert (code, sorted(served.asked)) == (0, [0, 1, 2, 3])
     pack(corpus, "metaC.tar", 4, 5)
     code, after, _ = recaption_by(capsys, served, corpus)
-    assert (code, sorted(served.captioned)) == (0, [0, 1, 2, 3, 4, 5])
+    assert (code, sorted(served.asked)) == (0, [0, 1, 2, 3, 4, 5])
     assert captions_by_key(after["captions"]) == {f"{n:03d}": f"this is {n}" for n in range(6)}
     assert len(captions_by_key(before["captions"])) == 4, "the older artifact stays"
     assert whole(capsys, after)
@@ -36,9 +36,9 @@ def test_a_tar_that_changed_is_new_and_one_that_went_is_gone(ray_cluster, corpus
     assert recaption_by(capsys, served, corpus)[0] == 0
     (corpus.folder / "a.tar").unlink()
     pack(corpus, "b.tar", 8, 9)  # of the same size, perhaps, and the same name
-    served.captioned.clear()
+    served.asked.clear()
     code, after, _ = recaption_by(capsys, served, corpus)
-    assert (code, sorted(served.captioned)) == (0, [8, 9])
+    assert (code, sorted(served.asked)) == (0, [8, 9])
     assert captions_by_key(after["captions"]) == {f"{n:03d}": f"this is {n}" for n in (8, 9, 4, 5)}
     assert whole(capsys, after)
 
@@ -50,8 +50,8 @@ def test_of_a_folder_that_is_added_alone_captions_are_asked_for(ray_cluster, cor
     assert recaption_by(capsys, served, corpus, "--shard-rows", "2")[0] == 0
     for n in (4, 5):
         corpus.put({f"2025-01/p{n}.png": photo(n, "PNG"), f"2025-01/p{n}.txt": "a"})
-    served.captioned.clear()
+    served.asked.clear()
     code, after, _ = recaption_by(capsys, served, corpus, "--shard-rows", "2")
-    assert (code, sorted(served.captioned)) == (0, [4, 5])
+    assert (code, sorted(served.asked)) == (0, [4, 5])
     assert len(captions_by_key(after["captions"])) == 6
     assert whole(capsys, after)
