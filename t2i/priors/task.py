@@ -1,6 +1,5 @@
 """The training of a prior: captions drawn from the mixture, some of them dropped, and the codes of the images."""
 
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_model, save_model
 
-from infra import storage
+from infra import storage, strict
 from infra.config import from_dict, setting, to_dict
 from infra.train.optim import OptimConfig
 from infra.train.task import Draw, Update
@@ -88,7 +87,7 @@ class PriorTask:
     def export(self, modules: dict[str, torch.nn.Module], folder: str) -> None:
         """The prior and its vocabulary."""
         save_model(modules["prior"], str(Path(folder) / "model.safetensors"))
-        Path(folder, "config.json").write_text(json.dumps(to_dict(self.shape), indent=2) + "\n")
+        Path(folder, "config.json").write_text(strict.dumps(to_dict(self.shape), indent=2) + "\n")
         _vocabulary(self.vocabulary).save(folder)
 
 

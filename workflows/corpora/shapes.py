@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from infra import strict
 from t2i.evaluate import scenes
 from t2i.evaluate.scenes import BACKGROUNDS, COLORS, COLUMNS, OUTLINES, PLACES, ROWS, SHAPES, SIZES, Scene, Thing
 
@@ -98,7 +98,7 @@ def _pick(rng: np.random.Generator, values: Sequence[str]) -> str:
 
 def split_of(scene: Scene, test_fraction: float) -> str:
     """Says "test" or "train" by a hash of the scene, so that a scene held out is held out wherever it occurs."""
-    digest = hashlib.sha256(json.dumps(scene.to_dict(), sort_keys=True).encode()).digest()
+    digest = hashlib.sha256(strict.dumps(scene.to_dict(), sort_keys=True).encode()).digest()
     return "test" if int.from_bytes(digest[:8], "big") / 2**64 < test_fraction else "train"
 
 
@@ -202,4 +202,4 @@ def _files(config: ShapesConfig, number: int) -> Iterator[tuple[str, bytes]]:
         key = f"{index:08d}"
         yield f"{key}.png", image.getvalue()
         yield f"{key}.txt", text.encode()
-        yield f"{key}.json", json.dumps(row).encode()
+        yield f"{key}.json", strict.dumps(row).encode()
