@@ -13,6 +13,7 @@ import tyro
 from infra import storage, strict
 from infra.cluster import Cluster, connect, laptop
 from infra.config import from_dict, to_dict
+from infra.data.ahead import ahead
 from infra.data.run import run_shards
 from infra.data.samples import Source
 from infra.data.shards import ShardReader, joined_names, shard_url
@@ -21,7 +22,7 @@ from infra.lease import Lease
 from infra.metrics import Progress
 from infra.store import MANIFEST, Artifact, libraries
 from workflows.card import CARD, write_card
-from workflows.exported import DATA, FILE, ExportWork, styles_of
+from workflows.exported import ALTS, DATA, FILE, ExportWork, styles_of
 from workflows.ingest import CORPUS
 
 VERSION = 2
@@ -93,6 +94,7 @@ def export(options: ExportOptions) -> dict[str, Any]:
             only=only,
             with_images=options.with_images,
             prefix=options.prefix,
+            several=_has_several(artifacts[0], names),
         )
         counts = run_shards(work, names, storage.join(out, WORK), actors=options.cluster.actors, report=progress)
         files, further = _files(out, names)
@@ -162,6 +164,16 @@ def _sources(images: Artifact) -> dict[str, Source]:
         return found
     plain = {name: to_dict(source) | {"url": images.url(CORPUS, source.name)} for name, source in found.items()}
     return {name: from_dict(Source, each) for name, each in plain.items()}
+
+
+def _has_several(images: Artifact, names: list[str]) -> bool:
+    """Whether some picture of the corpus came with several texts: then all shards have a column of them."""
+
+    def there(name: str) -> bool:
+        with storage.open_read(shard_url(images.path, name)) as file:
+            return ALTS in pq.read_schema(file).names
+
+    return any(ahead(there, names, threads=8, depth=32))
 
 
 def _files(out: str, names: list[str]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:

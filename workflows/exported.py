@@ -29,7 +29,8 @@ from workflows.ingest import make_sample_id
 DATA, NAMES = "data", "names"  # the folders of what is written, and of whose it was
 FILE = "export"  # where a shard's ledger says what was written
 CAPTION, ALT = "caption_", "alt"
-INDEX = ("width", "height", "sha256", "split", "meta")
+INDEX = ("alt_fault", "width", "height", "sha256", "split", "split_fault", "meta", "meta_fault")
+ALTS = "captions_alt"  # all texts that a picture came with, where a corpus has several of one
 MIXED = ("keep", "keep_reason")
 TEXTS = ("caption", "flag", "keep_reason")
 SOURCE = ("source_name", "key")  # the file within the corpus that a sample came in, and its key there
@@ -54,6 +55,7 @@ class ExportWork:
     only: str
     with_images: bool
     prefix: str
+    several: bool = False  # whether the index has pictures of several alt texts
 
     def setup(self) -> None:
         """Nothing is loaded."""
@@ -116,7 +118,7 @@ class ExportWork:
         """The samples of the chosen rows in the order of the corpus; the key of each row."""
         source, wanted = self.sources[reader.name], set(chosen.tolist())
         place = {sample_id: row for row, sample_id in enumerate(reader.sample_ids)}
-        told, whose = _told(reader), names.select(SOURCE).to_pylist()
+        told, whose = _told(reader, self.several), names.select(SOURCE).to_pylist()
         hashes = reader.columns(["sha256"])["sha256"]
         entries = read_entries_of(self.inputs[0], reader.name) if source.kind == "folder" else None
         keys: dict[int, str] = {}
@@ -173,7 +175,7 @@ class ExportWork:
         """The chosen rows, with images a few at a time."""
         if not self.with_images:
             if len(chosen):
-                yield chosen, _table(reader, chosen, names)
+                yield chosen, _table(reader, chosen, names, self.several)
             return
         for start in range(0, len(chosen), ROWS):
             rows = chosen[start : start + ROWS]
@@ -186,7 +188,7 @@ class ExportWork:
                 keys = names["key"].take(rows[good]).to_pylist()
                 values = [_image(images[n], key) for n, key in zip(good, keys, strict=True)]
                 kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-                table = _table(reader, rows[good], names)
+                table = _table(reader, rows[good], names, self.several)
                 table = table.append_column("image", pa.array(values, kind))
                 # By which `datasets` knows that the column is one of images.
                 features = {"info": {"features": {"image": {"_type": "Image"}}}}
@@ -222,11 +224,13 @@ def _columns(reader: ShardReader) -> list[str]:
     return [name for name in (*INDEX, *MIXED, *wanted) if name in reader.names]
 
 
-def _table(reader: ShardReader, rows: np.ndarray, names: pa.Table) -> pa.Table:
+def _table(reader: ShardReader, rows: np.ndarray, names: pa.Table, several: bool) -> pa.Table:
     ids = {"sample_id": reader.sample_ids, "state": reader.states, "reason": reader.reasons}
     table = pa.table({name: pa.array([values[row] for row in rows], pa.string()) for name, values in ids.items()})
     for name in SOURCE:
         table = table.append_column(name, names[name].take(rows))
+    if several:
+        table = table.append_column(ALTS, pa.array(_alts(reader, rows), pa.list_(pa.string())))
     stored = reader.table(_columns(reader), rows)
     styles = [ALT, *styles_of(reader.names)]
     for name in stored.column_names:
@@ -240,7 +244,13 @@ def _table(reader: ShardReader, rows: np.ndarray, names: pa.Table) -> pa.Table:
     return table
 
 
-def _told(reader: ShardReader) -> list[dict[str, Any]]:
+def _alts(reader: ShardReader, rows: np.ndarray) -> list[list[str]]:
+    """All texts that each row's picture came with, in order."""
+    first, every = (reader.stored([name], rows)[name] for name in (CAPTION + ALT, ALTS + "?"))
+    return [[one] * bool(one) if texts is None else list(texts) for one, texts in zip(first, every, strict=True)]
+
+
+def _told(reader: ShardReader, several: bool) -> list[dict[str, Any]]:
     """For each row what `captions.json` says: its id, its state, and of each caption all that is known.
 
     A text that is not there is "", for readers that take the type of a field from the first rows that they meet.
@@ -248,7 +258,7 @@ def _told(reader: ShardReader) -> list[dict[str, Any]]:
     styles = [ALT, *styles_of(reader.names)]
     names = [name for name in _columns(reader) if name in MIXED or _kind_of(name, styles)]
     stored = reader.stored(names, np.arange(len(reader)))
-    told = []
+    alts, told = _alts(reader, np.arange(len(reader))) if several else [], []
     for row, sample_id in enumerate(reader.sample_ids):
         said: dict[str, Any] = {
             "sample_id": sample_id,
@@ -264,7 +274,7 @@ def _told(reader: ShardReader) -> list[dict[str, Any]]:
             elif kind in TEXTS:
                 value = value or ""
             (captions[style] if style else said)[kind] = value
-        told.append(said | {"captions": captions})
+        told.append(said | {"captions": captions} | ({ALTS: alts[row]} if several else {}))
     return told
 
 
