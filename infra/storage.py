@@ -17,6 +17,7 @@ import fsspec
 from braceexpand import braceexpand
 from fsspec.implementations.local import LocalFileSystem
 
+from infra import strict
 from infra.remote import Remote
 from infra.trouble import UnavailableError as UnavailableError
 from infra.trouble import explained
@@ -196,7 +197,7 @@ def read_json(url: str) -> Any:
 
 def write_json(url: str, value: Any, overwrite: bool = True) -> None:
     """Write one JSON value, as `write_bytes` does."""
-    write_bytes(url, (json.dumps(value, indent=2) + "\n").encode(), overwrite)
+    write_bytes(url, (strict.dumps(value, indent=2) + "\n").encode(), overwrite)
 
 
 def upload(local: str, url: str) -> None:

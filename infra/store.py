@@ -3,7 +3,6 @@
 import hashlib
 import importlib.metadata
 import inspect
-import json
 import os
 import platform
 import re
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from infra import storage
+from infra import storage, strict
 from infra.cluster import Cluster
 from infra.config import fingerprint, from_dict, to_dict
 from infra.data.revision import revise
@@ -102,7 +101,7 @@ class Step:
         """The artifact's id: 16 hexadecimal digits of a hash of name, version, config, inputs and own key."""
         made_of = [self.name, self.version, fingerprint(config), [artifact.id for artifact in inputs]]
         made_of.append(self.key(config) if self.key else None)
-        return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+        return hashlib.sha256(strict.dumps(made_of).encode()).hexdigest()[:16]
 
 
 def step(version: int = 1, key: Callable[[Any], Any] | None = None) -> Callable[[Callable], Step]:
@@ -260,7 +259,7 @@ def _changes(old: Any, new: Any, name: str = "") -> list[tuple[str, str, str]]:
     if isinstance(old, dict) and isinstance(new, dict):
         keys = dict.fromkeys([*old, *new])
         return [c for key in keys for c in _changes(old.get(key), new.get(key), f"{name}.{key}" if name else key)]
-    return [] if old == new else [(name, json.dumps(old)[:40], json.dumps(new)[:40])]
+    return [] if old == new else [(name, strict.dumps(old)[:40], strict.dumps(new)[:40])]
 
 
 def _brief(summary: dict[str, Any]) -> str:

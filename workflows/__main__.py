@@ -1,12 +1,12 @@
 """`rescribe`: run and plan recipes, run single steps, list and show what was made."""
 
-import json
 import os
 import sys
 import traceback
 from collections.abc import Callable
 from typing import Any
 
+from infra import strict
 from workflows import recipes
 from workflows.lookup import ChoiceError
 from workflows.options import (
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
             return
         results = _dispatch(arguments[0], arguments[1:])
         if "--json" in arguments:
-            print(json.dumps(results))
+            print(strict.dumps(results))
     except KeyboardInterrupt:
         say("Stopped. Give the same command again to continue.")
         sys.exit(130)

@@ -10,9 +10,10 @@ from typing import Any, Literal
 import pyarrow.parquet as pq
 import tyro
 
-from infra import storage
+from infra import storage, strict
 from infra.cluster import Cluster, connect, laptop
 from infra.config import from_dict, to_dict
+from infra.data.ahead import ahead
 from infra.data.run import run_shards
 from infra.data.samples import Source
 from infra.data.shards import ShardReader, joined_names, shard_url
@@ -21,10 +22,10 @@ from infra.lease import Lease
 from infra.metrics import Progress
 from infra.store import MANIFEST, Artifact, libraries
 from workflows.card import CARD, write_card
-from workflows.exported import DATA, FILE, ExportWork, styles_of
+from workflows.exported import ALTS, DATA, FILE, ExportWork, styles_of
 from workflows.ingest import CORPUS
 
-VERSION = 1
+VERSION = 2
 WORK = "work"  # a folder of what is done, while the rest is not
 BEGUN = "export.json"  # in it: what is being written
 
@@ -35,7 +36,8 @@ class ExportOptions:
     or failed, with its reason; `kept` is the default where a mixture is given, else `accepted`.
 
     A WebDataset holds the files of each sample as they were and, beside them, `<key>.<style>.txt` for each new caption
-    and `<key>.captions.json` with scores, flags and provenance; `--prefix v2` makes that `<key>.v2.<style>.txt`.
+    and `<key>.captions.json` with scores, flags and provenance; `--prefix v2` makes that `<key>.v2.<style>.txt`. In
+    every format `source_name` and `key` say which sample of the corpus it is.
     """
 
     path: tyro.conf.Positional[str] = ""  # folder of a mix, of captions, or of a store with one of them; or else:
@@ -73,7 +75,7 @@ def export(options: ExportOptions) -> dict[str, Any]:
         )
     config = {name: getattr(options, name) for name in ("format", "with_images", "prefix", "license", "title")}
     plan = {"config": config | {"only": only}, "inputs": [f"{each.step}/{each.id}" for each in artifacts]}
-    begun = {"id": hashlib.sha256(json.dumps([VERSION, plan]).encode()).hexdigest()[:16], **plan}
+    begun = {"id": hashlib.sha256(strict.dumps([VERSION, plan]).encode()).hexdigest()[:16], **plan}
     gauges, patience = Gauges("export", begun["id"]), options.cluster.stall_seconds
     progress = Progress(f"{'export':<15}", gauges=gauges, stall_seconds=patience)
     if _is_done(out, begun):
@@ -92,12 +94,14 @@ def export(options: ExportOptions) -> dict[str, Any]:
             only=only,
             with_images=options.with_images,
             prefix=options.prefix,
+            several=_has_several(artifacts[0], names),
         )
         counts = run_shards(work, names, storage.join(out, WORK), actors=options.cluster.actors, report=progress)
         files, further = _files(out, names)
         if not files:
             raise ValueError(f"None of the {counts['rows_in']} rows is {only}, so there is nothing to export.")
-        summary = counts | {"exported": sum(file["rows"] for file in files.values())} | further
+        data = {name: file for name, file in files.items() if name.startswith(f"{DATA}/")}
+        summary = counts | {"exported": sum(file["rows"] for file in data.values())} | further
         manifest = {
             "step": "export",
             "version": VERSION,
@@ -109,12 +113,12 @@ def export(options: ExportOptions) -> dict[str, Any]:
             "seconds": round(time.time() - started, 2),
         }
         styles = styles_of(ShardReader([artifacts[1].path], names[0]).names)
-        card = write_card(manifest, artifacts, styles, size=sum(file["size"] for file in files.values())).encode()
+        card = write_card(manifest, artifacts, styles, data).encode()
         storage.write_bytes(storage.join(out, CARD), card)
         files[CARD] = {"size": len(card), "sha256": hashlib.sha256(card).hexdigest()}
         storage.write_json(storage.join(out, MANIFEST), manifest | {"files": files})
     storage.remove(storage.join(out, WORK))
-    progress.close(f"{manifest['seconds']:,.1f} s  exported {summary['exported']}  files {len(files) - 1}")
+    progress.close(f"{manifest['seconds']:,.1f} s  exported {summary['exported']}  files {len(data)}")
     return manifest | {"files": files}
 
 
@@ -162,14 +166,23 @@ def _sources(images: Artifact) -> dict[str, Source]:
     return {name: from_dict(Source, each) for name, each in plain.items()}
 
 
+def _has_several(images: Artifact, names: list[str]) -> bool:
+    """Whether some picture of the corpus came with several texts: then all shards have a column of them."""
+
+    def there(name: str) -> bool:
+        with storage.open_read(shard_url(images.path, name)) as file:
+            return ALTS in pq.read_schema(file).names
+
+    return any(ahead(there, names, threads=8, depth=32))
+
+
 def _files(out: str, names: list[str]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Size, hash and rows of every file that was written, and how many rows of what sort were left out."""
+    """Size, hash, rows and source of every file that was written, and how many rows were renamed or left out."""
     files: dict[str, dict[str, Any]] = {}
     further: Counter[str] = Counter()
     for name in names:
         with storage.open_read(shard_url(storage.join(out, WORK), name)) as file:
             told = json.loads((pq.read_schema(file).metadata or {})[FILE.encode()])
         further.update(told["further"])
-        if told["file"]:
-            files[f"{DATA}/{told['name']}"] = told["file"]
+        files.update(told["files"])
     return files, dict(further)

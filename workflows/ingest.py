@@ -1,7 +1,6 @@
 """Index a corpus: where each sample lies, what it says, and why it is unusable if it is."""
 
 import hashlib
-import json
 import sys
 import tempfile
 from collections import Counter
@@ -12,7 +11,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from infra import storage
+from infra import storage, strict
 from infra.cluster import Cluster, connect
 from infra.config import fingerprint, setting
 from infra.data.ahead import ahead
@@ -28,7 +27,7 @@ from infra.data.text import check_encoding
 from infra.store import step
 from workflows.conditions import ConditionsConfig, read_conditions
 from workflows.corpora.shapes import ShapesConfig, write_shard
-from workflows.judge import TEST, TRAIN, named_splits, read_captions, read_meta, read_split, strict_json
+from workflows.judge import TEST, TRAIN, named_splits, read_captions, read_meta, read_split
 
 CORPUS = "corpus"  # the folder of a rendered corpus within the artifact
 PASSED = "passed_over.json"  # the files that are no part of the corpus, by kind
@@ -278,7 +277,7 @@ def label_by_json(
         "split_fault": fault,
         "reference_short": _text_or_none(meta.get("caption_short")),
         "reference_descriptive": _text_or_none(meta.get("caption_descriptive")),
-        "scene": None if scene is None else strict_json(scene, json.dumps(scene)),
+        "scene": None if scene is None else strict.dumps(scene),
     }
 
 

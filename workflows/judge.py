@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from infra import strict
 from infra.data.samples import MAX_TEXT_BYTES
 from infra.data.text import decode_text, is_blank
 
@@ -64,18 +65,9 @@ def read_meta(
         value = json.loads(text)
         if not isinstance(value, dict):
             return {}, None, "broken metadata: not a JSON object"
-        return value, strict_json(value, text), None
+        return value, strict.restated(text), None
     except (ValueError, RecursionError):
         return {}, None, "broken metadata: not JSON"
-
-
-def strict_json(value: Any, text: str) -> str:
-    """`text`, or where it holds what only Python calls JSON (NaN, Infinity), the value written with null there."""
-    try:
-        json.dumps(value, allow_nan=False)
-        return text
-    except ValueError:
-        return json.dumps(_finite(value))
 
 
 def read_split(split: Any, named: Mapping[str, str]) -> tuple[str | None, str | None]:
@@ -100,11 +92,3 @@ def named_splits(told: Sequence[str]) -> dict[str, str]:
     if unclear := [each for each in told if "=" not in each]:
         raise ValueError(f"A split is named as in restval=train, but '{unclear[0]}' was found.")
     return {name: SPLITS[split] for name, split in found.items()}
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not abs(value) < float("inf") else value

@@ -1,12 +1,11 @@
 """From a folder that a command was given, an artifact's, a step's or a whole store, to the artifact that is meant."""
 
-import json
 import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from infra import storage
+from infra import storage, strict
 from infra.store import MANIFEST, Artifact
 
 CAPTIONED = ("mix", "recaption", "caption_with")  # steps whose artifacts stand for captioned rows
@@ -162,7 +161,7 @@ def _lineage(artifact: Artifact) -> str:
     except (OSError, KeyError):  # it was made elsewhere, of what is not to be seen here
         inputs = [path.partition(".")[0] for path in map(_tail, manifest.get("inputs", ()))]
     made_of = [manifest.get(name) for name in ("step", "version", "config", "key")]
-    return json.dumps([*made_of, inputs or artifact.id.partition(".")[0]], sort_keys=True)
+    return strict.dumps([*made_of, inputs or artifact.id.partition(".")[0]], sort_keys=True)
 
 
 def _as_given(given: str, path: str) -> str:
@@ -192,4 +191,4 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
         for key, one in value.items():
             yield from _leaves(one, f"{name}.{key}".lstrip("."))
     else:
-        yield name, json.dumps(value)
+        yield name, strict.dumps(value)

@@ -13,6 +13,7 @@ from t2i.tokenizers.losses import CriticConfig, LossConfig
 from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
 from t2i.tokenizers.task import TokenizerTask, build_tokenizer
 from t2i.tokenizers.vqgan import VQGANConfig
+from workflows.splits import demand_rows
 
 MODEL = "model"  # the folder, within the artifact, of what users load
 
@@ -36,6 +37,7 @@ def train_tokenizer(
 ) -> dict[str, Any]:
     """Train an image tokenizer on the pictures of a corpus, all of one size."""
     size = image_size(images)
+    demand_rows(images)
     build_tokenizer(config.model).grid(size)  # a size that does not fit is said before anything starts
     task = TokenizerTask(
         model=config.model,

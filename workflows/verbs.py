@@ -1,6 +1,5 @@
 """What `rescribe` does: run and plan recipes, run single steps, prove, retry, show and export what was made."""
 
-import json
 import sys
 import time
 from contextlib import suppress
@@ -9,7 +8,7 @@ from typing import Any
 
 import tyro
 
-from infra import storage
+from infra import storage, strict
 from infra.config import from_dict, to_dict
 from infra.data.ledger import LEDGER
 from infra.data.verify import unlisted, verify_files, verify_shards
@@ -18,7 +17,7 @@ from workflows import recipes, text_to_image
 from workflows.corpora.shapes import write_shards
 from workflows.direct import direct
 from workflows.export import export
-from workflows.exported import DATA
+from workflows.exported import DATA, NAMES
 from workflows.gallery import gallery as draw_gallery
 from workflows.lookup import CAPTIONED, Line, contents, current, finished, furthest, inputs_of, one, only, rephrased
 from workflows.options import (
@@ -85,7 +84,7 @@ def show(arguments: list[str]) -> dict[str, Any]:
     else:
         shown = one(target, (), rephrased("show", arguments, target)).manifest
     if "--json" not in rest:
-        print(json.dumps(shown, indent=2))
+        print(strict.dumps(shown, indent=2))
     return shown
 
 
@@ -94,7 +93,7 @@ def settings(arguments: list[str]) -> dict[str, Any]:
     options = recipe_options(arguments, "settings")
     shown = settings_of(options.recipe, options.cluster)
     if not options.json:
-        print(json.dumps(shown, indent=2))
+        print(strict.dumps(shown, indent=2))
     return shown
 
 
@@ -119,7 +118,7 @@ def verify(arguments: list[str]) -> dict[str, Any]:
     results = told[0] if len(told) == 1 else {"whole": all(each["whole"] for each in told), "artifacts": told}
     if not results["whole"]:
         if options.json:
-            print(json.dumps(results))
+            print(strict.dumps(results))
         raise SystemExit(1)
     return results
 
@@ -130,7 +129,8 @@ def _verify(artifact: Artifact) -> dict[str, Any]:
     if LEDGER in artifact.manifest["files"]:
         faults += verify_shards(artifact.path, [source.path for source in artifact.inputs], artifact.summary)
     if artifact.step == "export":
-        faults += unlisted(artifact.path, DATA, artifact.manifest["files"])
+        for folder in (DATA, NAMES):
+            faults += unlisted(artifact.path, folder, artifact.manifest["files"])
     for fault in faults:
         say(f"{artifact.path}: {fault}")
     results = {"artifact": artifact.path, "whole": not faults, "faults": faults}

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infra import storage
+from infra import storage, strict
 from infra.data.ahead import ahead
 from infra.data.plain import check_plain
 from infra.data.shards import shard_names, shard_url
@@ -54,7 +54,9 @@ def counting(table: pa.Table, columns: Sequence[str]) -> pa.Table:
     """The table, of which a record is to count how often each value of some columns stands in an accepted row."""
     if not columns:
         return table
-    return table.replace_schema_metadata({**(table.schema.metadata or {}), COUNTED: json.dumps(list(columns)).encode()})
+    return table.replace_schema_metadata(
+        {**(table.schema.metadata or {}), COUNTED: strict.dumps(list(columns)).encode()}
+    )
 
 
 def counted(schema: pa.Schema) -> list[str]:
@@ -112,7 +114,7 @@ class Ledger:
         self._saved = time.monotonic()
         if self._fresh:
             url = storage.join(self._out, JOURNAL, f"{uuid.uuid4().hex}.json")
-            storage.write_bytes(url, json.dumps(self._fresh).encode())
+            storage.write_bytes(url, strict.dumps(self._fresh).encode())
             self._fresh = {}
 
     def complete(self) -> dict[str, Record]:
@@ -124,7 +126,7 @@ class Ledger:
         written = self._written()
         records = self._complete(written or {})
         if records != written:
-            storage.write_bytes(storage.join(self._out, LEDGER), json.dumps(records).encode())
+            storage.write_bytes(storage.join(self._out, LEDGER), strict.dumps(records).encode())
         storage.remove(storage.join(self._out, JOURNAL))
         return records
 

@@ -1,10 +1,10 @@
 """The samples of a corpus as the files that they came in, to be written out again."""
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from infra import strict
 from infra.data.folders import Entry
 from infra.data.images import ending_of
 from infra.data.pictures import main_picture
@@ -72,7 +72,8 @@ def _of_fields(sample: Sample, kind: str) -> Original:
     if isinstance(sample.caption, bytes | str):
         files["txt"] = _bytes(sample.caption)
     if sample.meta is not None:
-        files["json"] = _bytes(sample.meta if isinstance(sample.meta, bytes | str) else json.dumps(sample.meta))
+        told = sample.meta if isinstance(sample.meta, bytes | str) else strict.dumps(sample.meta)
+        files["json"] = _bytes(strict.restated(told) if isinstance(told, str) else told)
     return Original(key=sample.key, occurrence=sample.occurrence, files=files, image=image)
 
 

@@ -22,7 +22,7 @@ import ray.data
 import ray.exceptions
 from ray.data import ActorPoolStrategy, DataContext
 
-from infra import storage
+from infra import storage, strict
 from infra.data.clock import clocked, taken
 from infra.data.ledger import STATES, Ledger, commit, inspect, pending, total
 from infra.data.parts import split
@@ -195,12 +195,12 @@ class _Actor:
                     self._work.setup()
                 self._ready = True
             if storage.exists(shard_url(self._out, name)):  # a first attempt died just after its commit
-                record = json.dumps(inspect(self._out, name))
+                record = strict.dumps(inspect(self._out, name))
             else:
                 with self._attempt(name):
                     table = self._work(name)
                     with clocked("write"):
-                        record = json.dumps(commit(self._out, name, table))
+                        record = strict.dumps(commit(self._out, name, table))
         except storage.UnavailableError as problem:  # its sentence says all
             error, away = str(problem), True
         except Exception as problem:  # told to the driver, which goes on with the other shards
@@ -209,7 +209,7 @@ class _Actor:
             error = f"{type(problem).__name__}: {problem} ({where})"
         self._ended = time.perf_counter()
         seconds = taken() | {"idle": idle, "all": self._ended - began + idle}
-        return {"name": name, "record": record, "error": error, "away": away, "seconds": json.dumps(seconds)}
+        return {"name": name, "record": record, "error": error, "away": away, "seconds": strict.dumps(seconds)}
 
     @contextmanager
     def _attempt(self, name: str) -> Iterator[None]:

@@ -19,6 +19,7 @@ from infra.data.stage import ACCEPTED
 
 FOLDER = "shards"
 VIRTUAL = ("image", "pixels")
+OPTIONAL = {"optional": "true"}  # metadata of a field that only those shards have in which a row needs it
 
 Where = Callable[[dict[str, np.ndarray]], np.ndarray]
 View = Callable[[np.ndarray], np.ndarray]  # of (H, W, 3) uint8 pixels, what a model sees of them
@@ -51,7 +52,8 @@ class ShardReader:
     """One shard of artifacts that share their rows; a column comes from the last artifact that has it.
 
     A row is accepted if every artifact accepted it; `columns` and `rows` show accepted rows only, unless they are to
-    show `every` row. The virtual column `image` is the encoded image (the resized copy if ingest made one, else read
+    show `every` row. A name that is asked for with a mark, as "codes?", is null in a shard that has no such column. The
+    virtual column `image` is the encoded image (the resized copy if ingest made one, else read
     from the source), `pixels` is it decoded, (H, W, 3) uint8.
     """
 
@@ -154,7 +156,10 @@ class ShardReader:
     def _load(self, names: Sequence[str]) -> dict[str, pa.Array]:
         wanted: dict[int, list[str]] = {}
         for name in set(names) - self._loaded.keys():
-            holders = [number for number, table in enumerate(self._tables) if name in table.names]
+            holders = [number for number, table in enumerate(self._tables) if name.removesuffix("?") in table.names]
+            if not holders and name.endswith("?"):
+                self._loaded[name] = pa.nulls(len(self.sample_ids), pa.string())
+                continue
             if not holders:
                 known = sorted(self.names | set(VIRTUAL))
                 raise ValueError(f"There is no column {name!r} in the inputs; there are {', '.join(known)}.")
@@ -180,8 +185,8 @@ class _Sidecar:
 
     def read(self, names: Sequence[str]) -> dict[str, pa.Array]:
         with storage.open_read(self.url) as file, pq.ParquetFile(file) as parquet:
-            table = parquet.read(list(names), use_threads=False)
-        columns = {name: table[name].combine_chunks() for name in names}
+            table = parquet.read([name.removesuffix("?") for name in names], use_threads=False)
+        columns = {name: table[name.removesuffix("?")].combine_chunks() for name in names}
         return columns if self._order is None else {name: each.take(self._order) for name, each in columns.items()}
 
     def align(self, sample_ids: list[str]) -> None:

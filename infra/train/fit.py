@@ -1,14 +1,13 @@
 """Train Tasks on Ray Train: groups of as many workers as there is room for, one after another until all is trained."""
 
 import itertools
-import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-from infra import storage
+from infra import storage, strict
 from infra.cluster import Cluster, connect
 from infra.metrics import Report
 from infra.notice import Notice, Teller
@@ -126,7 +125,7 @@ class _Diary:
             "on": sorted(set(group.nodes)),
             **more,
         }
-        self._lines += json.dumps(line).encode() + b"\n"
+        self._lines += strict.dumps(line).encode() + b"\n"
         try:
             storage.write_bytes(self._url, self._lines)
         except OSError as error:  # training goes on; the next line brings this one

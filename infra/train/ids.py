@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from infra import storage
+from infra import storage, strict
 from infra.data.ahead import ahead
 from infra.data.shards import ShardReader, select_rows
 from infra.train import world
@@ -65,7 +65,7 @@ class IdLog:
             os.close(self._file)
 
     def _write(self, record: dict[str, Any]) -> None:
-        line = (json.dumps(record, separators=(",", ":")) + "\n").encode()
+        line = (strict.dumps(record, separators=(",", ":")) + "\n").encode()
         if self._file < 0:
             self._lines.append(line)
         elif os.write(self._file, line) != len(line):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from infra import strict
 from infra.config import setting
 from t2i.evaluate import scenes
 from t2i.evaluate.scenes import BACKGROUNDS, COLORS, COLUMNS, OUTLINES, PLACES, ROWS, SHAPES, SIZES, Scene, Thing
@@ -102,7 +102,7 @@ def _pick(rng: np.random.Generator, values: Sequence[str]) -> str:
 
 def split_of(scene: Scene, test_fraction: float) -> str:
     """Says "test" or "train" by a hash of the scene, so that a scene held out is held out wherever it occurs."""
-    digest = hashlib.sha256(json.dumps(scene.to_dict(), sort_keys=True).encode()).digest()
+    digest = hashlib.sha256(strict.dumps(scene.to_dict(), sort_keys=True).encode()).digest()
     return "test" if int.from_bytes(digest[:8], "big") / 2**64 < test_fraction else "train"
 
 
@@ -255,7 +255,7 @@ def _files(config: ShapesConfig, number: int) -> Iterator[tuple[str, bytes]]:
             yield f"{key}.seg.png", _png(labels)
             yield f"{key}.edge.png", _png(edges_of(labels))
         yield f"{key}.txt", text.encode()
-        yield f"{key}.json", json.dumps(row).encode()
+        yield f"{key}.json", strict.dumps(row).encode()
 
 
 def _png(array: np.ndarray) -> bytes:
