@@ -126,7 +126,8 @@ class Progress:
         return FIRST_SECONDS if self._lines < FIRST_LINES else LOG_SECONDS
 
     def _print(self, now: float) -> None:
-        done, total, unit, figures = self._told
+        done, total, unit, told = self._told
+        figures = {name: value for name, value in told.items() if name != unit}
         self._printed, self._lines = now, self._lines + 1
         known = [self._speed(done, total, unit, now), *_figures(figures, self._counts.rates(now))]
         self._write("  ".join([self._title, _far(done, total, unit), *filter(None, known)]))

@@ -25,7 +25,7 @@ from infra.track import check_installed
 
 MANIFEST = "manifest.json"  # written last: its presence means that the step finished
 # What of an artifact its manifest does not vouch for: shards, which the ledger does, and what serves the making only.
-UNLISTED = (MANIFEST, "lease.json", "shards", "checkpoints", "tensorboard")
+UNLISTED = (MANIFEST, "lease.json", "shards", "parts", "attempts", "checkpoints", "tensorboard")
 LIBRARIES = ("torch", "ray", "deepspeed", "transformers", "diffusers", "pyarrow", "pillow", "numpy")
 
 

@@ -39,6 +39,8 @@ class CaptionWith:
         self._captions = tuple(f"caption_{style.name}" for style in self.styles)
         self.types = dict.fromkeys(self._captions, "string") | self.sign.types
         self.writes = tuple(self.types)
+        if isinstance(self.backend, EndpointConfig):
+            self.few = self.backend.concurrency  # rows are asked for one by one, and an answer may take a minute
 
     def setup(self) -> None:
         """Load the backend."""

@@ -30,15 +30,20 @@ Record = dict[str, Any]  # rows_in, a count for each state, reasons, and of the 
 
 def commit(out: str, name: str, table: pa.Table) -> Record:
     """Write a shard at once, unless it is there already; return the record of what is there then."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, row_group_size=ROW_GROUP, compression="zstd")
-    data = sink.getvalue().to_pybytes()
+    data = pack(table)
     try:
         storage.write_bytes(shard_url(out, name), data, overwrite=False)
     except FileExistsError:
         # Another attempt at the same shard, given up for dead, came first; its rows are as good as these.
         return inspect(out, name)
     return record_of(table, data)
+
+
+def pack(table: pa.Table) -> bytes:
+    """The file of a table."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, row_group_size=ROW_GROUP, compression="zstd")
+    return sink.getvalue().to_pybytes()
 
 
 def inspect(out: str, name: str) -> Record:

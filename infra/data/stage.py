@@ -22,7 +22,9 @@ class Stage(Protocol):
     `types`, the names of Arrow types by column it writes; others are inferred, which a shard of None defeats.
     It may have `counted`, columns of few values, whose counts go into the shard's record to be summed without reading
     it; and `views`, functions of decoded `pixels` by virtual columns of its own naming, which it reads in place of
-    them: they are called in threads, ahead of the stage, and whole pictures are let go.
+    them: they are called in threads, ahead of the stage, and whole pictures are let go. A stage to which it is no
+    matter which rows come together, and whose calls may take long, as those of a server, has `few`, the rows of its
+    first call: further calls have as many as take some seconds, so that little is lost where one is cut off.
     """
 
     reads: tuple[str, ...]
