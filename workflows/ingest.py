@@ -247,7 +247,7 @@ class IngestWork:
                 row |= label_by_json(sample_id, meta, self.config.test_fraction, named_splits(self.config.splits))
             else:
                 label = import_module(f"workflows.corpora.{self.config.labels}").label
-                row |= label(sample.key, captions[0] if captions else "", meta or None)
+                row |= label(sample.key, captions[0] if captions else None, meta or None)
         except Exception as error:  # the rules of one corpus applied to whatever another may hold
             row["split_fault"] = f"labels: {type(error).__name__}: {error}"
         return {name: _printable(value) if isinstance(value, str) else value for name, value in row.items()}
