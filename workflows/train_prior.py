@@ -14,7 +14,15 @@ from infra.train.fit import Training, fit
 from infra.train.loop import TrainConfig
 from infra.train.optim import OptimConfig
 from t2i.priors.autoregressive import AutoregressiveConfig
-from t2i.priors.task import TRAIN, PriorConfig, PriorShape, PriorTask, load_vocabulary, save_vocabulary
+from t2i.priors.task import (
+    TRAIN,
+    PriorConfig,
+    PriorShape,
+    PriorTask,
+    check_sizes,
+    load_vocabulary,
+    save_vocabulary,
+)
 from t2i.vocabulary import FILE, TextVocabulary
 from workflows.train_tokenizer import losses_of
 
@@ -52,6 +60,7 @@ def train_prior(
     report: Report,
 ) -> dict[str, Any]:
     """Train a prior on the captions of a mixture and the codes of the same images."""
+    check_sizes(config.model, list(codes.summary.get("grids", ())))
     inputs = _inputs(mixture, codes, tokenizer)
     styles = tuple(style for style, weight in mixture.manifest["config"]["weights"].items() if weight > 0)
     vocabulary = storage.join(out, "vocabulary")
