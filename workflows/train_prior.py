@@ -14,7 +14,17 @@ from infra.train.fit import Training, fit
 from infra.train.loop import TrainConfig
 from infra.train.optim import OptimConfig
 from t2i.priors.autoregressive import AutoregressiveConfig
-from t2i.priors.task import ALT, ALTS, TRAIN, PriorConfig, PriorShape, PriorTask, load_vocabulary, save_vocabulary
+from t2i.priors.task import (
+    ALT,
+    ALTS,
+    TRAIN,
+    PriorConfig,
+    PriorShape,
+    PriorTask,
+    check_sizes,
+    load_vocabulary,
+    save_vocabulary,
+)
 from t2i.vocabulary import FILE, TextVocabulary
 from workflows.splits import demand_rows
 from workflows.train_tokenizer import losses_of
@@ -53,6 +63,7 @@ def train_prior(
     report: Report,
 ) -> dict[str, Any]:
     """Train a prior on the captions of a mixture and the codes of the same images."""
+    check_sizes(config.model, list(codes.summary.get("grids", ())))
     inputs = _inputs(mixture, codes, tokenizer)
     demand_rows(mixture.inputs[0])
     styles = tuple(style for style, weight in mixture.manifest["config"]["weights"].items() if weight > 0)

@@ -18,7 +18,7 @@ MAX_SIDE = 8192
 def check_fit(fit: Fit, size: Size | None, buckets: Sequence[Size]) -> None:
     """ValueError where pictures cannot come to one size, or to the nearest of some, in such a way."""
     if size is not None and buckets:
-        raise ValueError("Give an image_size, to which every picture comes, or buckets, of which it has the nearest.")
+        raise ValueError("Pictures come to one image_size or to the nearest of some buckets: with buckets it is None.")
     if fit != "stretch" and size is None and not buckets:
         raise ValueError(f"fit={fit!r} says how pictures come to a size: give an image_size or buckets, too.")
     for one in (size, *buckets):

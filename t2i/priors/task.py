@@ -1,6 +1,7 @@
 """The training of a prior: captions drawn from the mixture, some of them dropped, and the codes of the images."""
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,15 @@ TRAIN = "train"  # the split that is trained on
 ALT, ALTS, SHARES = "alt", "captions_alt?", "weights_alt?"  # several alt texts of a row, and the shares of each
 PriorConfig = AutoregressiveConfig  # or that of another prior: docs/adding-a-model.md
 PRIORS: dict[type, Any] = {AutoregressiveConfig: AutoregressivePrior}  # by their configs
+
+
+def check_sizes(config: PriorConfig, sizes: Sequence[str]) -> None:
+    """ValueError where pictures have several sizes, and a prior of this config knows one grid of codes alone."""
+    if len(sizes) > 1 and not getattr(PRIORS[type(config)], "several_grids", False):
+        raise ValueError(
+            f"The prior of {type(config).__name__} learns pictures of one size, but buckets give them "
+            f"{len(sizes)} ({', '.join(sizes)}): train it on a corpus with an image_size; a tokenizer takes buckets."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -218,7 +218,7 @@ def test_nearest_is_by_quotient_and_ties_go_to_the_smaller(source, buckets, chos
         (("stretch", (0, 5), ()), "image_size is"),
         (("stretch", None, ((8, 9000),)), "A bucket is"),
         (("pad", None, ()), "give an image_size or buckets"),
-        (("crop", (8, 8), ((8, 8),)), "or buckets"),
+        (("crop", (8, 8), ((8, 8),)), "with buckets it is None"),
         (("crop", None, ((8, 8), (8, 4), (8, 8))), "8x8 is given again"),
     ],
 )
