@@ -3,7 +3,7 @@
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal
@@ -14,12 +14,13 @@ from infra import storage
 from infra.cluster import Cluster, connect
 from infra.config import fingerprint
 from infra.data.ahead import ahead
+from infra.data.growth import Pieces, listed_sources, of_sources
 from infra.data.images import decode, encode_png, measure
 from infra.data.readers import find_corpus, list_corpus, read_entries_of, read_source, write_sources
 from infra.data.run import Report, run_shards
 from infra.data.samples import MAX_TEXT_BYTES, Sample, Source
 from infra.data.stage import ACCEPTED, FAILED, REJECTED
-from infra.store import step
+from infra.store import Artifact, step
 from workflows.corpora.shapes import ShapesConfig, write_shard
 
 MAX_CAPTION_CHARACTERS = 10_000
@@ -81,7 +82,16 @@ def corpus_key(config: IngestConfig) -> str | None:
     return fingerprint(list_corpus(config.corpus)) if isinstance(config.corpus, str) else None
 
 
-@step(version=1, key=corpus_key)
+def corpus_shards(config: IngestConfig, inputs: Sequence[Artifact], path: str | None) -> Pieces:
+    """What each shard of an index is made of: its source, as it was noted at `path`, or as it lies now."""
+    if not isinstance(config.corpus, str):
+        return {}  # what is rendered is made of nothing
+    if path is not None:
+        return of_sources(listed_sources(path))
+    return of_sources(find_corpus(config.corpus, config.shard_rows, config.image_column, config.caption_column).sources)
+
+
+@step(version=1, key=corpus_key, shards=corpus_shards, listed="corpus")
 def ingest(config: IngestConfig, *, out: str, cluster: Cluster, report: Report) -> dict[str, Any]:
     """Write the index of a corpus, one Parquet file a shard; every row is in it, accepted, rejected or failed."""
     if isinstance(config.corpus, str):
