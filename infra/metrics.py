@@ -79,6 +79,11 @@ class Progress:
             if now - self._printed >= self._every() or done >= total:
                 self._print(now)
 
+    def note(self, text: str) -> None:
+        """Say something beside, in a line of its own."""
+        with self._lock:
+            self._write(f"{self._title}  {text}", end="\n")
+
     def close(self, text: str) -> None:
         """Say how it ended."""
         self._stop.set()

@@ -7,7 +7,7 @@ from infra.cluster import Cluster, connect
 from infra.data.fitting import bucket_name
 from infra.data.run import run_stages
 from infra.metrics import Report
-from infra.store import Artifact, step
+from infra.store import Artifact, by_shard, step
 from t2i.stages import Encode
 from t2i.tokenizers.task import load_tokenizer
 from workflows.train_tokenizer import MODEL, image_sizes
@@ -24,7 +24,7 @@ class EncodeConfig:
             raise ValueError(f"batch must be at least 1, but it is {self.batch}.")
 
 
-@step(version=1)
+@step(version=1, shards=by_shard)
 def encode(
     config: EncodeConfig, images: Artifact, tokenizer: Artifact, *, out: str, cluster: Cluster, report: Report
 ) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import hashlib
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib import import_module
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from infra.cluster import Cluster, connect
 from infra.config import fingerprint, setting
 from infra.data.ahead import ahead
 from infra.data.fitting import Fit, Size, bucket_name, check_fit, frame, nearest
+from infra.data.growth import Pieces, listed_sources, of_sources
 from infra.data.images import decode, encode_png, measure
 from infra.data.ledger import Ledger, Record, counting
 from infra.data.listing import LINKS
@@ -24,7 +25,7 @@ from infra.data.run import Report, run_shards
 from infra.data.samples import Reading, Sample, Source
 from infra.data.stage import ACCEPTED, REJECTED
 from infra.data.text import check_encoding
-from infra.store import step
+from infra.store import Artifact, step
 from workflows.conditions import ConditionsConfig, read_conditions
 from workflows.corpora.shapes import ShapesConfig, write_shard
 from workflows.judge import TEST, TRAIN, named_splits, read_captions, read_meta, read_split
@@ -120,7 +121,16 @@ def corpus_key(config: IngestConfig) -> str | None:
     return fingerprint(list_corpus(config.corpus, config.shard_rows, config.reading))
 
 
-@step(version=2, key=corpus_key)
+def corpus_shards(config: IngestConfig, inputs: Sequence[Artifact], path: str | None) -> Pieces:
+    """What each shard of an index is made of: its source, as it was noted at `path`, or as it lies now."""
+    if not isinstance(config.corpus, str):
+        return {}  # what is rendered is made of nothing
+    if path is not None:
+        return of_sources(listed_sources(path))
+    return of_sources(find_corpus(config.corpus, config.shard_rows, config.reading).sources)
+
+
+@step(version=2, key=corpus_key, shards=corpus_shards, listed="corpus")
 def ingest(config: IngestConfig, *, out: str, cluster: Cluster, report: Report) -> dict[str, Any]:
     """Write the index of a corpus, one Parquet file a shard; every row is in it, accepted, rejected or failed.
 

@@ -13,7 +13,7 @@ from infra.cluster import Cluster, connect
 from infra.data.run import run_shards
 from infra.data.shards import OPTIONAL, ShardReader, joined_names, shard_names
 from infra.metrics import Report
-from infra.store import Artifact, step
+from infra.store import Artifact, by_shard, step
 from t2i.captions import shares
 
 TOO_SHORT, TOO_LONG, UNLIKELY, UNMATCHED, MISSING = "too short", "too long", "unlikely", "unmatched", "missing"
@@ -60,7 +60,7 @@ class MixConfig:
             )
 
 
-@step(version=2)
+@step(version=2, shards=by_shard)
 def mix(
     config: MixConfig,
     images: Artifact,

@@ -21,15 +21,18 @@ CALL_SECONDS = 10  # that a call takes at most, if it may be cut
 
 
 class Calls:
-    """How many rows are handed over at once where it is no matter which come together: what takes some seconds."""
+    """How many rows are handed over at once where it is no matter which come together: what takes some seconds.
 
-    def __init__(self, first: int) -> None:
-        self.rows = first
+    No fewer than `few`, which take no longer than one.
+    """
+
+    def __init__(self, few: int) -> None:
+        self.rows = self._few = few
 
     def took(self, rows: int, seconds: float) -> None:
         """Learn from a call of so many rows."""
         if seconds > CALL_SECONDS:
-            self.rows = max(1, rows // 2)
+            self.rows = max(self._few, rows // 2)
         elif rows >= self.rows and seconds < CALL_SECONDS / 4:
             self.rows *= 2
 
@@ -108,20 +111,25 @@ class StageShard:
         assert runner is not None, "setup comes first"
         places = accepted[self._todo]
         todo = self._todo[(places >= first) & (places < end)]
-        begun = time.perf_counter()
-        for part, batch in self._batches(todo):
-            results = runner(batch)
-            for place, row in enumerate(accepted[part]):
-                self._states[row], self._reasons[row] = results["state"][place], results["reason"][place]
-                for column in self._written:
-                    self._columns[column][row] = results[column][place]
-            if calls:
-                calls.took(len(part), time.perf_counter() - begun)
-            if part[-1] != todo[-1] and due():
+        begun, reached = time.perf_counter(), first
+        try:
+            for part, batch in self._batches(todo):
+                results = runner(batch)
+                for place, row in enumerate(accepted[part]):
+                    self._states[row], self._reasons[row] = results["state"][place], results["reason"][place]
+                    for column in self._written:
+                        self._columns[column][row] = results[column][place]
+                if calls:
+                    calls.took(len(part), time.perf_counter() - begun)
                 reached = int(accepted[part[-1]]) + 1
-                yield self._table(first, reached)
-                first = reached
-            begun = time.perf_counter()
+                if part[-1] != todo[-1] and due():
+                    yield self._table(first, reached)
+                    first = reached
+                begun = time.perf_counter()
+        except Exception:
+            if first < reached:
+                yield self._table(first, reached)  # what was done is not lost
+            raise
         yield self._table(first, end)
 
     def _table(self, first: int, end: int) -> pa.Table:

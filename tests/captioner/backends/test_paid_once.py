@@ -37,6 +37,28 @@ def slow(monkeypatch):
     endpoint.close()
 
 
+def caption_with(endpoint):
+    config = EndpointConfig(base_url=endpoint.url, model="m", concurrency=2)
+    return CaptionWith(config, (Style(name="short", prompt="p"),))
+
+
+def with_alts(index, tmp_path):  # noqa: F811
+    alts, ids = str(tmp_path / "alts"), ShardReader([index], "000000", every=True).sample_ids
+    states = {"state": ["accepted"] * len(ids), "reason": pa.nulls(len(ids), pa.string())}
+    commit(alts, "000000", pa.table({"sample_id": ids, **states, "caption_alt": ["a picture"] * len(ids)}))
+    return (index, alts)
+
+
+def test_a_key_that_is_taken_no_longer_fails_no_row(slow, index, tmp_path):  # noqa: F811
+    slow.answer = lambda body, number: server.completion("fine") if number < 12 else server.status(401)
+    out, stage = str(tmp_path / "out"), caption_with(slow)
+    result = _Actor(StageWork((stage,), with_alts(index, tmp_path), 64), out, 1000, 100.0)._run("000000")
+    assert result["away"]
+    assert result["error"].startswith("The server takes the key no longer: http_401")
+    (part,) = parts_of(out, "000000")
+    assert 6 <= part.accepted < 12
+
+
 def test_a_killed_actor_is_followed_by_one_that_asks_for_the_rest(slow, index, tmp_path, monkeypatch):  # noqa: F811
     out, calls = str(tmp_path / "out"), []
     caption = CaptionWith.__call__
@@ -48,11 +70,8 @@ def test_a_killed_actor_is_followed_by_one_that_asks_for_the_rest(slow, index, t
         return caption(self, batch)
 
     monkeypatch.setattr(CaptionWith, "__call__", watched)
-    alts, ids = str(tmp_path / "alts"), ShardReader([index], "000000", every=True).sample_ids
-    states = {"state": ["accepted"] * len(ids), "reason": pa.nulls(len(ids), pa.string())}
-    commit(alts, "000000", pa.table({"sample_id": ids, **states, "caption_alt": ["a picture"] * len(ids)}))
-    images = (index, alts)
-    stage = CaptionWith(EndpointConfig(base_url=slow.url, model="m", concurrency=2), (Style(name="short", prompt="p"),))
+    images = with_alts(index, tmp_path)
+    stage = caption_with(slow)
     with pytest.raises(Killed):
         _Actor(StageWork((stage,), images, 64), out, 1000, 0.0)._run("000000")
     assert max(calls) <= 8 < 64, "a call takes some tenths of a second, and not all rows at once"

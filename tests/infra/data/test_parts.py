@@ -276,6 +276,27 @@ def test_a_shard_that_is_soon_done_has_no_parts_and_asks_for_no_more(index, tmp_
     assert counted == ["exists", "read_json", "write_json", "write_bytes", "write_bytes", "remove"]
 
 
+class Ends(Shout):
+    """Its server goes away at its third batch."""
+
+    def __call__(self, batch):
+        if len(self.calls) >= 6:
+            raise storage.UnavailableError("The server is away.")
+        return super().__call__(batch)
+
+
+def test_a_place_that_is_away_fails_no_row_and_what_was_done_before_stays(index, plain, tmp_path):
+    out = str(tmp_path)
+    stage = Ends()
+    result = _Actor(StageWork((stage,), (index,), 3), out, 1000, 100.0)._run("000000")
+    assert (result["error"], result["away"]) == ("The server is away.", True)
+    assert parts_of(out, "000000") == [Part(0, 8, 5, 1, 2)]
+    calls = []
+    assert drive(out, index, calls=calls) == []
+    assert sorted(map(int, stage.calls + calls)) == [row for row in range(23) if row % 7 != 3]
+    check(out, index, plain)
+
+
 def test_deaths_are_counted_anew_when_something_was_committed(index, tmp_path):
     out = str(tmp_path)
     for _ in range(5):
@@ -320,8 +341,8 @@ def test_a_stage_that_takes_any_rows_is_given_as_many_as_take_some_seconds(monke
     assert calls.rows == 16
     calls.took(3, 0.1)  # the last of a shard says nothing of sixteen
     assert calls.rows == 16
-    calls.took(1, 100.0)
-    assert calls.rows == 1
+    calls.took(16, 100.0)
+    assert calls.rows == 16, "sixteen take no longer than one"
 
 
 def test_what_is_told_is_rows_and_never_less(tmp_path):
