@@ -60,8 +60,9 @@ def test_costs_are_of_all_processes_and_not_of_trainings(run):
     assert over == []
     (line,) = [line for line in ended.stdout.lines if line.startswith("test_models.py: ")]
     family, model = re.fullmatch(r"\S+ (\S+) of 100 s; the dearest model, dear: (\S+) of 100 s", line).groups()
-    assert float(family) == pytest.approx(0.8, abs=0.3)
-    assert float(model) == pytest.approx(0.4, abs=0.15)
+    # What was spent and a little more; without the process it were 0.4, with the trainings 1.6 and 0.8.
+    assert 0.7 < float(family) < 1.55
+    assert 0.35 < float(model) < 0.78
 
 
 @pytest.mark.parametrize("ci", [False, True])

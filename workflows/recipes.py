@@ -35,9 +35,9 @@ def demo(seed: int = 0) -> Recipe:
         name="demo",
         captioner=replace(
             before.captioner,
-            base=_train(seed, 280),
+            base=_train(seed, 250),
             base_optim=OptimConfig(lr=8e-3, warmup_steps=40, muon=True),
-            finetune=_train(seed, 100),
+            finetune=_train(seed, 80),
             finetune_optim=OptimConfig(lr=6e-3, warmup_steps=20, muon=True),
         ),
         captions=replace(before.captions, score_alt=False),  # no bound of `mix` asks for it
@@ -50,12 +50,12 @@ def demo(seed: int = 0) -> Recipe:
                 encoder_blocks=0,
                 quantizer=FiniteScalarConfig(levels=(8, 8, 8, 5)),
             ),
-            train=_train(seed, 800),
+            train=_train(seed, 640),
             optim=OptimConfig(lr=1e-2, warmup_steps=30, muon=True),
         ),
         prior=replace(
             before.prior,
-            train=_train(seed, 400),
+            train=_train(seed, 320),
             optim=OptimConfig(lr=1e-2, warmup_steps=50, weight_decay=0.01, muon=True),
         ),
     )

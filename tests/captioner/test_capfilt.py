@@ -175,7 +175,7 @@ def test_rows_to_train_on_and_travel(task):
 def test_wrong_texts_are_told_apart_and_nothing_but_the_head_is_tuned(task, base, tmp_path):
     """Three of sixteen alt texts have a wrong word in training; the head finds these, and others that it never saw."""
     noisy = [*WRONGLY[:3], *TABLE["caption_alt"][3:]]
-    module = engine_steps(task, rows(alt=noisy), 200)
+    module = engine_steps(task, rows(alt=noisy), 400)
     task.export({"filter": module.eval()}, str(tmp_path))
     captioner, before = Captioner.load(str(tmp_path)), Captioner.load(base).state_dict()
     after = captioner.state_dict()

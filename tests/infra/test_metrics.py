@@ -46,8 +46,8 @@ def test_progress_says_how_far_how_fast_how_long(clock):
 
 
 def test_it_is_told_where_standard_error_leads_by_then(clock, capsys):
-    Progress("mix")(0, 10, "rows")
-    assert "mix" in capsys.readouterr().err
+    Progress("mix").close("done already")
+    assert "done already" in capsys.readouterr().err
 
 
 def test_what_was_done_before_is_no_speed(clock):
