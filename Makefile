@@ -28,7 +28,7 @@ test-faults: $(READY)  ## kills real processes
 	$(PYTEST) -m faults
 
 test-long: $(READY)  ## what takes minutes: the whole path, killed, on two machines; every command of README and docs
-	$(PYTEST) -m long
+	$(BIN)/python -m pytest -m long  # one at a time: whole clusters start and train, against the clock
 
 soak: $(READY)  ## half an hour of random faults under one training
 	$(BIN)/python -m benchmarks.soak_training --minutes 30

@@ -25,7 +25,7 @@ from workflows.train_tokenizer import TrainTokenizerConfig
 
 
 def demo(seed: int = 0) -> Recipe:
-    """Shapes at 32x32, from noisy alt text to sampled scenes, in under five minutes on two cores.
+    """Shapes at 32x32, from noisy alt text to sampled scenes, in minutes on two cores.
 
     What `demo_v1` does with other trainings: matrices learn by Muon, and a code stands for 8x8 pixels and sees no more.
     """

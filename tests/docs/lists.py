@@ -15,7 +15,7 @@ INSTEAD = {
 # What a line begins with (settings of variables aside), and why it is not run. It is parsed, as far as that can be.
 NOT_RUN = {
     "make install": "what runs this was installed by it",
-    "make demo": "ten minutes; `rescribe run demo` is run as `run debug`",
+    "make demo": "minutes; `rescribe run demo` is run as `run debug`",
     "make check": "a part of .ci/run",
     "make test": "a part of .ci/run",
     "docker build": "there is no Docker engine",
