@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,13 +18,12 @@ from infra.data.shards import count_buckets, count_rows
 from infra.train import buckets as buckets_module
 from infra.train.buckets import BucketPlan
 from infra.train.draw import permutation
-from infra.train.feed import Feed
 from infra.train.ids import IdLog, check, read_ids, row_ids
 from infra.train.loop import TrainConfig
 from infra.train.plan import BatchPlan
-from infra.train.prepare import Prepare, pack, unpack
 from infra.train.worker import Training
 from tests.infra.train import toy
+from tests.infra.train.plainly import PlainFeed
 
 NAMES = ("16x32", "20x20", "32x16", "8x8")
 shards = st.dictionaries(st.sampled_from(NAMES), st.integers(0, 9), max_size=4)
@@ -224,19 +224,6 @@ def write(folder, counts, bucket=lambda number: "8x8" if number % 3 else "4x8"):
         commit(str(folder), f"{shard:06d}", pa.table(columns))
 
 
-def fed(training, rank=0, world=1, micro_batch=None, micro_steps=1, start=0, stop=None):
-    """What the feed's tasks would prepare of some steps, without Ray."""
-    counts = training.count()
-    plan = training.plan(counts)
-    stop = stop or plan.steps_per_epoch
-    micro_batch = micro_batch or -(-plan.batch // world)
-    source = Feed(training.task, training.inputs, list(counts), plan, stop, rank, world, micro_batch, micro_steps)
-    work = Prepare(training.task, training.inputs, plan.seed, source.rows, 0, training.out)
-    batches = [batch for chunk in source.chunks(start, stop, 3) for batch in work.batches(chunk)]
-    tables = pack(batches, 2000)  # several batches, of different shapes, travel together
-    return plan, [source._micro_batches(batch) for table in tables for batch in unpack(table)]
-
-
 def trained(tmp_path, counts=(20, 3, 17), batch=4, **options):
     write(tmp_path / "rows", counts)
     config = TrainConfig(steps=99, batch=batch, window_shards=2)
@@ -257,10 +244,8 @@ def test_rows_are_counted_by_bucket(tmp_path):
 def test_a_step_has_one_shape_and_each_row_comes_once_an_epoch(tmp_path, world, micro_steps):
     training = trained(tmp_path)
     epoch = training.plan(training.count()).steps_per_epoch
-    share = -(-4 // world)
-    micro_batch = -(-share // micro_steps)
     seen, coins = [Counter(), Counter()], [set(), set()]
-    each = [fed(training, rank, world, micro_batch, micro_steps, stop=2 * epoch)[1] for rank in range(world)]
+    each = [PlainFeed(training, rank, world, micro_steps, 2 * epoch)(0) for rank in range(world)]
     shapes_seen = set()
     for step, parts in enumerate(zip(*each, strict=True)):
         micro = [batch for batches in parts for batch in batches]
@@ -295,7 +280,7 @@ def test_what_a_cut_and_resized_training_used_is_proven_by_its_log(tmp_path):
     for attempt, (world, start, end) in enumerate([(2, 0, 9), (3, 7, 12), (1, 12, stop)]):
         for rank in range(world):
             log = Writer(str(tmp_path / "ids"), start, attempt, rank, world)
-            for step, batches in enumerate(fed(training, rank, world, start=start, stop=end)[1], start):
+            for step, batches in enumerate(PlainFeed(training, rank, world, stop=end)(start), start):
                 log(step, batches)
             log.flush()
     used = read_ids(str(tmp_path / "ids"))
@@ -309,10 +294,8 @@ def test_what_a_cut_and_resized_training_used_is_proven_by_its_log(tmp_path):
 
 def test_the_rows_of_a_step_that_diverged_are_named_once(tmp_path):
     training = trained(tmp_path)
-    counts = training.count()
-    plan = training.plan(counts)
-    source = Feed(training.task, training.inputs, list(counts), plan, 99, 0, 1, 4, 1)
-    named = [source.sample_ids(step) for step in range(plan.steps_per_epoch)]
+    feed = PlainFeed(training)
+    named = [feed.source.sample_ids(step) for step in range(feed.plan.steps_per_epoch)]
     assert sorted(i for ids in named for i in ids) == [f"{n:016x}" for n in range(40) if n % 7]
     assert all(ids for ids in named)
 
@@ -336,9 +319,21 @@ def test_through_real_files(tmp_path_factory, counts, batch, world, window):
         with pytest.raises(ValueError, match="No row is left"):
             training.plan(training.count())
         return
-    seen = Counter()
+    seen, stop = Counter(), training.plan(training.count()).steps_per_epoch
     for rank in range(world):
-        for batches in fed(training, rank, world)[1]:
+        for batches in PlainFeed(training, rank, world, stop=stop)(0):
             for one in batches:
                 seen.update(one["row"][one["weight"] > 0].tolist())
     assert seen == wanted
+
+
+@pytest.mark.timeout(120)
+def test_ray_s_feed_gives_the_same(tmp_path, ray_cluster):
+    training = trained(tmp_path)
+    plain = PlainFeed(training, 1, 2, stop=30)
+    wanted, found = list(plain(4)), list(plain.source(4))
+    assert len(found) == len(wanted) == 26
+    for ours, theirs in zip(found, wanted, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            assert a.keys() == b.keys()
+            assert all(torch.equal(a[name], b[name]) for name in a)
