@@ -142,7 +142,7 @@ def connect(cluster: Cluster) -> None:
         loopback(),
     ):
         ensure_token()
-        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # a process for each logical CPU, most for nothing
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # else a process for each logical CPU
         # More logical CPUs than cores: on two, some plans of Ray Data wait for ever for a place to run.
         ray.init(
             address="local",  # never somebody else's cluster on this machine
