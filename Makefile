@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 # Two processes, a file of tests at a time, in their order: tests wait more than they compute.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
-# Tests that start whole clusters each, one by one: but those of a group share what was made for them.
+# Long ones one by one, but those of a group, which share what was made or start clusters of nodes, in one process.
 WHOLE  := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 export RAY_USAGE_STATS_ENABLED ?= 0
@@ -27,7 +27,7 @@ test: $(READY)  ## the suite; set RESCRIBE_CORPORA to a folder with nlvr/ and no
 	$(PYTEST)
 
 test-faults: $(READY)  ## kills real processes
-	$(WHOLE) -m faults
+	$(PYTEST) -m faults
 
 test-long: $(READY)  ## what takes minutes: the whole path, killed, on two machines; every command of README and docs
 	$(WHOLE) -m long

@@ -100,8 +100,9 @@ def test_every_stage_trains_like_one_plain_process(tmp_path, world):
         assert newest(job["folder"]).meta["updates"]["net"] == {"optimizer_step": 12}
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("others", [1, pytest.param(3, marks=pytest.mark.long)])
+@pytest.mark.parametrize("others", [1, 3])
 def test_a_cut_run_is_bit_equal_and_what_is_saved_is_exact_at_any_stage_and_world_size(tmp_path, others):
     jobs = []
     for stage in STAGES:
