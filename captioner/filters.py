@@ -59,10 +59,11 @@ class Size:
 class Language:
     """Writes `language_alt`, what the alt text seems to be written in, and `unfit_language`, the verdict on it.
 
-    The first is an ISO 639 code, or None for a text without letters. A text is unfit (`other language: fr`) if the
-    probability that it is in one of `languages` lies below `min_probability`; with no `languages`, all are fit. Between
-    that and certainty lie the many captions of a word or two, which could be in any language: they pass. The classifier
-    is naive Bayes over byte n-grams (Lui and Baldwin, langid.py, ACL 2012) as retrained by py3langid.
+    The first is an ISO 639 code, or None where there is no text or no letter in it, which is fit. A text is unfit
+    (`other language: fr`) if the probability that it is in one of `languages` lies below `min_probability`; with no
+    `languages`, all are fit. Between that and certainty lie the many captions of a word or two, which could be in any
+    language: they pass. The classifier is naive Bayes over byte n-grams (Lui and Baldwin, langid.py, ACL 2012) as
+    retrained by py3langid.
     """
 
     languages: tuple[str, ...] = ()
@@ -85,8 +86,8 @@ class Language:
         found = [self._judge(text) for text in batch[ALT_COLUMN]]
         return {"language_alt": [code for code, _ in found], "unfit_language": [verdict for _, verdict in found]}
 
-    def _judge(self, text: str) -> tuple[str | None, str | None]:
-        if not any(letter.isalpha() for letter in text):
+    def _judge(self, text: str | None) -> tuple[str | None, str | None]:
+        if not text or not any(letter.isalpha() for letter in text):
             return None, None
         probabilities = dict(self._classifier.rank(text))
         likeliest = next(iter(probabilities))

@@ -15,7 +15,7 @@ from infra.cluster import Cluster, connect
 from infra.data.llm import run_requests
 from infra.data.run import run_stages
 from infra.metrics import Report, counting
-from infra.store import Artifact, step
+from infra.store import Artifact, by_shard, step
 from workflows.recaption import check_names
 
 # A model that follows instructions has to be told what a style is; a tuned decoder of ours knows.
@@ -44,7 +44,7 @@ class CaptionWithConfig:
         self.backend.check(self.styles)
 
 
-@step(version=2)
+@step(version=2, shards=by_shard)
 def caption_with(
     config: CaptionWithConfig, images: Artifact, *, out: str, cluster: Cluster, report: Report
 ) -> dict[str, Any]:

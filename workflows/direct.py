@@ -30,6 +30,7 @@ class DirectOptions:
     captioner: str  # who captions
     out: str  # a store of its own: the index of the corpus and the captions go there
     styles: str = ""  # short,descriptive: by name; none: those that the captioner was tuned for, or both
+    shard_rows: int = 1000  # of a folder: how many rows make a shard
     batch: int = 128  # images that are captioned together
     precision: Literal["fp32", "bf16"] = "fp32"
     model: str = ""  # of a server
@@ -43,12 +44,13 @@ def direct(options: DirectOptions) -> Artifact:
     store = Store(options.out, options.cluster)
     names = tuple(name for name in options.styles.split(",") if name)
     backend = _backend(options)
+    corpus = IngestConfig(corpus=options.corpus, shard_rows=options.shard_rows)
     exact = {"batch": options.batch, "precision": options.precision}
     if backend is not None:
         styles = _named(names, (asked.SHORT, asked.DESCRIPTIVE)) or (asked.SHORT, asked.DESCRIPTIVE)
         config = asked.CaptionWithConfig(backend=backend, styles=styles, **exact)
-        return store.step(asked.caption_with, config, store.step(ingest, IngestConfig(corpus=options.corpus)))
-    images = store.step(ingest, IngestConfig(corpus=options.corpus))
+        return store.step(asked.caption_with, config, store.step(ingest, corpus))
+    images = store.step(ingest, corpus)
     if storage.exists(storage.join(options.captioner, MANIFEST)):
         captioner = Artifact.open(storage.absolute(options.captioner))
     else:

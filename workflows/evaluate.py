@@ -224,12 +224,13 @@ def figures(scores: Scores, targets: dict[str, float]) -> list[pages.Figure]:
 def _captioned(image: bytes, row: Row) -> pages.Captioned:
     truth = row["reference_descriptive"] or row["reference_short"]
     known_scene = row["scene"] is not None and row["reference_descriptive"] is not None
-    lines = [pages.Line(kind="Alt text", text=row["caption_alt"], against=truth if known_scene else None)]
+    alt = row["caption_alt"]
+    lines = [pages.Line(kind="Alt text", text=alt, against=truth if known_scene else None)] if alt else []
     for style in STYLES:
         if f"caption_{style}" in row:
             text, against = row[f"caption_{style}"], row[f"reference_{style}"]
             lines.append(pages.Line(kind=f"{style.capitalize()}, rewritten", text=text, against=against))
-    return pages.Captioned(image=_reduced(image), lines=lines, truth=truth if truth != row["caption_alt"] else None)
+    return pages.Captioned(image=_reduced(image), lines=lines, truth=truth if truth != alt else None)
 
 
 def _sampled(drawn: Sequence[Row], pictures: Pictures) -> list[pages.Sampled]:

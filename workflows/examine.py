@@ -9,7 +9,7 @@ from infra.cluster import Cluster, connect
 from infra.data.run import run_stages
 from infra.data.shards import ShardReader, shard_names
 from infra.metrics import Report
-from infra.store import Artifact, step
+from infra.store import Artifact, by_shard, step
 
 VERDICTS = ("unfit_size", "unfit_language")
 
@@ -35,7 +35,7 @@ class ExamineConfig:
             raise ValueError(f"batch must be at least 1, but it is {self.batch}.")
 
 
-@step(version=1)
+@step(version=1, shards=by_shard)
 def examine(config: ExamineConfig, images: Artifact, *, out: str, cluster: Cluster, report: Report) -> dict[str, Any]:
     """Write `unfit_size`, `language_alt` and `unfit_language` for every row: a reason where it is unfit, else None."""
     stages = (Size(config.min_side, config.max_aspect), Language(config.languages, config.min_probability))

@@ -39,8 +39,9 @@ class RecipeOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ListOptions:
-    """The finished artifacts of a store."""
+    """The finished artifacts of a store, or of one step."""
 
+    path: tyro.conf.Positional[str] = ""  # a store's folder, or a step's in it; none: that of --store
     store: str = STORE
     json: bool = False
 
@@ -49,7 +50,7 @@ class ListOptions:
 class VerifyOptions:
     """Every row accounted for, every byte as it was written; ends with 1 where that is not so."""
 
-    path: tyro.conf.Positional[str]  # an artifact's folder
+    paths: tyro.conf.Positional[tuple[str, ...]]  # folders of artifacts, of steps, of stores: whatever is in them
     json: bool = False
 
 
@@ -57,7 +58,7 @@ class VerifyOptions:
 class RetryOptions:
     """Rows that failed are tried again, the others stay as they are; what comes is a new revision."""
 
-    path: tyro.conf.Positional[str]  # an artifact's folder
+    path: tyro.conf.Positional[str]  # folder of an artifact, or of a store in which rows of one artifact failed
     only: tuple[str, ...] = ()  # decode_error, read_error, oom, timeout, error; none: whatever failed
     cluster: Cluster = dataclasses.field(default_factory=laptop)
     json: bool = False
@@ -67,7 +68,7 @@ class RetryOptions:
 class GalleryOptions:
     """Rows with their images, captions, scores and verdicts on one page."""
 
-    path: tyro.conf.Positional[str]  # folder of a recaption, or of a mix, whose verdicts are shown too
+    path: tyro.conf.Positional[str]  # folder of captions, or of a mix, whose verdicts are shown too, or of a store
     out: str = "gallery.html"
     count: int = 500  # rows at most, evenly of those kept, rejected and failed
     seed: int = 0  # of the draw
@@ -137,7 +138,7 @@ def further_inputs(work: Step) -> list[str]:
 def export_options(arguments: list[str]) -> ExportOptions:
     """Of `export`."""
     cluster, arguments = _named_cluster(arguments)
-    default = ExportOptions(images=tyro.MISSING, captions=tyro.MISSING, out=tyro.MISSING, cluster=cluster)
+    default = ExportOptions(out=tyro.MISSING, cluster=cluster)
     return tyro.cli(ExportOptions, default=default, args=arguments, prog="rescribe export", config=ONE_KIND)
 
 

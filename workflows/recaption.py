@@ -20,7 +20,7 @@ from infra.data.ledger import Ledger, Record
 from infra.data.run import run_stages
 from infra.data.stage import Stage
 from infra.metrics import Report, counting
-from infra.store import Artifact, step
+from infra.store import Artifact, by_shard, step
 from workflows.train_captioner import MODEL
 
 
@@ -47,7 +47,7 @@ class RecaptionConfig:
         check_names(self.styles)
 
 
-@step(version=3)
+@step(version=3, shards=by_shard)
 def recaption(
     config: RecaptionConfig, images: Artifact, captioner: Artifact, *, out: str, cluster: Cluster, report: Report
 ) -> dict[str, Any]:

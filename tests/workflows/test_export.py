@@ -169,7 +169,7 @@ def test_files_keys_and_endings_are_as_they_came(here, place):
     assert keys == sorted(keys), "the files of a sample are neighbours"
     assert manifest["summary"]["exported"] == manifest["summary"]["accepted"] == 3
     assert [file.url.rsplit("/", 1)[1] for file in found(place)] == ["000000.tar", "000001.tar"]  # none without a row
-    assert storage.list_names(storage.join(place, "out")) == ["README.md", "data", "manifest.json"]
+    assert storage.list_names(storage.join(place, "out")) == ["README.md", "data", "manifest.json", "names"]
 
 
 def test_a_rendered_corpus_goes_out_though_its_store_was_moved(here, tmp_path):

@@ -21,7 +21,7 @@ def test_every_format_decodes(kind):
     assert pixels.shape == PICTURE.shape
     assert pixels.flags.writeable
     assert measure(ENCODED[kind]) == PICTURE.shape[:2]
-    assert np.abs(pixels.astype(int) - PICTURE).mean() < (8 if kind in ("JPEG", "WEBP", "GIF") else 1e-9)
+    assert np.abs(pixels.astype(int) - PICTURE).mean() < (8 if kind in ("JPEG", "WEBP", "GIF", "AVIF") else 1e-9)
 
 
 def test_png_goes_round():
@@ -146,8 +146,10 @@ def test_decompression_bombs_are_refused_by_their_header(size):
     ("data", "reason"),
     [
         (b"", "empty image"),
-        (b"<html>404 not found</html>", "not an image"),
-        (b"%PDF-1.4", "not an image"),
+        (b"<html>404 not found</html>", "not an image: an HTML page"),
+        (b"%PDF-1.4", "not an image: PDF"),
+        (b"\xff\x0a" + bytes(100), r"unread format: JPEG XL; pip install 'rescribe\[jxl\]'"),
+        (b"\0\0\0\x18ftypheic" + bytes(100), r"unread format: HEIC; pip install 'rescribe\[heic\]'"),
         (bytes(1000), "not an image"),
         (ENCODED["JPEG"][:400], "truncated image"),
         (ENCODED["PNG"][:200], "truncated image"),
