@@ -1,6 +1,7 @@
 """Read and write files by plain strings: a local path or an s3:// address, with the same promises for both."""
 
 import errno
+import glob
 import hashlib
 import io
 import json
@@ -73,13 +74,13 @@ def exists(url: str) -> bool:
 def listing(pattern: str, follows: Callable[[str], bool] | None = None) -> list[File]:
     """List the files that a path, a folder, a glob or a brace pattern names, sorted by address.
 
-    A folder stands for every file below it. Braces expand as in a shell (`{00000..00099}.tar`); an expansion without
-    a wildcard names one file that has to exist. FileNotFoundError if nothing matches. Of local symbolic links those
-    are followed that `follows` says, by their path; none without it.
+    A folder stands for every file below it. One may really be called `photos [old]`: what is there by a path, or
+    locally by the first parts of it, is taken by its word. Braces expand as in a shell (`{00000..00099}.tar`); an
+    expansion without a wildcard names one file that has to exist. FileNotFoundError if nothing matches. Of local
+    symbolic links those are followed that `follows` says, by their path; none without it.
     """
     with _explained(pattern):
         files, path = _open(pattern)
-        # A folder may really be called "photos [old]": what exists is taken by its word.
         entries = {path: files.info(path)} if files.exists(path) else _expand(files, path, pattern)
         found: dict[str, dict[str, Any]] = {}
         for one, info in entries.items():
@@ -90,8 +91,16 @@ def listing(pattern: str, follows: Callable[[str], bool] | None = None) -> list[
     listed = [(one, info) for one, info in sorted(found.items()) if info["type"] == "file"]
     listed = [(one, info) for one, info in listed if not _is_temporary(name(one))]
     if not listed:
-        raise FileNotFoundError(f"{pattern} matches no file. Check the path, and quote it for the shell.")
+        brackets = " Brackets stand for one of the letters in them; write [[] for a bracket itself." * ("[" in pattern)
+        raise FileNotFoundError(f"{pattern} matches no file. Check the path, and quote it for the shell.{brackets}")
     return [_file(one if is_local(pattern) else f"s3://{one}", info) for one, info in listed]
+
+
+def folder_of(path: str) -> str:
+    """The local folder that a path or pattern begins with: as much of it as is there by its word; "" if nothing is."""
+    while path and not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return path
 
 
 def list_names(folder: str) -> list[str]:
@@ -341,15 +350,16 @@ def _is_passing(error: Exception) -> bool:
 
 def _expand(files: Any, path: str, pattern: str) -> dict[str, dict[str, Any]]:
     """What braces and wildcards stand for: files and folders by path."""
+    there = folder_of(path) if is_local(pattern) else ""
     try:
-        alternatives = list(braceexpand(path))
+        alternatives = [there + one for one in braceexpand(path.removeprefix(there))]
     except ValueError:
         raise ValueError(f"The braces in {pattern} do not match. Write them as in {{00000..00099}}.") from None
     found: dict[str, dict[str, Any]] = {}
     folders: dict[str, dict[str, dict[str, Any]]] = {}
     for one in alternatives:
-        if any(letter in one for letter in "*?["):
-            found |= files.glob(one, detail=True)
+        if any(letter in one.removeprefix(there) for letter in "*?["):
+            found |= files.glob(glob.escape(there) + one.removeprefix(there), detail=True)
             continue
         # {00000..99999}.tar asks for its folder once, not for each of a hundred thousand files.
         folder = os.path.dirname(one)

@@ -23,6 +23,7 @@ from infra.data.listing import LINKS
 from infra.data.readers import find_corpus, list_corpus, read_entries_of, read_source, write_sources
 from infra.data.run import Report, run_shards
 from infra.data.samples import Reading, Sample, Source
+from infra.data.shards import OPTIONAL
 from infra.data.stage import ACCEPTED, REJECTED
 from infra.data.text import check_encoding
 from infra.store import Artifact, step
@@ -59,7 +60,8 @@ INDEX = pa.schema(
     }
 )
 BUCKET = pa.field("bucket", pa.string())
-SEVERAL = pa.field("captions_alt", pa.list_(pa.string()))  # in order; only in shards where a row has several
+# In order; only in shards where a row has several.
+SEVERAL = pa.field("captions_alt", pa.list_(pa.string()), metadata=OPTIONAL)
 COUNTED = ("split", "alt_fault", "split_fault", "meta_fault", "other_pictures")
 
 

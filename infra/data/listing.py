@@ -57,16 +57,15 @@ def is_hidden(path: str) -> bool:
 def find_root(pattern: str) -> str:
     """The folder that the paths within a corpus are relative to: what comes before the first wildcard."""
     url = storage.absolute(pattern)
-    if storage.is_local(url) and os.path.isdir(url):
-        return url
+    if storage.is_local(url):
+        return storage.folder_of(url)
     scheme, _, path = url.rpartition("://")
     parts = path.split("/")
     plain = next((number for number, part in enumerate(parts) if any(c in part for c in "*?[{")), None)
-    if plain is None and scheme:
+    if plain is None:
         # S3 has no folders: a name with something below it is one.
         plain = len(parts) if storage.list_names(url) not in ([], [parts[-1]]) else len(parts) - 1
-    kept = "/".join(parts[: len(parts) - 1 if plain is None else plain])
-    return f"{scheme}://{kept}" if scheme else kept
+    return f"{scheme}://{'/'.join(parts[:plain])}"
 
 
 def _listed(pattern: str, root: str, follow_links: bool) -> tuple[list[storage.File], list[str]]:
@@ -83,7 +82,7 @@ def _listed(pattern: str, root: str, follow_links: bool) -> tuple[list[storage.F
         return followed
 
     try:
-        return storage.listing(pattern, follows), out
+        return storage.listing(storage.absolute(pattern), follows), out
     except FileNotFoundError:
         if not out:
             raise

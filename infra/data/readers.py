@@ -13,7 +13,6 @@ from infra import storage
 from infra.data.fields import CAPTION_NAMES
 from infra.data.folders import TEXTS, Entry, list_entries, read_entries
 from infra.data.listing import Listing, is_hidden, list_files
-from infra.data.listing import find_root as find_root
 from infra.data.packed import plain_copy
 from infra.data.parquet import check_column, check_values, image_column, is_text, read_parquet
 from infra.data.pictures import is_image
@@ -220,7 +219,9 @@ def _nothing(pattern: str, found: Listing) -> str:
     endings = Counter(storage.name(path).rsplit(".", 1)[-1].lower() for path in found.files)
     files = ", ".join(f"{count} .{ending}" for ending, count in endings.most_common(5))
     passed = ", ".join(f"{len(paths)} {kind}" for kind, paths in found.passed.items())
-    return f"{pattern} holds no .tar, no .parquet and no images: found {' and '.join(filter(None, (files, passed)))}."
+    told = f"{pattern} holds no .tar, no .parquet and no images: found {' and '.join(filter(None, (files, passed)))}."
+    tables = endings.keys() & {"csv", "tsv", "psv", "jsonl", "ndjson"}
+    return told + " A table speaks for pictures below the same folder: give the folder." * bool(tables)
 
 
 def list_corpus(pattern: str, shard_rows: int = 1000, reading: Reading = Reading()) -> list[list[str | int]]:  # noqa: B008

@@ -74,9 +74,30 @@ def test_names_within_the_corpus_do_not_depend_on_where_it_is(place, pattern, na
 def test_relative_paths_are_found_from_anywhere(tmp_path, monkeypatch):
     write_tars(str(tmp_path / "c"))
     monkeypatch.chdir(tmp_path)
-    corpus = find_corpus("c/*.tar")
-    assert [source.name for source in corpus.sources.values()] == ["00000.tar", "00001.tar"]
-    assert corpus.sources["000000"].url == str(tmp_path / "c/00000.tar")
+    for pattern, names in [("c/*.tar", ["00000.tar", "00001.tar"]), ("c", ["00000.tar", "00001.tar"]),
+                           ("c/00000.tar", ["00000.tar"])]:  # fmt: skip
+        corpus = find_corpus(pattern)
+        assert [source.name for source in corpus.sources.values()] == names
+        assert corpus.sources["000000"].url == str(tmp_path / "c/00000.tar")
+
+
+def test_a_folder_that_is_called_like_a_pattern_is_taken_by_its_word(tmp_path):
+    names = ["[D] set/a/0.tar", "D set/a/0.tar", "{x,y}/a/0.tar", "x/a/0.tar"]
+    put(str(tmp_path), **{name: tar([("k.png", PNG)]) for name in names})
+    for name in names:
+        for pattern in (name, name.replace("0.tar", "*.tar"), name.replace("a/0.tar", "{a,a}/[0-9].tar")):
+            assert [source.url for source in find_corpus(f"{tmp_path}/{pattern}").sources.values()] == [
+                f"{tmp_path}/{name}"
+            ]
+    with pytest.raises(FileNotFoundError, match="Brackets stand for one of the letters in them"):
+        find_corpus(f"{tmp_path}/[A] set/*.tar")
+
+
+def test_a_table_that_is_given_as_the_corpus_is_told_where_it_belongs(tmp_path):
+    put(str(tmp_path), **{"a.png": PNG, "train.tsv": b"filepath\ttitle\na.png\ta cat\n"})
+    with pytest.raises(ValueError, match=r"found 1 \.tsv\. .* give the folder\."):
+        find_corpus(f"{tmp_path}/train.tsv")
+    assert [sample.caption for sample in read(str(tmp_path))] == ["a cat"]
 
 
 def test_what_lies_beside_tars_is_passed_over_and_counted(tmp_path):
