@@ -201,7 +201,7 @@ def test_export_needs_nothing_but_the_store(store, capsys, here):
         assert manifest["inputs"] == ["/".join(path.split("/")[-2:]) for path in store[:wanted]]
         assert manifest["config"]["only"] == ("kept" if wanted == 3 else "accepted")
     code, told, _ = run(capsys, "export", "--images", "captions", "--captions", "captions", "--out", "old")
-    assert (code, told["exported"]) == (0, 3)
+    assert (code, told["exported"]) == (0, 4)
     code, told, _ = run(capsys, "export", "--mixture", "captions", "--out", "mixed")
     assert code == 0
     assert storage.read_json("mixed/manifest.json")["inputs"] == manifest["inputs"] + [f"mix/{mixture.split('/')[-1]}"]
