@@ -1,6 +1,6 @@
 """The captioner's trainings: a base on the corpus's own captions; then, on its frozen tower, a filter and decoders."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -285,6 +285,24 @@ def _alts(rows: Mapping[str, Sequence], draw: Draw) -> list[str | None]:
         first if texts is None else texts[place]
         for first, texts, place in zip(rows[ALT_COLUMN], several, places, strict=True)
     ]
+
+
+def score_each(
+    batch: Mapping[str, Sequence],
+    first: Sequence[float | None],
+    score: Callable[[list[int], list[str]], Sequence[float | None]],
+) -> list[list[float | None] | None]:
+    """Scores of all alt texts of each row that has several, None for other rows.
+
+    `first` are those of the first texts; `score` scores one text of each of some rows.
+    """
+    several: Sequence[Sequence[str] | None] = batch.get(ALTS_COLUMN, [None] * len(first))
+    found: list[list[float | None]] = [[known] for known in first]
+    for place in range(1, max((len(texts) for texts in several if texts is not None), default=0)):
+        texts = {row: texts[place] for row, texts in enumerate(several) if texts is not None and place < len(texts)}
+        for row, value in zip(texts, score([*texts], [*texts.values()]), strict=True):
+            found[row].append(value)
+    return [None if texts is None else each for texts, each in zip(several, found, strict=True)]
 
 
 def present(captions: np.ndarray) -> np.ndarray:

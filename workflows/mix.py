@@ -18,6 +18,7 @@ from t2i.captions import shares
 
 TOO_SHORT, TOO_LONG, UNLIKELY, UNMATCHED, MISSING = "too short", "too long", "unlikely", "unmatched", "missing"
 ALT, ALTS = "alt", "captions_alt?"
+SCORES = {"logp": "logps_alt?", "match": "matches_alt?"}  # of all alt texts of a row that has several
 DUPLICATE, DUPLICATE_KIND, UNFIT = "duplicate_of", "duplicate_kind", "unfit_"  # columns of `deduplicate` and `examine`
 
 
@@ -30,8 +31,8 @@ class MixConfig:
     without a caption is not kept. The default share of 10 % alt texts lies where Recap-DataComp-1B (arXiv 2406.08478,
     table 6) found text-to-image models best.
 
-    Of several alt texts of a row each that is fit has an even part of the share of `alt`. Only the first is scored, so
-    where `alt` has a bound no other is read.
+    Of several alt texts of a row each is judged by its own scores, and each that is fit has an even part of the share
+    of `alt`.
 
     What is a duplicate, too small or of another language is decided where it is looked at: rows that `deduplicate` and
     `examine` mark are not kept if their artifacts are given, whatever the captions.
@@ -144,12 +145,14 @@ class MixWork:
         """Which alt texts of each row are fit; where the first is not, the first that is fit speaks for the row."""
         if ALT not in fit:
             return None
-        bounds = [word for _, by, word in _bounds(self.config) if ALT in by]
+        scored = [(columns[SCORES[kind]], by[ALT], word) for kind, by, word in _bounds(self.config) if ALT in by]
         several = []
         for row, texts in enumerate(columns[ALTS]):
-            rest = [] if texts is None else texts[1:]
-            others = [judge(text, None, self.config) or next(iter(bounds), None) for text in rest]
-            several.append([found is None for found in (verdicts[ALT][row], *others)])
+            several.append([verdicts[ALT][row] is None])
+            for place, text in enumerate([] if texts is None else texts[1:], start=1):
+                own = ((None if each[row] is None else each[row][place], bound, word) for each, bound, word in scored)
+                low = next((word for value, bound, word in own if _below(value, bound)), None)
+                several[-1].append((judge(text, None, self.config) or low) is None)
             if (good := next((n for n, each in enumerate(several[-1]) if each), 0)) and texts is not None:
                 verdicts[ALT][row], fit[ALT][row] = None, texts[good]
         return several
@@ -214,7 +217,7 @@ def _styles(config: MixConfig) -> list[str]:
 
 def _columns(config: MixConfig) -> list[str]:
     scored = [f"{kind}_{style}" for kind, bounds, _ in _bounds(config) for style in _styles(config) if style in bounds]
-    several = [ALTS] if ALT in _styles(config) else []
+    several = [ALTS, *(SCORES[kind] for kind, by, _ in _bounds(config) if ALT in by)] if ALT in _styles(config) else []
     return [f"caption_{style}" for style in _styles(config)] + several + scored
 
 

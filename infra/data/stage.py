@@ -26,6 +26,7 @@ class Stage(Protocol):
     them: they are called in threads, ahead of the stage, and whole pictures are let go. A stage to which it is no
     matter which rows come together, and whose calls may take long, as those of a server, has `few`, the rows of its
     first call: further calls have as many more as take some seconds, so that little is lost where one is cut off.
+    `optional` are columns that only those shards have in which a row has a value of them. A type "double[]" is a list.
     """
 
     reads: tuple[str, ...]

@@ -13,7 +13,7 @@ from infra.data.clock import clocked
 from infra.data.ledger import Ledger, counting
 from infra.data.parts import Rows
 from infra.data.revision import Redo
-from infra.data.shards import VIRTUAL, ShardReader
+from infra.data.shards import OPTIONAL, VIRTUAL, ShardReader
 from infra.data.stage import ACCEPTED, FAILED, Columns, Runner, Stage, describe_error
 
 PICTURES_BYTES = 512 * 2**20  # of whole pictures that wait decoded; photographs of 12 megapixels take 36 MB each
@@ -88,11 +88,12 @@ class StageShard:
         if work.redo:
             before = work.redo.table(name, self.sample_ids)
             self._states, self._reasons = before["state"].to_pylist(), before["reason"].to_pylist()
-            self._columns = {column: before[column].to_pylist() for column in self._written}
+            self._columns |= {name: before[name].to_pylist() for name in self._written if name in before.column_names}
             self._todo = np.flatnonzero(work.redo.again(before)[self._reader.accepted])
             self._types = {field.name: field.type for field in before.schema if not pa.types.is_null(field.type)}
         for stage in work.stages:
-            self._types |= {name: pa.type_for_alias(kind) for name, kind in getattr(stage, "types", {}).items()}
+            self._types |= {name: _type(kind) for name, kind in getattr(stage, "types", {}).items()}
+        self._optional = [name for stage in work.stages for name in getattr(stage, "optional", ())]
         self._reads = dict.fromkeys(r for stage in work.stages for r in stage.reads if r not in self._written)
         self._size, self._ahead = work.batch_size, 2 * work.batch_size
         if "pixels" in self._reads and (most := self._reader.largest(self._todo)):
@@ -135,7 +136,13 @@ class StageShard:
     def _table(self, first: int, end: int) -> pa.Table:
         columns = {"sample_id": self.sample_ids, "state": self._states, "reason": self._reasons} | self._columns
         types = self._types | {"reason": pa.string()}
-        table = pa.table({name: pa.array(values[first:end], types.get(name)) for name, values in columns.items()})
+        made = {name: pa.array(values[first:end], types.get(name)) for name, values in columns.items()}
+        fields = [
+            pa.field(name, made[name].type, metadata=OPTIONAL if name in self._optional else None)
+            for name in made
+            if name not in self._optional or made[name].null_count < end - first
+        ]
+        table = pa.table([made[field.name] for field in fields], pa.schema(fields))
         return counting(table, [name for stage in self._work.stages for name in getattr(stage, "counted", ())])
 
     def _batches(self, indices: np.ndarray) -> Iterator[tuple[np.ndarray, Columns]]:
@@ -164,6 +171,10 @@ class StageShard:
                     _fail_lost(batch, seen)
                     batch |= {name: [_of(view, name) for view in seen] for name in views}
             yield part, batch
+
+
+def _type(name: str) -> pa.DataType:
+    return pa.list_(pa.type_for_alias(name[:-2])) if name.endswith("[]") else pa.type_for_alias(name)
 
 
 def _of(view: Mapping[str, np.ndarray] | Exception, name: str) -> Any:

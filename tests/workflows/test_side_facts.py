@@ -17,6 +17,7 @@ from captioner.tower import Tower
 from captioner.vocabulary import train_vocabulary
 from infra import storage
 from infra.data.ledger import Ledger, commit, tally
+from infra.data.parts import Part, merge
 from infra.data.shards import OPTIONAL, ShardReader, joined_names, shard_names
 from infra.data.work import StageWork
 from infra.store import Artifact, Store
@@ -160,6 +161,10 @@ def test_every_picture_is_captioned(tmp_path, model, rows):
         out += work(name).to_pylist()
     assert [row["state"] for row in out] == ["accepted"] * len(rows)
     for row, (texts, _) in zip(out, rows.values(), strict=True):
+        scores = row.get("logps_alt")
+        assert (scores is None) == (len(texts) < 2)
+        assert scores is None or (len(scores), scores[0]) == (len(texts), row["logp_alt"])
+    for row, (texts, _) in zip(out, rows.values(), strict=True):
         assert all(isinstance(row[f"caption_{style.name}"], str) for style in styles)
         assert (row["logp_alt"] is None) == (not texts)
         assert (row["language_alt"], row["unfit_language"]) == (None, None) or texts
@@ -202,6 +207,42 @@ def test_what_has_no_score_is_below_a_bound(tmp_path):
     assert np.allclose(rows["0"]["weights_alt"], [0.5, 0, 0])
     rows = mixed(images, captions, weights={"alt": 1.0}, min_logp={"alt": -0.5})
     assert {row["keep"] for row in rows.values()} == {False}
+
+
+def test_each_of_several_is_judged_by_its_own_score(tmp_path):
+    images = index(str(tmp_path))
+    captions = captioned(str(tmp_path), images)
+    scores = {"000000": [[-1.0, -3.0, -1.5], None, None], "000001": [[-3.0, -1.0], None, None]}
+    for name, several in scores.items():
+        shard = f"{captions.path}/shards/{name}.parquet"
+        table = pq.read_table(shard)
+        first = pa.array([-1.0 if each is None else each[0] for each in several])
+        field = pa.field("logps_alt", pa.list_(pa.float64()), metadata=OPTIONAL)
+        pq.write_table(
+            table.append_column("logp_alt", first).append_column(field, pa.array(several, field.type)), shard
+        )
+    rows = mixed(images, captions, weights={"alt": 1.0}, min_logp={"alt": -2.0})
+    assert np.allclose(rows["0"]["weights_alt"], [0.5, 0, 0.5])
+    assert np.allclose(rows["3"]["weights_alt"], [0, 1])
+    assert rows["2"]["weight_alt"] == 1
+
+
+def test_scores_that_some_parts_lack_are_in_the_shard(tmp_path, model):
+    rows = {"0": (["a red boat"], "train"), "1": ([], "train"), "2": (["a black cat", "a boat"], "train")}
+    images = index(str(tmp_path), rows)
+    work = StageWork((Caption(Tower(model[0]), (Style(name="short", max_tokens=5),)),), (images.path,), 1)
+    work.setup()
+    shard, own, first = work.open("000000"), {}, 0
+    for table in shard.tables((0, 3), lambda: True):
+        own[part := Part.of(first, table)] = table
+        first = part.end
+    assert ["logps_alt" in table.column_names for table in own.values()] == [False, False, True]
+    merge(str(tmp_path / "out"), "000000", shard.sample_ids, own)
+    merged, whole = pq.read_table(tmp_path / "out" / "shards" / "000000.parquet"), work("000000")
+    for field in whole.schema:
+        assert merged.schema.field(field.name).metadata == field.metadata
+        assert merged[field.name].to_pylist() == whole[field.name].to_pylist()
+    assert whole.schema.field("logps_alt").metadata == {b"optional": b"true"}
 
 
 def test_a_mixture_that_reads_no_alt_text_knows_nothing_of_several(tmp_path):
