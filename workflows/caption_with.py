@@ -16,7 +16,7 @@ from infra.data.llm import run_requests
 from infra.data.run import run_stages
 from infra.metrics import Report, counting
 from infra.store import Artifact, by_shard, step
-from workflows.recaption import check_names
+from workflows.recaption import check_names, tell_copies
 
 # A model that follows instructions has to be told what a style is; a tuned decoder of ours knows.
 SHORT = Style(name="short", prompt="Describe the main subject of this picture in one short sentence.", max_tokens=40)
@@ -49,6 +49,7 @@ def caption_with(
     config: CaptionWithConfig, images: Artifact, *, out: str, cluster: Cluster, report: Report
 ) -> dict[str, Any]:
     """Write `caption_<style>` and its `provenance` for every row of a corpus, by a published or a served model."""
+    tell_copies(images)
     connect(cluster)
     backend, inputs = config.backend, [images.path]
     report = counting(report, "captions", of="accepted", times=len(config.styles))

@@ -154,18 +154,23 @@ def read_samples(samples: Artifact) -> list[Row]:
 
 
 def reconstruct(tokenizer: Artifact, images: Sequence[np.ndarray], batch: int = 64) -> list[np.ndarray]:
-    """(H, W, 3) uint8 images through the tokenizer and back."""
+    """(H, W, 3) uint8 images through the tokenizer and back, those of one size together."""
     import torch  # slow to import: `plan` does without
 
     from t2i.tokenizers.task import load_tokenizer
 
     model = load_tokenizer(tokenizer.url(MODEL))
-    rebuilt: list[np.ndarray] = []
-    for start in range(0, len(images), batch):
-        pixels = torch.from_numpy(np.stack(images[start : start + batch])).permute(0, 3, 1, 2).float() / 127.5 - 1
-        with torch.inference_mode():
-            decoded = model.decode(model.encode(pixels))
-        rebuilt += list(((decoded + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy())
+    rebuilt = list(images)
+    for shape in dict.fromkeys(image.shape for image in images):
+        places = [place for place, image in enumerate(images) if image.shape == shape]
+        for start in range(0, len(places), batch):
+            part = places[start : start + batch]
+            pixels = torch.from_numpy(np.stack([images[place] for place in part])).permute(0, 3, 1, 2).float()
+            with torch.inference_mode():
+                decoded = model.decode(model.encode(pixels / 127.5 - 1))
+            made = ((decoded + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+            for place, image in zip(part, made, strict=True):
+                rebuilt[place] = image
     return rebuilt
 
 

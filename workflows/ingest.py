@@ -5,7 +5,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from infra.data.ledger import Ledger, Record, counting
 from infra.data.listing import LINKS
 from infra.data.readers import find_corpus, list_corpus, read_entries_of, read_source, write_sources
 from infra.data.run import Report, run_shards
-from infra.data.samples import Reading, Sample, Source
+from infra.data.samples import NAMED, Reading, Sample, Source
 from infra.data.shards import OPTIONAL
 from infra.data.stage import ACCEPTED, REJECTED
 from infra.data.text import check_encoding
@@ -107,8 +107,7 @@ class IngestConfig:
     @property
     def reading(self) -> Reading:
         """How the files of the corpus are read."""
-        names = [field.name for field in fields(Reading) if field.name != "parts"]
-        return Reading(**{name: getattr(self, name) for name in names}, parts=self.conditions.endings)
+        return Reading(**{name: getattr(self, name) for name in NAMED}, parts=self.conditions.endings)
 
     @property
     def sizes(self) -> tuple[Size, ...]:

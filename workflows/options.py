@@ -19,6 +19,7 @@ from workflows.deduplicate import deduplicate, hash_images
 from workflows.direct import DirectOptions
 from workflows.examine import examine
 from workflows.export import ExportOptions
+from workflows.ingest import IngestConfig
 from workflows.text_to_image import STEPS, Recipe
 
 STORE = "runs"
@@ -97,7 +98,7 @@ def recipe_options(arguments: list[str], verb: str) -> RecipeOptions:
         make = choose(name, recipes.RECIPES, "recipe")
         given, rest = _take_parameters(make, name, rest)
         recipe = make(**given)
-    texts, rest = _take_texts(Recipe, rest)
+    texts, rest = _take_texts(Recipe, _renamed(rest, "--", "--corpus."))
     default = RecipeOptions(recipe=_put(recipe, texts), cluster=cluster)
     return tyro.cli(RecipeOptions, default=default, args=rest, prog=f"rescribe {verb} {name}", config=ONE_KIND)
 
@@ -111,7 +112,7 @@ def retry_options(arguments: list[str]) -> RetryOptions:
 
 def direct_options(arguments: list[str]) -> DirectOptions:
     """Of `recaption --corpus`."""
-    cluster, arguments = _named_cluster(arguments)
+    cluster, arguments = _named_cluster(_renamed(arguments, "--corpus.", "--"))
     default = DirectOptions(corpus=tyro.MISSING, captioner=tyro.MISSING, out=tyro.MISSING, cluster=cluster)
     return tyro.cli(DirectOptions, default=default, args=arguments, prog="rescribe recaption", config=ONE_KIND)
 
@@ -121,6 +122,8 @@ def step_options(work: Step, arguments: list[str]) -> Any:
     cluster, arguments = _named_cluster(arguments)
     hints = get_type_hints(work.work)
     config = next(iter(hints.values()))
+    if config is IngestConfig:
+        arguments = _renamed(arguments, "--corpus.", "--")
     texts, arguments = _take_texts(config, arguments)
     fields: list[Any] = [("config", Annotated[config, _FLAT], *([config(**texts)] if texts else []))]
     fields += [(name, str) for name in work.input_names]
@@ -187,6 +190,17 @@ def _put(config: Any, texts: dict[str, Any]) -> Any:
         chosen = value if isinstance(value, str) else _put(getattr(config, name), value)
         config = dataclasses.replace(config, **{name: chosen})
     return config
+
+
+def _renamed(arguments: list[str], before: str, after: str) -> list[str]:
+    """Options of the corpus by their other name, so that what a message advises works with any command."""
+    known = {field.name.replace("_", "-") for field in dataclasses.fields(IngestConfig)} - {"corpus"}
+
+    def of_corpus(word: str) -> bool:
+        name = word.removeprefix(before).partition("=")[0].partition(".")[0].replace("_", "-")
+        return word.startswith(before) and name.removeprefix("no-") in known
+
+    return [after + word.removeprefix(before) if of_corpus(word) else word for word in arguments]
 
 
 def _named_cluster(arguments: list[str]) -> tuple[Cluster, list[str]]:

@@ -7,8 +7,12 @@ from importlib import import_module
 
 from PIL import Image, ImageCms
 
-_OPTIONAL = {"HEIF": "pillow_heif", "JXL": "pillow_jxl"}  # by packages of their own; where they are not, it is said so
-_NEEDED = {"HEIC": "heic", "JPEG XL": "jxl"}  # extras of this project
+# Formats that Pillow may be without: what it calls them, and how to have them, which are extras of this project.
+_OPTIONAL = {
+    "HEIC": ("HEIF", "; pip install 'rescribe[heic]'"),
+    "JPEG XL": ("JXL", "; pip install 'rescribe[jxl]'"),
+    "AVIF": ("AVIF", ", which this Pillow was built without"),
+}
 
 
 def _readable() -> tuple[str, ...]:
@@ -17,7 +21,7 @@ def _readable() -> tuple[str, ...]:
         import_module("pillow_heif").register_heif_opener()
     with suppress(ImportError):
         import_module("pillow_jxl")
-    wanted = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", *_OPTIONAL)
+    wanted = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "JXL")
     return tuple(name for name in wanted if name in Image.OPEN)
 
 
@@ -27,10 +31,9 @@ FORMATS = _readable()
 def refusal_of(data: bytes) -> str:
     """Why bytes that no reader knows are no picture, by what they begin with."""
     kind = kind_of(data)
-    if kind in _NEEDED:
-        return f"unread format: {kind}; pip install 'rescribe[{_NEEDED[kind]}]'"
-    if kind == "AVIF":
-        return "unread format: AVIF, which this Pillow was built without"
+    if kind in _OPTIONAL:
+        name, advice = _OPTIONAL[kind]
+        return f"broken image: {kind}" if name in FORMATS else f"unread format: {kind}{advice}"
     return f"not an image: {kind}" if kind else "not an image"
 
 

@@ -4,40 +4,17 @@ import re
 from collections.abc import Iterable
 
 IMAGE_ENDINGS = (
-    *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "avif", "heic", "heif", "jxl"),
-    *("bmp", "tif", "tiff", "gif"),
-)
+    "jpg", "jpeg", "jpe", "jfif", "png", "webp", "avif", "heic", "heif", "jxl", "bmp", "tif", "tiff", "gif",
+)  # fmt: skip
 # What the middle of `dog.seg.png` says of a picture that is never the sample's own.
 PARTS = frozenset(
     [
-        *(
-            "mask",
-            "masks",
-            "masklabel",
-            "seg",
-            "segm",
-            "segmentation",
-            "panoptic",
-            "semantic",
-            "matte",
-            "trimap",
-            "alpha",
-        ),
-        *(
-            "depth",
-            "disparity",
-            "normal",
-            "normals",
-            "pose",
-            "openpose",
-            "keypoints",
-            "control",
-            "conditioning",
-            "hint",
-        ),
-        *("edge", "edges", "canny", "hed", "lineart", "scribble", "sketch", "thumb", "thumbnail", "preview"),
+        *("mask", "masks", "masklabel", "seg", "segm", "segmentation", "panoptic", "semantic"),
+        *("matte", "trimap", "alpha", "depth", "disparity", "normal", "normals"),
+        *("pose", "openpose", "keypoints", "control", "conditioning", "hint", "edge", "edges"),
+        *("canny", "hed", "lineart", "scribble", "sketch", "thumb", "thumbnail", "preview"),
     ]
-)
+)  # fmt: skip
 _OWN = frozenset(["image", "img", "picture", "pic", "photo", "rgb", "main", "input", "original", "full"])
 _WORD = re.compile(r"[a-z]+")
 

@@ -1,6 +1,6 @@
 """What readers yield: one sample of a corpus as its files give it, or why there is none."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 MAX_IMAGE_BYTES = 2**28
@@ -19,6 +19,9 @@ class Reading:
     encoding: str = ""  # of texts that are not UTF-8
     follow_links: bool = False  # symbolic links that leave the corpus
     parts: tuple[str, ...] = ()  # endings (seg.png) or columns of what is read beside the picture
+
+
+NAMED = tuple(each.name for each in fields(Reading) if each.name != "parts")  # what users name as options
 
 
 @dataclass(frozen=True, kw_only=True)

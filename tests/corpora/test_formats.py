@@ -3,12 +3,13 @@
 import hashlib
 import io
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image, features
 
-from infra.data.images import decode
+from infra.data.images import FORMATS, decode
 from tests.corpora.make import lines, photo
 
 # Display P3, adapted to D50: the columns of red, green and blue in the profile that phones write.
@@ -80,6 +81,26 @@ def test_avif_is_read_whatever_it_is_called(corpus):
     found = corpus.read()
     assert found.captions == {name: [name] for name in "abc"}
     assert found.refused == {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "ending"),
+    [
+        pytest.param(kind, ending, marks=pytest.mark.skipif(kind not in FORMATS, reason=f"there is no {package}"))
+        for kind, ending, package in [("HEIF", "heic", "pillow-heif"), ("JXL", "jxl", "pillow-jxl-plugin")]
+    ],
+)
+def test_a_format_of_an_extra_is_read_where_its_package_is(corpus, kind, ending):
+    """replicate/dreambooth#23 once more, on a machine that reads the photo."""
+    corpus.put({f"a.{ending}": photo(0, kind), "b.jpg": photo(1, kind), "a.txt": "a", "b.txt": "b"})
+    found = corpus.read("--image-size", "16", "16")
+    assert (found.captions, found.refused) == ({"a": ["a"], "b": ["b"]}, {})
+    for number, key in enumerate("ab"):
+        pixels = decode(found.column("image")[key]).astype(int)
+        assert np.abs(pixels - decode(photo(number, "PNG"))).mean() < 12
+    packed = replace(corpus, name="packed")
+    packed.tar("0.tar", {f"c.{ending}": photo(2, kind), "c.txt": "c"})
+    assert packed.read().captions == {"c": ["c"]}
 
 
 def test_a_jpeg_that_kept_the_name_of_its_heic_is_read(corpus):

@@ -6,6 +6,8 @@ import re
 import pytest
 
 from tests.corpora.make import photo
+from workflows.ingest import ingest
+from workflows.options import direct_options, recipe_options, step_options
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:2d6c72fe33411b6b66cf5fc671d56ac1\nsize 104857600\n"
 WITHOUT_HEIC = pytest.mark.skipif(importlib.util.find_spec("pillow_heif") is not None, reason="HEIC is read here")
@@ -86,3 +88,27 @@ def test_lists_of_addresses_are_explained_with_a_downloader(corpus):
     for options in ((), ("--image-column", "url")):
         with pytest.raises(ValueError, match="img2dataset"):
             corpus.read(*options)
+
+
+@pytest.mark.parametrize("prefix", ["--", "--corpus."])
+@pytest.mark.parametrize("command", ["ingest", "run", "recaption"])
+def test_options_that_messages_advise_are_taken_by_every_command_that_reads_a_corpus(prefix, command):
+    words = [
+        f"{prefix}follow-links",
+        f"{prefix}image-column",
+        "a",
+        f"{prefix}file_column=b",
+        f"{prefix}encoding",
+        "cp1252",
+    ]
+    if command == "recaption":
+        read = direct_options(["--corpus", "x", "--captioner", "y", "--out", "z", *words])
+    else:
+        words += [f"{prefix}splits", "restval=train", f"{prefix}image-size", "8", "8"]
+        if command == "run":
+            read = recipe_options(["debug", "--corpus.corpus", "x", *words], "run").recipe.corpus
+        else:
+            read = step_options(ingest, ["--corpus", "x", *words]).config
+        assert (read.splits, read.image_size) == (("restval=train",), (8, 8))
+    assert (read.corpus, read.follow_links, read.image_column, read.file_column) == ("x", True, "a", "b")
+    assert read.encoding == "cp1252"

@@ -1,5 +1,9 @@
 """A tokenizer, and its critic, train on pictures of several shapes; cut or not, the numbers are the same."""
 
+import json
+import os
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -8,10 +12,12 @@ import torch
 from infra.data.fitting import bucket_name
 from infra.data.images import encode_png
 from infra.data.ledger import commit
+from infra.store import Artifact
 from infra.train.engine import PlainEngine
 from infra.train.loop import Left, TrainConfig, train
 from infra.train.optim import OptimConfig
 from infra.train.worker import Training
+from t2i.evaluate.reconstruction import reconstruction_scores
 from t2i.priors.autoregressive import AutoregressiveConfig, AutoregressivePrior
 from t2i.priors.task import check_sizes
 from t2i.stages import Encode
@@ -24,6 +30,8 @@ from tests.infra.data.zoo import picture
 from tests.infra.train import toy
 from tests.infra.train.plainly import PlainFeed
 from tests.infra.train.test_loop import Told
+from tests.infra.train.workers import final_state, run_workers
+from workflows.evaluate import reconstruct
 
 SIZES = [(8, 16), (16, 8), (8, 8)]
 SHARES = [2, 1, 1, 0, 1]  # sizes of one row after another
@@ -110,6 +118,44 @@ def test_micro_batches_change_nothing(rows, tmp_path):
         torch.testing.assert_close(state[name].float(), whole[name].float(), rtol=1e-3, atol=1e-5)
 
 
+def work(jobs, result):
+    """One worker of a DeepSpeed group that does training after training; rank 0 writes the losses of each."""
+    from infra.train import world, zero
+
+    torch.set_num_threads(1)
+    zero.start("gloo")
+    told = []
+    for job in jobs:
+        one, log, micro_steps = training(job["rows"], critic=True), toy.Losses(), job["micro_steps"]
+        feed = PlainFeed(one, world.rank(), world.size(), micro_steps)
+        train(one.task, feed, toy.worker_engine(job, one.config), micro_steps, one.config, job["folder"], log)
+        told.append(log)
+    if world.rank() == 0:
+        Path(result).write_text(json.dumps(told))
+    world.gather(None)
+    os._exit(0)  # gloo sometimes aborts while it is torn down
+
+
+@pytest.mark.long
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("world", [1, 2])
+def test_workers_under_zero_train_like_one_plain_process(rows, tmp_path, world):
+    """Of a bucket's last step one worker may have no row at all."""
+    whole, log = run(training(rows, critic=True), tmp_path / "plain")
+    jobs = [
+        {"rows": rows, "folder": str(tmp_path / f"{stage}"), "stage": stage, "micro_steps": 1 + stage % 2}
+        for stage in (0, 1, 2)
+    ]
+    for stage, found in enumerate(run_workers(tmp_path, world, jobs, work=work)):
+        assert len(found) == len(log)
+        for losses, others in zip(log, found, strict=True):
+            assert others == pytest.approx(losses, rel=1e-4)
+        state = final_state(tmp_path / f"{stage}")
+        assert state.keys() == whole.keys()
+        for name, value in state.items():
+            torch.testing.assert_close(value.float(), whole[name].float(), rtol=1e-3, atol=1e-5, msg=name)
+
+
 def test_it_learns_from_all_shapes(rows, tmp_path):
     one = training(rows, "finite scalar", steps=200, save_every_steps=200)
     plan = one.plan(one.count())
@@ -149,6 +195,20 @@ def test_codes_of_pictures_of_several_sizes(tmp_path, model):
         alone = loaded.encode(scale(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]))
         assert len(codes) == np.prod(loaded.grid(pixels.shape[:2]))
         assert np.array_equal(codes, alone.flatten().numpy())
+
+
+def test_reconstructions_of_pictures_of_several_sizes(tmp_path):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_tokenizer(build_tokenizer(MODELS["patch vqgan"]), str(tmp_path / "model"))
+    tokenizer = Artifact(str(tmp_path), {})
+    pictures = [picture(number, *size_of(number)) for number in range(10)]
+    found = reconstruct(tokenizer, pictures, batch=2)
+    for rebuilt, pixels in zip(found, pictures, strict=True):
+        (alone,) = reconstruct(tokenizer, [pixels])
+        assert rebuilt.shape == pixels.shape
+        assert np.abs(rebuilt.astype(int) - alone).max() <= 1
+    assert reconstruction_scores(pictures, found)["n"] == 10
 
 
 def test_a_prior_hears_several_sizes_only_if_it_says_so(monkeypatch):

@@ -7,6 +7,7 @@ from infra.config import from_dict, to_dict
 from infra.store import Artifact
 from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
 from workflows import recipes, train_tokenizer, verbs
+from workflows.recaption import _is_published, tell_copies
 from workflows.text_to_image import Recipe
 from workflows.train_prior import TrainPriorConfig, train_prior
 from workflows.train_tokenizer import TrainTokenizerConfig, image_sizes
@@ -72,3 +73,27 @@ def test_a_tokenizer_is_trained_by_bucket_where_there_are_some(monkeypatch):
     assert (bucket, summary["sizes"]) == ("bucket", [[8, 12], [4, 4]])
     with pytest.raises(ValueError, match="4x6 do not divide"):
         train(ingested(buckets=[[8, 12], [4, 6]]), monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({}, None),
+        ({"image_size": None, "buckets": []}, None),
+        ({"image_size": [8, 12]}, "(8x12, stretch)"),
+        ({"buckets": [[8, 12], [4, 4]], "fit": "crop"}, "(8x12, 4x4, crop)"),
+    ],
+)
+def test_a_captioner_from_elsewhere_does_not_see_copies_unsaid(config, told, capsys):
+    tell_copies(ingested(**config))
+    said = capsys.readouterr().err
+    assert (told in said and "not trained here" in said) if told else not said
+
+
+def test_who_was_trained_here():
+    for config, published in [
+        ({"model": "org/blip", "base": None, "styles": []}, True),
+        ({"model": "org/blip", "base": None, "styles": [{"name": "short"}]}, False),
+        ({"model": {}, "base": {"steps": 1}, "styles": []}, False),
+    ]:
+        assert _is_published(Artifact("captioner", {"config": config})) == published
