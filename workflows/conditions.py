@@ -102,16 +102,25 @@ def _boxes(config: ConditionsConfig, found: Any, frame: Frame) -> dict[str, Any]
     return {"boxes": shares.tolist(), "box_classes": [classes[place] for place in kept]}
 
 
+def _values(image: Image.Image) -> np.ndarray:
+    """A map as it is: a palette's numbers are the labels, and depths may have 16 bits: neither is a colour."""
+    if image.mode in ("I", "F"):
+        values = np.asarray(image)
+        with np.errstate(invalid="ignore"):
+            plain = values.astype(np.uint16)
+        if not np.array_equal(plain, values):
+            raise ValueError("a PNG cannot hold its values")
+        return plain
+    kept = ("L", "P", "RGB", "I;16")
+    return np.asarray(image if image.mode in kept else image.convert("L" if image.mode in ("1", "LA") else "RGB"))
+
+
 def _map(data: bytes | None, frame: Frame) -> bytes | None:
     if data is None:
         return None
     try:
         with Image.open(io.BytesIO(data)) as image:
-            # A palette's numbers are the labels, and depths may have 16 bits: neither is a colour.
-            plain = (
-                image if image.mode in ("L", "P", "RGB", "I;16") else image.convert("L" if image.mode == "1" else "RGB")
-            )
-            values = frame.map(np.asarray(plain))
+            values = frame.map(_values(image))
     except Exception:  # Pillow's parsers raise all sorts; the picture is well without its map
         return None
     buffer = io.BytesIO()

@@ -110,6 +110,19 @@ def test_labels_of_a_palette_and_depths_of_16_bits_stay_numbers(tmp_path):
     assert row["other_pictures"] is None
 
 
+def test_a_map_is_as_it_was_or_null(tmp_path):
+    """Depths as floats: whole numbers stay, and what a PNG cannot hold is not made into something else."""
+    members = []
+    for number, depth in enumerate([np.arange(16.0), np.arange(16) / 7, np.full(16, np.nan), np.arange(16) * 1e4]):
+        image = Image.fromarray(depth.reshape(4, 4).astype(np.float32))
+        members += [(f"{number}.png", encode(picture(0, 4, 4))), (f"{number}.depth.tiff", encode(image, "TIFF"))]
+    (tmp_path / "0.tar").write_bytes(tar(members))
+    conditions = ConditionsConfig(maps=("depth=depth.tiff",))
+    rows = rows_of(IngestConfig(corpus=str(tmp_path / "0.tar"), conditions=conditions), tmp_path / "out")
+    assert np.array_equal(opened(rows[0]["map_depth"]), np.arange(16).reshape(4, 4))
+    assert [row["map_depth"] is None for row in rows] == [False, True, True, True]
+
+
 def test_what_is_odd_costs_no_picture(tmp_path):
     metas = [{"boxes": "none", "class": {"a": 1}}, {"boxes": [[0, 0, 1], "x", [1, 1, 1, 5], [float("nan")] * 4]}, {}]
     members = []
