@@ -47,7 +47,7 @@ def test_cut_padded_or_stretched_as_was_chosen(corpus, fit):
         assert np.abs(shown[4:12, 6:10] - 200).max() < 5
     else:
         assert np.abs(shown[:, 6:10] - 200).max() < 5
-        assert (shown[:, :2] == 0).all()
+        assert shown[:, :2].max() < 5
 
 
 def annotated(corpus, size, boxes, **files):
