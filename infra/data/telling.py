@@ -10,6 +10,8 @@ from infra.data.ledger import STATES, Record
 from infra.data.parts import Part, all_parts, cover
 from infra.metrics import Report
 
+LOOK_SECONDS = 2.0  # until parts are listed again; on S3 ten times as many
+
 
 class Telling:
     """Tells how far a step is: shards as they end, and in its body, now and then, the rows that lie in parts.
@@ -65,7 +67,7 @@ class Telling:
         self._tell()
 
     def _watch(self) -> None:
-        while not self._stop.wait(2.0 if storage.is_local(self._out) else 20.0):
+        while not self._stop.wait(LOOK_SECONDS if storage.is_local(self._out) else 10 * LOOK_SECONDS):
             with suppress(OSError):  # the store is away: those who write there will say so
                 self.look()
 

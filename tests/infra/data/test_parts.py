@@ -290,7 +290,7 @@ def test_a_place_that_is_away_fails_no_row_and_what_was_done_before_stays(index,
     stage = Ends()
     result = _Actor(StageWork((stage,), (index,), 3), out, 1000, 100.0)._run("000000")
     assert (result["error"], result["away"]) == ("The server is away.", True)
-    assert parts_of(out, "000000") == [Part(0, 8, 5, 1, 2)]
+    assert parts_of(out, "000000") == [Part(0, 7, 4, 1, 2)]
     calls = []
     assert drive(out, index, calls=calls) == []
     assert sorted(map(int, stage.calls + calls)) == [row for row in range(23) if row % 7 != 3]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.data import run
+from infra.data import run, telling
 from infra.data.run import run_stages
 from infra.data.verify import verify_shards
 from tests.infra.data.test_parts import write_index
@@ -45,6 +45,7 @@ class Slow:
 @pytest.mark.timeout(120)
 def test_two_actors_share_a_shard_and_one_is_killed(ray_cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "PART_SECONDS", 0.5)
+    monkeypatch.setattr(telling, "LOOK_SECONDS", 0.2)
     index, out, marks, seen = write_index(str(tmp_path / "index"), {"000000": ROWS}), str(tmp_path / "out"), [], []
     (tmp_path / "marks").mkdir()
 
