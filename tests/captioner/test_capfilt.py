@@ -163,7 +163,7 @@ def test_a_row_without_alternatives_has_padding(task):
 
 def test_rows_to_train_on_and_travel(task):
     other = pickle.loads(pickle.dumps(task))
-    assert other.reads == ("pixels", "caption_alt", "reference_short")
+    assert other.reads == ("pixels", "captions_alt?", "caption_alt", "reference_short")
     columns = {
         "split": np.array(["train", "train", "test"], object),
         "caption_alt": np.array(["a", None, "b"], object),

@@ -198,6 +198,7 @@ def test_codes_of_pictures_of_several_sizes(tmp_path, model):
 
 
 def test_reconstructions_of_pictures_of_several_sizes(tmp_path):
+    (tmp_path / "model").mkdir()
     with torch.random.fork_rng():
         torch.manual_seed(0)
         save_tokenizer(build_tokenizer(MODELS["patch vqgan"]), str(tmp_path / "model"))
