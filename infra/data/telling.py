@@ -35,6 +35,7 @@ class Telling:
         self._ended: Counter[str] = Counter()  # of the shards that ended here
         self._parts = self._within(parts)
         self._found, self._done = self._parts.copy(), 0
+        self._new = dict.fromkeys(("rows_in", *STATES), 0)
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="parts", daemon=True)
 
@@ -88,10 +89,14 @@ class Telling:
         if not self._report:
             return
         with self._lock:
-            if self._rows:  # the parts of a shard may be gone before it is known to have ended
+            found = {key: self._ended[key] + self._parts[key] - self._found[key] for key in self._new}
+            # The parts of a shard may be gone before it is known to have ended.
+            if found["rows_in"] >= self._new["rows_in"]:
+                self._new = found
+            new = self._new.copy()
+            if self._rows:
                 self._done = max(self._done, self._before + self._ended["rows_in"] + self._parts["rows_in"])
                 done, total, unit = self._done, self._rows, "rows"
             else:
                 done, total, unit = len(self._names) - len(self._left), len(self._names), "shards"
-            new = {key: max(0, self._ended[key] + self._parts[key] - self._found[key]) for key in ("rows_in", *STATES)}
-        self._report(done, total, unit, why=self._why, rows=new.pop("rows_in"), **new)
+            self._report(done, total, unit, why=self._why, rows=new.pop("rows_in"), **new)

@@ -364,6 +364,7 @@ def test_what_is_told_is_rows_and_never_less(tmp_path):
         storage.remove(storage.join(out, PARTS))
         telling.look()
         assert seen[-1][0] == 25, "they were merged, and it is not told yet"
+        assert seen[-1] == seen[-2], "nothing that was told is taken back"
         telling.ended("b", record)
         telling.ended("b", record)
         assert seen[-1] == (35, 42, "rows", 20, 17)
