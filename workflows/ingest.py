@@ -4,14 +4,14 @@ import hashlib
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal
 
 import pyarrow as pa
 
-from infra import storage, strict
+from infra import storage
 from infra.cluster import Cluster, connect
 from infra.config import fingerprint, setting
 from infra.data.ahead import ahead
@@ -29,7 +29,7 @@ from infra.data.text import check_encoding
 from infra.store import Artifact, step
 from workflows.conditions import ConditionsConfig, read_conditions
 from workflows.corpora.shapes import ShapesConfig, write_shard
-from workflows.judge import TEST, TRAIN, named_splits, read_captions, read_meta, read_split
+from workflows.judge import label_by_json, named_splits, read_captions, read_meta
 
 CORPUS = "corpus"  # the folder of a rendered corpus within the artifact
 PASSED = "passed_over.json"  # the files that are no part of the corpus, by kind
@@ -275,33 +275,12 @@ def make_sample_id(shard: str, key: str, occurrence: int) -> str:
     return hashlib.sha256(f"{shard}\0{key}\0{occurrence}".encode(errors="replace")).hexdigest()[:24]
 
 
-def label_by_json(
-    sample_id: str, meta: dict[str, Any], test_fraction: float, splits: Mapping[str, str]
-) -> dict[str, str | None]:
-    """Split, references and scene as the row's json has them; without a split there, one drawn by the sample's id."""
-    split, fault = read_split(meta.get("split"), splits)
-    if split is None:
-        split = TEST if int(sample_id[:8], 16) / 2**32 < test_fraction else TRAIN
-    scene = meta.get("scene")
-    return {
-        "split": split,
-        "split_fault": fault,
-        "reference_short": _text_or_none(meta.get("caption_short")),
-        "reference_descriptive": _text_or_none(meta.get("caption_descriptive")),
-        "scene": None if scene is None else strict.dumps(scene),
-    }
-
-
 def _rendered_sources(config: ShapesConfig) -> dict[str, Source]:
     names = [f"{number:05d}.tar" for number in range(config.shards)]
     return {
         f"{number:06d}": Source(kind="tar", name=name, url=storage.join(CORPUS, name), size=0, tag="")
         for number, name in enumerate(names)
     }
-
-
-def _text_or_none(value: Any) -> str | None:
-    return value.strip() or None if isinstance(value, str) else None
 
 
 def _printable(text: str) -> str:

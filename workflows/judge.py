@@ -9,7 +9,7 @@ from infra.data.samples import MAX_TEXT_BYTES
 from infra.data.text import decode_text, is_blank
 
 MAX_CAPTION_CHARACTERS = 10_000
-TRAIN, TEST = "train", "test"
+TRAIN, TEST = "train", "test"  # splits by any other name are captioned, and neither trained on nor tested with
 # What people call them, in any case of letters.
 _TESTS = ("test", "testing", "val", "valid", "validation", "dev", "eval")
 SPLITS: dict[str, str] = {"train": TRAIN, "training": TRAIN, **dict.fromkeys(_TESTS, TEST)}
@@ -92,3 +92,24 @@ def named_splits(told: Sequence[str]) -> dict[str, str]:
     if unclear := [each for each in told if "=" not in each]:
         raise ValueError(f"A split is named as in restval=train, but '{unclear[0]}' was found.")
     return {name: SPLITS[split] for name, split in found.items()}
+
+
+def label_by_json(
+    sample_id: str, meta: dict[str, Any], test_fraction: float, splits: Mapping[str, str]
+) -> dict[str, str | None]:
+    """Split, references and scene as the row's json has them; without a split there, one drawn by the sample's id."""
+    split, fault = read_split(meta.get("split"), splits)
+    if split is None:
+        split = TEST if int(sample_id[:8], 16) / 2**32 < test_fraction else TRAIN
+    scene = meta.get("scene")
+    return {
+        "split": split,
+        "split_fault": fault,
+        "reference_short": _text_or_none(meta.get("caption_short")),
+        "reference_descriptive": _text_or_none(meta.get("caption_descriptive")),
+        "scene": None if scene is None else strict.dumps(scene),
+    }
+
+
+def _text_or_none(value: Any) -> str | None:
+    return value.strip() or None if isinstance(value, str) else None

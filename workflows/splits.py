@@ -7,8 +7,7 @@ import numpy as np
 
 from infra.data.shards import ShardReader, Where, joined_names, select_rows
 from infra.store import Artifact
-
-TRAIN, TEST = "train", "test"  # splits by any other name are captioned, and neither trained on nor tested with
+from workflows.judge import TEST, TRAIN
 
 
 def demand_rows(images: Artifact, where: Where | None = None, where_reads: Sequence[str] = (), lack: str = "") -> None:

@@ -14,7 +14,8 @@ from infra.data.shards import ShardReader, shard_names, shard_url
 from infra.store import Store
 from tests.infra.data.zoo import as_members, encode, picture, samples, tar, write_folder, write_parquet, write_tars
 from workflows.corpora.shapes import ShapesConfig
-from workflows.ingest import INDEX, IngestConfig, IngestWork, corpus_key, ingest, label_by_json
+from workflows.ingest import INDEX, IngestConfig, IngestWork, corpus_key, ingest
+from workflows.judge import label_by_json
 
 PNG = encode(picture(0))
 
