@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 # Two processes, a file of tests at a time, in their order: tests wait more than they compute.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Tests that start whole clusters each, one by one: but those of a group share what was made for them.
+WHOLE  := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 export RAY_USAGE_STATS_ENABLED ?= 0
 
@@ -25,10 +27,10 @@ test: $(READY)  ## the suite; set RESCRIBE_CORPORA to a folder with nlvr/ and no
 	$(PYTEST)
 
 test-faults: $(READY)  ## kills real processes
-	$(PYTEST) -m faults
+	$(WHOLE) -m faults
 
 test-long: $(READY)  ## what takes minutes: the whole path, killed, on two machines; every command of README and docs
-	$(BIN)/python -m pytest -m long  # one at a time: whole clusters start and train, against the clock
+	$(WHOLE) -m long
 
 soak: $(READY)  ## half an hour of random faults under one training
 	$(BIN)/python -m benchmarks.soak_training --minutes 30

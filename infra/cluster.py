@@ -137,6 +137,7 @@ def connect(cluster: Cluster) -> None:
         with _told(lambda _: sentence):
             ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         return
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # a process for each logical CPU, most for nothing
     ensure_token()
     with _told(_not_started), _silent(), loopback():
         # More logical CPUs than cores: on two, some plans of Ray Data wait for ever for a place to run.

@@ -18,6 +18,7 @@ hypothesis.settings.load_profile("ours")
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
+os.environ["RAY_prestart_worker_first_driver"] = "0"  # noqa: SIM112 - so Ray calls it; else eight processes wait for work
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 

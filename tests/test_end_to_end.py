@@ -19,7 +19,7 @@ from tests.proxy import Proxy
 from tests.workflows.head import TOKEN, Cluster
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("whole path")]
 
 
 def run(*arguments):

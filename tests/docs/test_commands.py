@@ -18,7 +18,7 @@ from tests.docs.pages import PAGES, ROOT, Command, Page
 from tests.docs.shell import Ended, Shell, filled, without_settings
 from workflows.corpora.shapes import ShapesConfig, write_shards
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600), pytest.mark.xdist_group("docs")]
 MODEL_PAGE = "adding-a-model.md"
 
 

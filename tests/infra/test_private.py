@@ -41,6 +41,8 @@ ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
 print(ray.get(ray.put("joined")))
 """
 
+pytestmark = pytest.mark.xdist_group("private")
+
 
 @dataclass
 class Started:
@@ -109,6 +111,16 @@ def test_another_machine_finds_no_open_port(started):
     found = listening(started.driver)
     assert {"gcs_server", "raylet"} <= {name for name, _ in found}, found
     assert reachable(found) == set()
+
+
+@pytest.mark.timeout(120)
+def test_no_process_waits_for_work_before_there_is_any(started):
+    """Ray would begin with one for each logical CPU, at a second of CPU each."""
+    family = psutil.Process(started.driver.pid).children(recursive=True)
+    titles = [" ".join(process.cmdline()) for process in family]
+    assert [title for title in titles if "raylet" in title]
+    begun = [title for title in titles if "default_worker.py" in title and "python_worker_command" not in title]
+    assert begun + [title for title in titles if "ray::IDLE" in title] == []
 
 
 @pytest.mark.timeout(120)

@@ -41,6 +41,7 @@ class Cluster:
             "RAY_AUTH_TOKEN": TOKEN,
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+            "RAY_prestart_worker_first_driver": "0",
             "PYTHONPATH": "",
             "OMP_NUM_THREADS": "1",
         }
