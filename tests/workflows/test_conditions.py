@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ from infra.data.readers import find_corpus, write_sources
 from infra.data.samples import Sample
 from tests.infra.data.zoo import encode, picture, tar
 from workflows.conditions import ConditionsConfig
-from workflows.corpora.shapes import COLORS, SHAPES, ShapesConfig, edges_of, write_shards
+from workflows.corpora.shapes import BACKGROUNDS, COLORS, SHAPES, ShapesConfig, edges_of, write_shards
 from workflows.ingest import IngestConfig, IngestWork
 
 MAPS = ("segmentation=seg.png", "edges=edge.png")
@@ -34,7 +35,8 @@ def opened(data):
 def test_shapes_say_what_is_drawn(tmp_path):
     config = ShapesConfig(samples=12, labelled=2, shard_size=12, jitter=0.05, conditions=True)
     write_shards(config, tmp_path / "shapes")
-    rows = rows_of(IngestConfig(corpus=f"{tmp_path}/shapes", image_size=(32, 32), conditions=ALL), tmp_path / "out")
+    told = replace(ALL, attributes_field="attributes")
+    rows = rows_of(IngestConfig(corpus=f"{tmp_path}/shapes", image_size=(32, 32), conditions=told), tmp_path / "out")
     assert len(rows) == 12
     for row in rows:
         pixels, labels = opened(row["image"]).astype(int), opened(row["map_segmentation"])
@@ -42,6 +44,11 @@ def test_shapes_say_what_is_drawn(tmp_path):
         things = json.loads(row["scene"])["objects"]
         assert row["box_classes"][0] == row["class_label"]
         assert sorted(row["box_classes"]) == sorted(f"{thing['color']} {thing['shape']}" for thing in things)
+        assert row["attributes"] == sorted(set(row["attributes"])), row["attributes"]
+        words, seen = set(row["attributes"]), COLORS | BACKGROUNDS
+        assert words & seen.keys() == {name for name, rgb in seen.items() if (pixels == rgb).all(-1).any()}
+        assert words & set(SHAPES) == {SHAPES[label - 1] for label in np.unique(labels) if label}
+        assert words - seen.keys() - set(SHAPES) == {thing["size"] for thing in things}
         held = np.zeros((32, 32), bool)
         for (left, top, right, bottom), name in zip(row["boxes"], row["box_classes"], strict=True):
             color, shape = name.split()
@@ -61,6 +68,11 @@ def test_without_the_option_not_a_byte_is_other(tmp_path):
     rows = [rows_of(IngestConfig(corpus=str(path)), tmp_path / f"{path.parent.name}-out") for path in (plain, told)]
     for name in ("sha256", "caption_alt"):
         assert [row[name] for row in rows[0]] == [row[name] for row in rows[1]]
+    told_only = {"class", "attributes", "boxes"}
+    for one, other in zip(rows[0], rows[1], strict=True):
+        one, other = json.loads(one["meta"]), json.loads(other["meta"])
+        assert not one.keys() & told_only
+        assert one == {name: value for name, value in other.items() if name not in told_only}
 
 
 @pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])

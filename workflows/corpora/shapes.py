@@ -61,7 +61,7 @@ class ShapesConfig:
     shard_size: int = 1_000
     jitter: float = 1 / 16  # of a cell's shorter side: one pixel at 32x32
     noise: NoiseConfig = field(default_factory=NoiseConfig)
-    # Write what conditions hear, too: the json's `class` and `boxes`, and the files seg.png and edge.png.
+    # Write what conditions hear, too: the json's `class`, `attributes` and `boxes`, and the files seg.png and edge.png.
     conditions: bool = setting(False, since="0.2")
 
     def __post_init__(self) -> None:
@@ -165,8 +165,12 @@ def edges_of(labels: np.ndarray) -> np.ndarray:
     return np.where((labels > 0) & np.any([each != labels for each in beside], axis=0), 255, 0).astype(np.uint8)
 
 
-def truth_of(placed: Outlines) -> dict[str, Any]:
-    """`class`, the colour and shape of the first object by place; `boxes`, one an object, corners in pixels."""
+def truth_of(placed: Outlines, background: str) -> dict[str, Any]:
+    """`class`, the colour and shape of the first object by place; `boxes`, one an object, corners in pixels.
+
+    `attributes` are the words that hold of the scene, in alphabetical order: of each object its shape, colour and size,
+    and the background's colour, which no object can have.
+    """
     ordered = sorted(placed, key=lambda each: PLACES.index(each[0].place))
     boxes = [
         {
@@ -175,7 +179,8 @@ def truth_of(placed: Outlines) -> dict[str, Any]:
         }
         for thing, corners in ordered
     ]
-    return {"class": boxes[0]["class"], "boxes": boxes}
+    words = {background}.union(*({thing.shape, thing.color, thing.size} for thing, _ in placed))
+    return {"class": boxes[0]["class"], "attributes": sorted(words), "boxes": boxes}
 
 
 def alt_text(scene: Scene, other_scene: Scene, rng: np.random.Generator, noise: NoiseConfig) -> str:
@@ -250,7 +255,7 @@ def _files(config: ShapesConfig, number: int) -> Iterator[tuple[str, bytes]]:
         key = f"{index:08d}"
         yield f"{key}.png", _png(paint(placed, config.size, scene.background))
         if config.conditions:
-            row |= truth_of(placed)
+            row |= truth_of(placed, scene.background)
             labels = labels_of(placed, config.size)
             yield f"{key}.seg.png", _png(labels)
             yield f"{key}.edge.png", _png(edges_of(labels))
