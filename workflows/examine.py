@@ -1,4 +1,4 @@
-"""Look at the size of every image and the language of its alt text, and say what is unfit; nothing is dropped."""
+"""Look at the size of every image and the language of its alt texts, and say what is unfit; nothing is dropped."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -37,7 +37,11 @@ class ExamineConfig:
 
 @step(version=1, shards=by_shard)
 def examine(config: ExamineConfig, images: Artifact, *, out: str, cluster: Cluster, report: Report) -> dict[str, Any]:
-    """Write `unfit_size`, `language_alt` and `unfit_language` for every row: a reason where it is unfit, else None."""
+    """Write `unfit_size`, `language_alt` and `unfit_language` for every row: a reason where it is unfit, else None.
+
+    Sizes are of pictures. Languages are of texts: in shards where a row has several, `languages_alt` and
+    `unfit_languages` say so of each, and a row is unfit by its language where all of its texts are.
+    """
     stages = (Size(config.min_side, config.max_aspect), Language(config.languages, config.min_probability))
     stages[1].setup()  # an unknown language is said before work starts
     connect(cluster)

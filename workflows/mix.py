@@ -20,6 +20,7 @@ TOO_SHORT, TOO_LONG, UNLIKELY, UNMATCHED, MISSING = "too short", "too long", "un
 ALT, ALTS = "alt", "captions_alt?"
 SCORES = {"logp": "logps_alt?", "match": "matches_alt?"}  # of all alt texts of a row that has several
 DUPLICATE, DUPLICATE_KIND, UNFIT = "duplicate_of", "duplicate_kind", "unfit_"  # columns of `deduplicate` and `examine`
+LANGUAGES = "unfit_languages?"  # by `examine`, of all alt texts of a row that has several
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +32,12 @@ class MixConfig:
     without a caption is not kept. The default share of 10 % alt texts lies where Recap-DataComp-1B (arXiv 2406.08478,
     table 6) found text-to-image models best.
 
-    Of several alt texts of a row each is judged by its own scores, and each that is fit has an even part of the share
-    of `alt`.
+    Of several alt texts of a row each is judged by its own scores and its own language, and each that is fit has an
+    even part of the share of `alt`.
 
     What is a duplicate, too small or of another language is decided where it is looked at: rows that `deduplicate` and
-    `examine` mark are not kept if their artifacts are given, whatever the captions.
+    `examine` mark are not kept if their artifacts are given, whatever the captions; a row of several alt texts is
+    marked for its language where all of them are.
     """
 
     weights: dict[str, float] = field(default_factory=lambda: {"alt": 0.1, "short": 0.2, "descriptive": 0.7})
@@ -147,12 +149,13 @@ class MixWork:
             return None
         scored = [(columns[SCORES[kind]], by[ALT], word) for kind, by, word in _bounds(self.config) if ALT in by]
         several = []
-        for row, texts in enumerate(columns[ALTS]):
+        for row, (texts, marks) in enumerate(zip(columns[ALTS], columns[LANGUAGES], strict=True)):
             several.append([verdicts[ALT][row] is None])
             for place, text in enumerate([] if texts is None else texts[1:], start=1):
                 own = ((None if each[row] is None else each[row][place], bound, word) for each, bound, word in scored)
                 low = next((word for value, bound, word in own if _below(value, bound)), None)
-                several[-1].append((judge(text, None, self.config) or low) is None)
+                mark = None if marks is None else marks[place]
+                several[-1].append((judge(text, None, self.config) or low or mark) is None)
             if (good := next((n for n, each in enumerate(several[-1]) if each), 0)) and texts is not None:
                 verdicts[ALT][row], fit[ALT][row] = None, texts[good]
         return several
@@ -165,10 +168,12 @@ class MixWork:
         scored = [
             (columns[f"{kind}_{style}"], by[style], word) for kind, by, word in _bounds(self.config) if style in by
         ]
+        several = columns[LANGUAGES] if style == ALT else [None] * len(texts)
         verdicts = []
-        for row, text in enumerate(texts):
+        for row, (text, marks) in enumerate(zip(texts, several, strict=True)):
             low = (word for scores, bound, word in scored if _below(scores[row], bound))
-            verdicts.append(judge(text, flags[row], self.config) or next(low, None))
+            mark = None if marks is None else marks[0]
+            verdicts.append(judge(text, flags[row], self.config) or next(low, None) or (mark and mark.split(":")[0]))
         return verdicts
 
 
@@ -184,7 +189,8 @@ def _marks(reader: ShardReader) -> list[str]:
 
 
 def _verdict_columns(names: set[str]) -> set[str]:
-    return {name for name in names if name == DUPLICATE or name.startswith(UNFIT)}
+    """The columns that say of whole rows what is wrong with them."""
+    return {name for name in names if name == DUPLICATE or name.startswith(UNFIT)} - {LANGUAGES.removesuffix("?")}
 
 
 def judge(text: str | None, flag: str | None, config: MixConfig) -> str | None:
@@ -217,8 +223,8 @@ def _styles(config: MixConfig) -> list[str]:
 
 def _columns(config: MixConfig) -> list[str]:
     scored = [f"{kind}_{style}" for kind, bounds, _ in _bounds(config) for style in _styles(config) if style in bounds]
-    several = [ALTS, *(SCORES[kind] for kind, by, _ in _bounds(config) if ALT in by)] if ALT in _styles(config) else []
-    return [f"caption_{style}" for style in _styles(config)] + several + scored
+    several = [ALTS, LANGUAGES, *(SCORES[kind] for kind, by, _ in _bounds(config) if ALT in by)]
+    return [f"caption_{style}" for style in _styles(config)] + several * (ALT in _styles(config)) + scored
 
 
 def _spread(reader: ShardReader, values: list[Any], kind: pa.DataType) -> pa.Array:

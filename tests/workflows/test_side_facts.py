@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from captioner.filters import Language
+from captioner.filters import Language, Size
 from captioner.model import CaptionerConfig, TextConfig, VisionConfig
 from captioner.stages import Caption
 from captioner.styles import Style
@@ -28,7 +28,7 @@ from t2i.priors.task import PriorShape, PriorTask, save_vocabulary
 from t2i.vocabulary import TextVocabulary
 from tests.infra.data.zoo import encode, picture, tar
 from tests.workflows import test_export as plain  # its steps need no Ray
-from workflows import evaluate, mix, sample, train_captioner, train_prior, verbs
+from workflows import evaluate, examine, mix, sample, train_captioner, train_prior, verbs
 from workflows.corpora import scoring
 from workflows.export import export
 from workflows.mix import MixConfig, MixWork
@@ -96,9 +96,9 @@ def captioned(place, images):
     return store.step(plain.recaption, {"fails": [], "flagged": []}, images)
 
 
-def mixed(images, captions, **config):
+def mixed(images, captions, *verdicts, **config):
     """The mixture of every row, by key."""
-    work = MixWork(MixConfig(**config), (images.path, captions.path))
+    work = MixWork(MixConfig(**config), (images.path, captions.path, *(each.path for each in verdicts)))
     rows = {}
     for name in joined_names([images.path, captions.path]):
         table = work(name).to_pylist()
@@ -225,6 +225,52 @@ def test_each_of_several_is_judged_by_its_own_score(tmp_path):
     assert np.allclose(rows["0"]["weights_alt"], [0.5, 0, 0.5])
     assert np.allclose(rows["3"]["weights_alt"], [0, 1])
     assert rows["2"]["weight_alt"] == 1
+
+
+SPOKEN = {
+    "0": (["un chien court dans le parc au bord de la rivière", "a dog runs through the park near the water"], "train"),
+    "1": (["un chien court dans le parc au bord de la rivière", "größer Hund auf der Straße"], "train"),
+    "2": (["un chien court dans le parc au bord de la rivière"], "train"),
+    "3": (["a dog runs through the park near the water"], "train"),
+    "4": ([], "train"),
+}
+
+
+def examined(place, images):
+    """The verdicts of `examine`, without Ray."""
+    out = f"{place}/examined"
+    work = StageWork((Size(1, 9), Language(("en",))), (images.path,), 2)
+    work.setup()
+    for name in shard_names(images.path):
+        commit(out, name, work(name))
+    return Artifact(out, {"step": "examine"})
+
+
+def test_each_of_several_is_judged_by_its_own_language(tmp_path):
+    pytest.importorskip("py3langid")
+    images = index(str(tmp_path), SPOKEN)
+    captions, looked = captioned(str(tmp_path), images), examined(tmp_path, images)
+    assert examine.summary(looked.path)["unfit_language"] == {"other language": 2}
+    held = ShardReader([looked.path], "000000").stored(["unfit_languages?", "languages_alt?"], np.arange(3))
+    assert held["unfit_languages?"] == [
+        ["other language: fr", None],
+        [f"other language: {c}" for c in ("fr", "de")],
+        None,
+    ]
+    assert held["languages_alt?"] == [["fr", "en"], ["fr", "de"], None]
+    assert not any("languages" in name for name in ShardReader([looked.path], "000001").names)  # as before, to the byte
+
+    rows = mixed(images, captions, looked, weights={"alt": 0.4, "short": 0.6})
+    assert [row["keep"] for row in rows.values()] == [True, False, False, True, True]
+    assert np.allclose(rows["0"]["weights_alt"], [0, 0.4])
+    assert np.allclose(rows["1"]["weights_alt"], [0, 0])
+    assert [rows[key]["keep_reason"] for key in "012"] == [None, *["other language: fr"] * 2]
+    assert [round(rows[key]["weight_short"], 4) for key in rows] == [0.6, 0.0, 0.0, 0.6, 1.0]
+    rows = mixed(images, captions, looked, weights={"alt": 1.0}, max_words=8)
+    assert rows["0"]["keep_reason"] == "alt too long"
+    rows = mixed(images, captions, looked, weights={"alt": 1.0}, min_words=10)
+    assert rows["0"]["keep_reason"] == "alt other language"  # its first has words enough, its second has not
+    assert mixed(images, captions, looked, weights={"short": 1.0})["0"]["keep"]
 
 
 def test_scores_that_some_parts_lack_are_in_the_shard(tmp_path, model):
