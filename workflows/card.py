@@ -26,8 +26,12 @@ def write_card(
     artifacts: Sequence[Artifact],
     styles: Sequence[str],
     files: Mapping[str, Mapping[str, Any]],
+    scores: Mapping[str, str] | None = None,
 ) -> str:
-    """The card as Markdown under a YAML header, of an export's manifest, the artifacts in it and its data files."""
+    """The card as Markdown under a YAML header, of an export's manifest, the artifacts in it and its data files.
+
+    `scores` are the lists of scores of all texts of a picture by the columns of the first's; None where none has two.
+    """
     config, summary, captions = manifest["config"], manifest["summary"], artifacts[1].summary
     environment = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     environment.filters["cell"] = _cell
@@ -41,6 +45,7 @@ def write_card(
         files=dict(list(files.items())[:LISTED]),
         unlisted=max(0, len(files) - LISTED),
         styles=styles,
+        scores=scores,
         corpus=_corpus(artifacts[0].manifest["config"]["corpus"]),
         category=next((name for name, below in SIZES if summary["exported"] < below), LARGEST),
         ending="tar" if config["format"] == "webdataset" else "parquet",

@@ -22,7 +22,7 @@ from infra.lease import Lease
 from infra.metrics import Progress
 from infra.store import MANIFEST, Artifact, libraries
 from workflows.card import CARD, write_card
-from workflows.exported import ALTS, DATA, FILE, ExportWork, styles_of
+from workflows.exported import ALTS, DATA, FILE, ExportWork, scores_of, styles_of
 from workflows.ingest import CORPUS
 
 VERSION = 2
@@ -112,8 +112,9 @@ def export(options: ExportOptions) -> dict[str, Any]:
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
             "seconds": round(time.time() - started, 2),
         }
-        styles = styles_of(ShardReader([artifacts[1].path], names[0]).names)
-        card = write_card(manifest, artifacts, styles, data).encode()
+        columns = ShardReader(work.inputs, names[0]).names
+        scores = scores_of(columns) if work.several else None
+        card = write_card(manifest, artifacts, styles_of(columns), data, scores).encode()
         storage.write_bytes(storage.join(out, CARD), card)
         files[CARD] = {"size": len(card), "sha256": hashlib.sha256(card).hexdigest()}
         storage.write_json(storage.join(out, MANIFEST), manifest | {"files": files})

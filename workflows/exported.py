@@ -31,6 +31,7 @@ FILE = "export"  # where a shard's ledger says what was written
 CAPTION, ALT = "caption_", "alt"
 INDEX = ("alt_fault", "width", "height", "sha256", "split", "split_fault", "meta", "meta_fault")
 ALTS = "captions_alt"  # all texts that a picture came with, where a corpus has several of one
+SCORES = {"weight": "weights_alt", "logp": "logps_alt", "match": "matches_alt", "clip": "clips_alt"}  # of each of these
 MIXED = ("keep", "keep_reason")
 TEXTS = ("caption", "flag", "keep_reason")
 SOURCE = ("source_name", "key")  # the file within the corpus that a sample came in, and its key there
@@ -230,7 +231,9 @@ def _table(reader: ShardReader, rows: np.ndarray, names: pa.Table, several: bool
     for name in SOURCE:
         table = table.append_column(name, names[name].take(rows))
     if several:
-        table = table.append_column(ALTS, pa.array(_alts(reader, rows), pa.list_(pa.string())))
+        types = {ALTS: pa.string()} | {name: TYPES[kind] for kind, name in SCORES.items()}
+        for name, values in _alts(reader, rows).items():
+            table = table.append_column(name, pa.array(values, pa.list_(types[name])))
     stored = reader.table(_columns(reader), rows)
     styles = [ALT, *styles_of(reader.names)]
     for name in stored.column_names:
@@ -244,10 +247,25 @@ def _table(reader: ShardReader, rows: np.ndarray, names: pa.Table, several: bool
     return table
 
 
-def _alts(reader: ShardReader, rows: np.ndarray) -> list[list[str]]:
-    """All texts that each row's picture came with, in order."""
-    first, every = (reader.stored([name], rows)[name] for name in (CAPTION + ALT, ALTS + "?"))
-    return [[one] * bool(one) if texts is None else list(texts) for one, texts in zip(first, every, strict=True)]
+def scores_of(columns: set[str]) -> dict[str, str]:
+    """Where scores of all texts that a picture came with are written, by the columns that have those of the first."""
+    return {f"{kind}_{ALT}": name for kind, name in SCORES.items() if f"{kind}_{ALT}" in columns}
+
+
+def _alts(reader: ShardReader, rows: np.ndarray) -> dict[str, list[list[Any]]]:
+    """All texts that each row's picture came with, in order, and as many of each score; null where there is none."""
+
+    def listed(first: str, every: str) -> list[list[Any]]:
+        table = reader.table([first, every + "?"], rows)
+        pairs = zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
+        return [[one] if each is None else each for one, each in pairs]
+
+    texts = [[text for text in each if text] for each in listed(CAPTION + ALT, ALTS)]
+    told: dict[str, list[list[Any]]] = {ALTS: texts}
+    for first, every in scores_of(reader.names).items():
+        pairs = zip(texts, listed(first, every), strict=True)
+        told[every] = [(values + [None] * len(own))[: len(own)] for own, values in pairs]
+    return told
 
 
 def _told(reader: ShardReader, several: bool) -> list[dict[str, Any]]:
@@ -258,7 +276,7 @@ def _told(reader: ShardReader, several: bool) -> list[dict[str, Any]]:
     styles = [ALT, *styles_of(reader.names)]
     names = [name for name in _columns(reader) if name in MIXED or _kind_of(name, styles)]
     stored = reader.stored(names, np.arange(len(reader)))
-    alts, told = _alts(reader, np.arange(len(reader))) if several else [], []
+    alts, told = _alts(reader, np.arange(len(reader))) if several else {}, []
     for row, sample_id in enumerate(reader.sample_ids):
         said: dict[str, Any] = {
             "sample_id": sample_id,
@@ -274,7 +292,7 @@ def _told(reader: ShardReader, several: bool) -> list[dict[str, Any]]:
             elif kind in TEXTS:
                 value = value or ""
             (captions[style] if style else said)[kind] = value
-        told.append(said | {"captions": captions} | ({ALTS: alts[row]} if several else {}))
+        told.append(said | {"captions": captions} | {name: each[row] for name, each in alts.items()})
     return told
 
 

@@ -504,8 +504,20 @@ def test_an_export_writes_all_texts(here, tmp_path, form):
     place = str(tmp_path)
     rows = ROWS | {"3": (["one"], "train")}  # several in the first shard only
     images = index(place, rows)
-    made = (images, captioned(place, images), None)
-    export(plain.options(place, made, format=form))
+    captions = captioned(place, images)
+    every = {"0": [-1.0, -3.0, None], "1": [], "2": [-4.0], "3": [-5.0], "4": [], "5": [-6.0]}
+    for name in shard_names(captions.path):
+        shard = f"{captions.path}/shards/{name}.parquet"
+        own = [every[key] for key in ShardReader([images.path], name).columns(["key"])["key"]]
+        table = pq.read_table(shard).append_column("logp_alt", pa.array([next(iter(each), None) for each in own]))
+        if name == "000000":
+            field = pa.field("logps_alt", pa.list_(pa.float64()), metadata=OPTIONAL)
+            table = table.append_column(field, pa.array([e if len(e) > 1 else None for e in own], field.type))
+        pq.write_table(table, shard)
+    mixture = Store(f"{place}/store", plain.CLUSTER).step(
+        plain.mix, MixConfig(weights={"alt": 0.75, "short": 0.25}, min_logp={"alt": -5.5}), images, captions
+    )
+    export(plain.options(place, (images, captions, mixture), mixed=True, format=form))
     if form == "parquet":
         tables = [pq.read_table(file.url) for file in plain.found(place)]
         assert len({table.schema for table in tables}) == 1
@@ -516,9 +528,17 @@ def test_an_export_writes_all_texts(here, tmp_path, form):
         files = plain.members(place) | plain.members(place, shard="000001")
         told = {key: json.loads(files[f"{key}.captions.json"]) for key in rows}
     assert {key: row["captions_alt"] for key, row in told.items()} == {key: texts for key, (texts, _) in rows.items()}
+    assert {key: row["logps_alt"] for key, row in told.items()} == every
+    weights = {"0": [0.375, 0.375, 0], "1": [], "2": [0.75], "3": [0.75], "4": [], "5": [0]}
+    assert {key: row["weights_alt"] for key, row in told.items()} == weights
+    assert not any(name.startswith(("matches", "clips")) for name in told["0"])
+    card = " ".join(storage.read_bytes(f"{place}/out/README.md").decode().split())
+    lists = "in `weights_alt`, `logps_alt`, those of the first in `weight_alt`, `logp_alt`."
+    assert f"has all of an image's, in order; the scores of each stand, in that order, {lists}" in card
     images = index(f"{place}/single", {"0": (["one"], "train"), "1": ([], "test")})
     export(plain.options(f"{place}/single", (images, captioned(f"{place}/single", images), None), format=form))
     if form == "parquet":
         assert "captions_alt" not in pq.read_table(plain.found(f"{place}/single")[0].url).column_names
     else:
         assert "captions_alt" not in json.loads(plain.members(f"{place}/single")["0.captions.json"])
+    assert "several" not in storage.read_bytes(f"{place}/single/out/README.md").decode()
