@@ -260,7 +260,7 @@ def _alts(reader: ShardReader, rows: np.ndarray) -> dict[str, list[list[Any]]]:
         pairs = zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
         return [[one] if each is None else each for one, each in pairs]
 
-    texts = [[text for text in each if text] for each in listed(CAPTION + ALT, ALTS)]
+    texts = [[] if each in ([None], [""]) else each for each in listed(CAPTION + ALT, ALTS)]
     told: dict[str, list[list[Any]]] = {ALTS: texts}
     for first, every in scores_of(reader.names).items():
         pairs = zip(texts, listed(first, every), strict=True)
