@@ -90,7 +90,9 @@ def base(base_task, tmp_path_factory):  # noqa: F811
     folder = str(tmp_path_factory.mktemp("base"))
     # One layer of text could not ask the picture about two words, and compare what it was told.
     deep = replace(base_task, source=replace(base_task.source, text=replace(base_task.source.text, layers=2)))
-    deep.export({"base": engine_steps(deep, TABLE, 120).eval()}, folder)
+    # After 120 steps the decoder sorts every text rightly, but how well a head learns on its tower hangs on the seed
+    # and on how a processor rounds: of the pairs below it told 0.81 to 1.0 apart.
+    deep.export({"base": engine_steps(deep, TABLE, 300).eval()}, folder)
     return folder
 
 
