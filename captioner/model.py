@@ -232,7 +232,7 @@ class Captioner(nn.Module):
             "styles": [asdict(style) for style in self.styles],
             "matching": asdict(self.matching.config) if self.matching is not None else None,
         }
-        Path(folder, CONFIG).write_text(json.dumps(config, indent=2))
+        Path(folder, CONFIG).write_text(json.dumps(config, indent=2, allow_nan=False))
 
     @staticmethod
     def load(folder: str) -> "Captioner":

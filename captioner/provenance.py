@@ -78,7 +78,10 @@ class Sign:
     def setup(self) -> None:
         """Note the versions of the libraries that are installed here, where captions are made."""
         here = {"libraries": libraries()}
-        self._lines = {style: [json.dumps(each | here) for each in each_of] for style, each_of in self.records.items()}
+        self._lines = {
+            style: [json.dumps(each | here, allow_nan=False) for each in each_of]
+            for style, each_of in self.records.items()
+        }
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         """The records of a batch's captions."""

@@ -8,6 +8,7 @@ import torch
 from captioner.clip import Clip
 from captioner.matching import Matching
 from captioner.model import BASE
+from captioner.task import ALTS_COLUMN, score_each
 from captioner.tower import Tower
 
 
@@ -17,8 +18,8 @@ class Match:
 
     Writes `match_<style>`, the probability in [0, 1] that the text speaks of the picture, for "alt" and each style;
     where a CLIP is given also `clip_<style>`, the cosine in [-1, 1], and `clip_cut_<style>`, whether the text exceeds
-    CLIP's 77 tokens and was scored by its beginning alone. All are null where there is no text. What is too low is for
-    `mix` to say.
+    CLIP's 77 tokens and was scored by its beginning alone. All are null where there is no text; of several alt texts
+    they are those of the first, and `matches_alt` and `clips_alt` those of all. What is too low is for `mix` to say.
     """
 
     tower: Tower  # the captioner's: give the stage that captions the same object, and pictures are encoded once
@@ -30,6 +31,8 @@ class Match:
     reads: tuple[str, ...] = field(init=False)
     views: dict[str, Callable] = field(init=False)
     writes: tuple[str, ...] = field(init=False)
+    types: dict[str, str] = field(init=False)
+    optional: tuple[str, ...] = (f"matches_{BASE}", f"clips_{BASE}")
     _eyes: Tower | None = field(default=None, init=False, repr=False)  # whose features the judge reads
     _judge: Matching | None = field(default=None, init=False, repr=False)
     _clip: Clip | None = field(default=None, init=False, repr=False)
@@ -40,8 +43,9 @@ class Match:
         towers = [tower for tower in (self.tower, self.matcher) if tower is not None]
         self.views = {tower.view: tower.fit for tower in towers}
         seen = (*self.views, "pixels") if self.clip else tuple(self.views)
-        self.reads = (*seen, *(f"caption_{style}" for style in scored))
-        self.writes = tuple(f"{kind}_{style}" for style in scored for kind in kinds)
+        self.reads = (*seen, ALTS_COLUMN, *(f"caption_{style}" for style in scored))
+        self.types = dict.fromkeys(self.optional if self.clip else self.optional[:1], "double[]")
+        self.writes = (*(f"{kind}_{style}" for style in scored for kind in kinds), *self.types)
 
     def setup(self) -> None:
         """Load the models; ValueError if none of them has a matching head."""
@@ -65,11 +69,19 @@ class Match:
         assert self._judge is not None
         features = self._eyes.features(batch[self._eyes.view])
         images = self._clip.encode(batch["pixels"]) if self._clip is not None else None
+        judge, clip = self._judge, self._clip
         columns: dict[str, list] = {}
         for style in (BASE, *self.styles):
             texts: Sequence[str | None] = batch[f"caption_{style}"]
-            columns[f"match_{style}"] = self._judge.match(features, texts)
-            if self._clip is not None and images is not None:
-                found = self._clip.similarity(images, texts)
+            columns[f"match_{style}"] = judge.match(features, texts)
+            if clip is not None and images is not None:
+                found = clip.similarity(images, texts)
                 columns |= {f"clip_{style}": found.values, f"clip_cut_{style}": found.cut}
+        columns[f"matches_{BASE}"] = score_each(
+            batch, columns[f"match_{BASE}"], lambda rows, texts: judge.match(features[rows], texts)
+        )
+        if clip is not None and images is not None:
+            columns[f"clips_{BASE}"] = score_each(
+                batch, columns[f"clip_{BASE}"], lambda rows, texts: clip.similarity(images[rows], texts).values
+            )
         return columns

@@ -10,7 +10,7 @@ from captioner.detect import DetectConfig
 from captioner.model import BASE
 from captioner.retry import WORDS, caption_checked
 from captioner.styles import RETRIES, Search, Style, prompts_of
-from captioner.task import ALT_COLUMN
+from captioner.task import ALT_COLUMN, ALTS_COLUMN, score_each
 from captioner.tower import Tower
 from infra.data.clock import clocked
 
@@ -24,10 +24,10 @@ class Caption:
 
     Writes for each style `caption_<style>`, `logp_<style>` (the mean log-probability a token, <= 0), `flag_<style>`
     (what is wrong with the caption, one of `captioner.detect.FAULTS`, or None), `tries_<style>` (how often it was
-    decoded) and `attempt_<style>` (which of these stands, from 1); and `logp_alt`. No row is rejected for a faulty
-    caption: flags are data, and to drop is policy.
+    decoded) and `attempt_<style>` (which of these stands, from 1); and `logp_alt`, of several alt texts that of the
+    first, and `logps_alt` those of all. No row is rejected for a faulty caption: flags are data, and to drop is policy.
 
-    Without `score_alt` the alt text is not scored, and there is no `logp_alt`.
+    Without `score_alt` alt texts are not scored, and there are no such columns.
 
     `words` are the fewest and the most words by style; `retries` are how faulty captions are decoded again, in turn.
     """
@@ -45,6 +45,7 @@ class Caption:
     writes: tuple[str, ...] = field(init=False)
     types: dict[str, str] = field(init=False)
     counted: tuple[str, ...] = field(init=False)
+    optional: tuple[str, ...] = (f"logps_{BASE}",)
 
     def __post_init__(self) -> None:
         names = [style.name for style in self.styles]
@@ -53,9 +54,10 @@ class Caption:
         for name, (fewest, most) in self.words.items():
             if not 0 <= fewest <= most:
                 raise ValueError(f"Captions of {fewest} to {most} words cannot be; order the bounds of '{name}'.")
-        self.reads, self.views = (self.tower.view, ALT_COLUMN), {self.tower.view: self.tower.fit}
+        further = (ALTS_COLUMN,) if self.score_alt else ()
+        self.reads, self.views = (self.tower.view, ALT_COLUMN, *further), {self.tower.view: self.tower.fit}
         self.types = {f"{kind}_{name}": type for name in names for kind, type in KINDS.items()}
-        self.types |= {f"logp_{BASE}": KINDS["logp"]} if self.score_alt else {}
+        self.types |= {f"logp_{BASE}": KINDS["logp"], f"logps_{BASE}": "double[]"} if self.score_alt else {}
         self.writes = tuple(self.types)
         self.counted = tuple(f"{kind}_{name}" for name in names for kind in ("flag", "tries"))
 
@@ -77,7 +79,11 @@ class Caption:
         columns: dict[str, list] = {}
         if self.score_alt:
             with clocked("score"):
-                columns[f"logp_{BASE}"] = score(model, features, batch[ALT_COLUMN], Style(name=BASE))
+                first = score(model, features, batch[ALT_COLUMN], Style(name=BASE))
+                every = score_each(
+                    batch, first, lambda rows, texts: score(model, features[rows], texts, Style(name=BASE))
+                )
+                columns |= {f"logp_{BASE}": first, f"logps_{BASE}": every}
         for style in self.styles:
             words = self.words.get(style.name, WORDS)
             prompts = prompts_of(style, batch[ALT_COLUMN], model.vocabulary, model.max_length)

@@ -1,6 +1,6 @@
 """The captioner's trainings: a base on the corpus's own captions; then, on its frozen tower, a filter and decoders."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,10 +15,12 @@ from captioner.styles import Style, prompts_of
 from captioner.vocabulary import Vocabulary
 from infra import storage
 from infra.train import world
+from infra.train.draw import pick
 from infra.train.optim import OptimConfig
 from infra.train.task import Draw, Update
 
 ALT_COLUMN = "caption_alt"
+ALTS_COLUMN = "captions_alt?"  # all captions of a row, in shards where some row has several
 TRAIN = "train"  # the split that is trained on
 
 
@@ -39,13 +41,14 @@ class BaseTask:
     matching: MatchingConfig = field(default_factory=MatchingConfig)
     alternatives: Alternatives | None = None  # for altered texts; none are made without
 
-    reads: tuple[str, ...] = ("pixels", ALT_COLUMN)
+    reads: tuple[str, ...] = ("pixels", ALT_COLUMN, ALTS_COLUMN)
     where_reads: tuple[str, ...] = ("split", ALT_COLUMN)
+    bucket: str | None = None  # each picture is stretched to the size that the captioner sees
     whole_weights: bool = False
 
     def where(self, columns: dict[str, np.ndarray]) -> np.ndarray:
         """Rows of the training split that have a caption."""
-        return (columns["split"] == TRAIN) & _present(columns[ALT_COLUMN])
+        return (columns["split"] == TRAIN) & present(columns[ALT_COLUMN])
 
     def updates(self) -> list[Update]:
         """The whole captioner."""
@@ -66,8 +69,8 @@ class BaseTask:
         return [Update("base", captioner, self.optim, weights, mixes_rows=bool(self.matching))]
 
     def collate(self, rows: dict[str, list], draw: Draw) -> dict[str, np.ndarray]:
-        """Pixels, the alt text's tokens, and where texts are matched what draws a row's wrong partners."""
-        captions = {BASE: (rows[ALT_COLUMN], "")}
+        """Pixels, the tokens of the alt text that is read, and where texts are matched what draws wrong partners."""
+        captions = {BASE: (_alts(rows, draw), "")}
         batch = _collate(rows, captions, self.vocabulary, self.image_size, self.max_length)
         if self.matching:
             batch |= _partners(batch[f"ids_{BASE}"], self.vocabulary, self.alternatives, draw)
@@ -98,12 +101,13 @@ class FilterTask:
     seed: int = 0
 
     where_reads: tuple[str, ...] = ("split", ALT_COLUMN)
+    bucket: str | None = None  # each picture is stretched to the size that the captioner sees
     whole_weights: bool = False
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Pixels, the alt text and the styles' reference captions."""
-        return ("pixels", *self._columns)
+        """Pixels, the alt texts and the styles' reference captions."""
+        return ("pixels", ALTS_COLUMN, *self._columns)
 
     @property
     def _columns(self) -> tuple[str, ...]:
@@ -111,7 +115,7 @@ class FilterTask:
 
     def where(self, columns: dict[str, np.ndarray]) -> np.ndarray:
         """Rows of the training split that have a caption."""
-        return (columns["split"] == TRAIN) & _present(columns[ALT_COLUMN])
+        return (columns["split"] == TRAIN) & present(columns[ALT_COLUMN])
 
     def updates(self) -> list[Update]:
         """The matching head; where the base has none, it begins with the weights of the base's decoder."""
@@ -130,13 +134,16 @@ class FilterTask:
 
     def collate(self, rows: dict[str, list], draw: Draw) -> dict[str, np.ndarray]:
         """Pixels, the tokens of one of each row's texts, and its wrong partners: draws, and an altered text."""
-        texts = [[text for text in row if text] for row in zip(*(rows[name] for name in self._columns), strict=True)]
+        columns = [_alts(rows, draw), *(rows[name] for name in self._columns[1:])]
+        texts = [[text for text in row if text] for row in zip(*columns, strict=True)]
         chosen = [int(place * len(row)) for row, place in zip(texts, draw("text"), strict=True)]
         shown = [row[number] for row, number in zip(texts, chosen, strict=True)]
         ids = self.vocabulary.sequences(shown, "", self.max_length)[0]
         known = np.array([number > 0 for number in chosen], np.float32)  # the first is the alt text
         batch = {"pixels": fit_images(rows["pixels"], self.image_size), "ids": ids, "known": known}
-        return batch | _partners(ids, self.vocabulary, self.alternatives, draw, texts)
+        further = rows.get(ALTS_COLUMN) or [None] * len(texts)  # they are right, too
+        right = [[*known, *(more or ())] for known, more in zip(texts, further, strict=True)]
+        return batch | _partners(ids, self.vocabulary, self.alternatives, draw, right)
 
     def export(self, modules: dict[str, torch.nn.Module], folder: str) -> None:
         """The base with its matching head."""
@@ -160,6 +167,7 @@ class FinetuneTask:
     max_length: int
     optim: OptimConfig
 
+    bucket: str | None = None  # each picture is stretched to the size that the captioner sees
     whole_weights: bool = False
 
     @property
@@ -179,7 +187,7 @@ class FinetuneTask:
 
     def where(self, columns: dict[str, np.ndarray]) -> np.ndarray:
         """Rows of the training split that are labelled in any of the styles."""
-        labelled = np.any([_present(columns[name]) for name in self._columns], axis=0)
+        labelled = np.any([present(columns[name]) for name in self._columns], axis=0)
         return (columns["split"] == TRAIN) & labelled
 
     def updates(self) -> list[Update]:
@@ -267,7 +275,38 @@ def _partners(
     return batch
 
 
-def _present(captions: np.ndarray) -> np.ndarray:
+def _alts(rows: Mapping[str, Sequence], draw: Draw) -> list[str | None]:
+    """The alt text of each row; of several, one by a draw of their own, so that rows with one are read as ever."""
+    several = rows.get(ALTS_COLUMN) or []
+    if not any(texts is not None for texts in several):
+        return list(rows[ALT_COLUMN])
+    places = pick(several, draw("alt"))
+    return [
+        first if texts is None else texts[place]
+        for first, texts, place in zip(rows[ALT_COLUMN], several, places, strict=True)
+    ]
+
+
+def score_each(
+    batch: Mapping[str, Sequence],
+    first: Sequence[float | None],
+    score: Callable[[list[int], list[str]], Sequence[float | None]],
+) -> list[list[float | None] | None]:
+    """Scores of all alt texts of each row that has several, None for other rows.
+
+    `first` are those of the first texts; `score` scores one text of each of some rows.
+    """
+    several: Sequence[Sequence[str] | None] = batch.get(ALTS_COLUMN, [None] * len(first))
+    found: list[list[float | None]] = [[known] for known in first]
+    for place in range(1, max((len(texts) for texts in several if texts is not None), default=0)):
+        texts = {row: texts[place] for row, texts in enumerate(several) if texts is not None and place < len(texts)}
+        for row, value in zip(texts, score([*texts], [*texts.values()]), strict=True):
+            found[row].append(value)
+    return [None if texts is None else each for texts, each in zip(several, found, strict=True)]
+
+
+def present(captions: np.ndarray) -> np.ndarray:
+    """Which rows (booleans) have a caption."""
     return np.array([bool(caption) for caption in captions], dtype=bool)
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -133,16 +133,13 @@ def connect(cluster: Cluster) -> None:
         return
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its files keep the rest; on a terminal it is noise
     if cluster.address:
-        with _told(f"The Ray cluster at {cluster.address} could not be joined. Is it up, and is its token set here?"):
+        sentence = f"The Ray cluster at {cluster.address} could not be joined. Is it up, and is its token set here?"
+        with _told(lambda _: sentence):
             ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         return
-    with (
-        _told("Ray did not start on this machine, which may have too much to do. Give the same command again."),
-        _silent(),
-        loopback(),
-    ):
-        ensure_token()
-        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # else a process for each logical CPU
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # else a process for each logical CPU
+    ensure_token()
+    with _told(_not_started), _silent(), loopback():
         # More logical CPUs than cores: on two, some plans of Ray Data wait for ever for a place to run.
         ray.init(
             address="local",  # never somebody else's cluster on this machine
@@ -154,14 +151,23 @@ def connect(cluster: Cluster) -> None:
         )
 
 
+def _not_started(error: Exception) -> str:
+    """What it means that Ray raised this as it started."""
+    if "AF_UNIX path" in str(error):
+        return "Ray did not start: its sockets would have too long a path. Give it a shorter folder: RAY_TMPDIR=/tmp."
+    if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
+        return "Ray did not start on this machine."
+    return "Ray did not start on this machine, which may have too much to do. Give the same command again."
+
+
 @contextmanager
-def _told(sentence: str) -> Iterator[None]:
+def _told(sentence: Callable[[Exception], str]) -> Iterator[None]:
     """Ray raises bare exceptions of many lines where a node is late; a user is told what it means."""
     try:
         yield
     except Exception as error:
         first = next(iter(str(error).strip().splitlines()), "")
-        raise RuntimeError(f"{sentence} ({type(error).__name__}: {first})") from error
+        raise RuntimeError(f"{sentence(error)} ({type(error).__name__}: {first})") from error
 
 
 @contextmanager

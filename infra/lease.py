@@ -1,6 +1,5 @@
 """One driver a folder: a heartbeat file that a second driver respects and a dead driver does not keep."""
 
-import json
 import os
 import socket
 import threading
@@ -9,7 +8,7 @@ import uuid
 
 import psutil
 
-from infra import storage
+from infra import storage, strict
 from infra.notice import later
 
 BEAT_SECONDS = 10
@@ -80,7 +79,7 @@ class Lease:
         return _token(url) == self._mine["token"]  # a store may not know "only if absent"
 
     def _record(self) -> bytes:
-        return json.dumps({**self._mine, "beat": time.time()}).encode()
+        return strict.dumps({**self._mine, "beat": time.time()}).encode()
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):

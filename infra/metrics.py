@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TextIO
 
-from infra import storage
+from infra import storage, strict
 from infra.gauges import Gauges
 
 LOOK_SECONDS = 1.0  # between two looks of the thread that watches a step
@@ -79,6 +79,11 @@ class Progress:
             if now - self._printed >= self._every() or done >= total:
                 self._print(now)
 
+    def note(self, text: str) -> None:
+        """Say something beside, in a line of its own."""
+        with self._lock:
+            self._write(f"{self._title}  {text}", end="\n")
+
     def close(self, text: str) -> None:
         """Say how it ended."""
         self._stop.set()
@@ -126,7 +131,8 @@ class Progress:
         return FIRST_SECONDS if self._lines < FIRST_LINES else LOG_SECONDS
 
     def _print(self, now: float) -> None:
-        done, total, unit, figures = self._told
+        done, total, unit, told = self._told
+        figures = {name: value for name, value in told.items() if name != unit}
         self._printed, self._lines = now, self._lines + 1
         known = [self._speed(done, total, unit, now), *_figures(figures, self._counts.rates(now))]
         self._write("  ".join([self._title, _far(done, total, unit), *filter(None, known)]))
@@ -205,7 +211,7 @@ class ScalarLog:
         self._url = storage.join(folder, "metrics.jsonl")
         self._gauges, self._tell = Gauges.of_folder(folder), tell
         kept = [row for row in read_scalars(folder) if row["step"] <= resume_step]
-        self._lines = [json.dumps(row) for row in kept]
+        self._lines = [strict.dumps(row) for row in kept]
         self._offset = kept[-1]["seconds"] if kept else 0.0
         self._started = time.monotonic()
         # The file is written anew each time, since an object store has no append; the longer it takes, the less often.
@@ -221,7 +227,7 @@ class ScalarLog:
         """Log `figures` under training step `step`."""
         seconds = round(self._offset + time.monotonic() - self._started, 3)
         row = {"step": step, "seconds": seconds, **{name: float(f"{value:.6g}") for name, value in figures.items()}}
-        self._lines.append(json.dumps(row))
+        self._lines.append(strict.dumps(row))
         for name, value in figures.items():
             self._board.add_scalar(name, value, step)
         self._gauges(figures)
@@ -252,12 +258,13 @@ class ScalarLog:
 
 
 def read_scalars(folder: str) -> list[dict[str, Any]]:
-    """The rows of a folder's `metrics.jsonl`; none where there is no such file yet."""
+    """The rows of a folder's `metrics.jsonl`, NaN for a figure that was no finite number; none without such a file."""
     try:
         text = storage.read_bytes(storage.join(folder, "metrics.jsonl")).decode()
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in text.splitlines() if line]
+    rows = [json.loads(line) for line in text.splitlines() if line]
+    return [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
 
 
 def _figures(figures: dict[str, float], rates: dict[str, float]) -> Iterator[str]:

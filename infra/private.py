@@ -37,6 +37,16 @@ def ensure_token() -> None:
     if os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
         return
     path = Path.home() / ".ray" / "auth_token"
+    try:
+        _write_token(path)
+    except OSError as error:
+        raise OSError(
+            f"Ray's token cannot be kept in {path}: {error.strerror}. Set HOME to a folder that can be written, or "
+            "RAY_AUTH_TOKEN to a token of your own."
+        ) from error
+
+
+def _write_token(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         handle, made = tempfile.mkstemp(dir=path.parent)

@@ -1,6 +1,7 @@
 """Read and write files by plain strings: a local path or an s3:// address, with the same promises for both."""
 
 import errno
+import glob
 import hashlib
 import io
 import json
@@ -8,7 +9,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, Any
@@ -17,6 +18,7 @@ import fsspec
 from braceexpand import braceexpand
 from fsspec.implementations.local import LocalFileSystem
 
+from infra import strict
 from infra.remote import Remote
 from infra.trouble import UnavailableError as UnavailableError
 from infra.trouble import explained
@@ -69,24 +71,36 @@ def exists(url: str) -> bool:
         return files.exists(path)
 
 
-def listing(pattern: str) -> list[File]:
+def listing(pattern: str, follows: Callable[[str], bool] | None = None) -> list[File]:
     """List the files that a path, a folder, a glob or a brace pattern names, sorted by address.
 
-    A folder stands for every file below it. Braces expand as in a shell (`{00000..00099}.tar`); an expansion without
-    a wildcard names one file that has to exist. FileNotFoundError if nothing matches.
+    A folder stands for every file below it. One may really be called `photos [old]`: what is there by a path, or
+    locally by the first parts of it, is taken by its word. Braces expand as in a shell (`{00000..00099}.tar`); an
+    expansion without a wildcard names one file that has to exist. FileNotFoundError if nothing matches. Of local
+    symbolic links those are followed that `follows` says, by their path; none without it.
     """
     with _explained(pattern):
         files, path = _open(pattern)
-        # A folder may really be called "photos [old]": what exists is taken by its word.
         entries = {path: files.info(path)} if files.exists(path) else _expand(files, path, pattern)
         found: dict[str, dict[str, Any]] = {}
         for one, info in entries.items():
-            found |= files.find(one, detail=True) if info["type"] == "directory" else {one: info}
+            if follows is not None:
+                found |= _walk(one, follows)
+            else:
+                found |= files.find(one, detail=True) if info["type"] == "directory" else {one: info}
     listed = [(one, info) for one, info in sorted(found.items()) if info["type"] == "file"]
     listed = [(one, info) for one, info in listed if not _is_temporary(name(one))]
     if not listed:
-        raise FileNotFoundError(f"{pattern} matches no file. Check the path, and quote it for the shell.")
+        brackets = " Brackets stand for one of the letters in them; write [[] for a bracket itself." * ("[" in pattern)
+        raise FileNotFoundError(f"{pattern} matches no file. Check the path, and quote it for the shell.{brackets}")
     return [_file(one if is_local(pattern) else f"s3://{one}", info) for one, info in listed]
+
+
+def folder_of(path: str) -> str:
+    """The local folder that a path or pattern begins with: as much of it as is there by its word; "" if nothing is."""
+    while path and not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return path
 
 
 def list_names(folder: str) -> list[str]:
@@ -192,7 +206,7 @@ def read_json(url: str) -> Any:
 
 def write_json(url: str, value: Any, overwrite: bool = True) -> None:
     """Write one JSON value, as `write_bytes` does."""
-    write_bytes(url, (json.dumps(value, indent=2) + "\n").encode(), overwrite)
+    write_bytes(url, (strict.dumps(value, indent=2) + "\n").encode(), overwrite)
 
 
 def upload(local: str, url: str) -> None:
@@ -336,15 +350,16 @@ def _is_passing(error: Exception) -> bool:
 
 def _expand(files: Any, path: str, pattern: str) -> dict[str, dict[str, Any]]:
     """What braces and wildcards stand for: files and folders by path."""
+    there = folder_of(path) if is_local(pattern) else ""
     try:
-        alternatives = list(braceexpand(path))
+        alternatives = [there + one for one in braceexpand(path.removeprefix(there))]
     except ValueError:
         raise ValueError(f"The braces in {pattern} do not match. Write them as in {{00000..00099}}.") from None
     found: dict[str, dict[str, Any]] = {}
     folders: dict[str, dict[str, dict[str, Any]]] = {}
     for one in alternatives:
-        if any(letter in one for letter in "*?["):
-            found |= files.glob(one, detail=True)
+        if any(letter in one.removeprefix(there) for letter in "*?["):
+            found |= files.glob(glob.escape(there) + one.removeprefix(there), detail=True)
             continue
         # {00000..99999}.tar asks for its folder once, not for each of a hundred thousand files.
         folder = os.path.dirname(one)
@@ -356,6 +371,21 @@ def _expand(files: Any, path: str, pattern: str) -> dict[str, dict[str, Any]]:
             raise FileNotFoundError(f"{pattern} cannot be read. {missing} does not exist.")
         found[one] = folders[folder][one]
     return found
+
+
+def _walk(path: str, follows: Callable[[str], bool], seen: frozenset[str] = frozenset()) -> dict[str, dict[str, Any]]:
+    """Local files at a path and below it; a link that leads back to a folder on its way is not followed."""
+    if os.path.islink(path) and not follows(path):
+        return {}
+    if os.path.isdir(path):
+        real = os.path.realpath(path)
+        if real in seen:
+            return {}
+        found: dict[str, dict[str, Any]] = {}
+        for entry in os.scandir(path):
+            found |= _walk(entry.path, follows, seen | {real})
+        return found
+    return {path: {"type": "file", "size": os.path.getsize(path)}} if os.path.isfile(path) else {}
 
 
 def _file(url: str, info: dict[str, Any]) -> File:

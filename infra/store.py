@@ -1,116 +1,33 @@
 """Compute once: a step's folder is named by its version, config and inputs, and its manifest is written last."""
 
-import hashlib
 import importlib.metadata
-import inspect
-import json
 import os
 import platform
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
-from infra import storage
+from infra import storage, strict
+from infra.artifact import BEGUN, Planned, Step
+from infra.artifact import MANIFEST as MANIFEST
+from infra.artifact import Artifact as Artifact
+from infra.artifact import by_shard as by_shard
+from infra.artifact import step as step
 from infra.cluster import Cluster
-from infra.config import fingerprint, from_dict, to_dict
+from infra.config import from_dict, to_dict
 from infra.data.revision import revise
 from infra.gauges import Gauges
 from infra.lease import Lease
 from infra.memory import MemoryWatch
 from infra.metrics import Progress
+from infra.older import grow, look, regret
 from infra.track import check_installed
 
-MANIFEST = "manifest.json"  # written last: its presence means that the step finished
 # What of an artifact its manifest does not vouch for: shards, which the ledger does, and what serves the making only.
-UNLISTED = (MANIFEST, "lease.json", "shards", "checkpoints", "tensorboard")
+UNLISTED = (MANIFEST, BEGUN, "lease.json", "shards", "parts", "attempts", "checkpoints", "tensorboard")
 LIBRARIES = ("torch", "ray", "deepspeed", "transformers", "diffusers", "pyarrow", "pillow", "numpy")
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """An immutable folder that knows the config and the inputs that made it."""
-
-    path: str
-    manifest: dict[str, Any] = field(repr=False)
-
-    @staticmethod
-    def open(path: str) -> "Artifact":
-        """The finished artifact at `path`, local or s3://; FileNotFoundError where there is none."""
-        try:
-            return Artifact(path.rstrip("/"), storage.read_json(storage.join(path, MANIFEST)))
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                f"There is no finished artifact at {path}: it has no {MANIFEST}. Give the folder of a step that ended."
-            ) from None
-
-    @property
-    def step(self) -> str:
-        """The name of the step that made it."""
-        return self.manifest["step"]
-
-    @property
-    def id(self) -> str:
-        """The hash of all that went into it."""
-        return self.manifest["id"]
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """What the step said of its result: counts, scores."""
-        return self.manifest["summary"]
-
-    @cached_property
-    def inputs(self) -> list["Artifact"]:
-        """The artifacts that it was made from, in the order of the step's parameters."""
-        root = self.path.rsplit("/", 2)[0]
-        named = self.manifest["inputs"]
-        return [Artifact.open(url if "://" in url or url.startswith("/") else storage.join(root, url)) for url in named]
-
-    def url(self, *parts: str) -> str:
-        """A path within the artifact."""
-        return storage.join(self.path, *parts)
-
-
-@dataclass(frozen=True)
-class Step:
-    """A function from a config and artifacts to a folder and its summary; `version` rises when its result changes."""
-
-    work: Callable[..., dict[str, Any]]
-    version: int
-    key: Callable[[Any], Any] | None
-
-    @property
-    def name(self) -> str:
-        """The name of the command and of the folder."""
-        return self.work.__name__
-
-    @property
-    def config_class(self) -> type:
-        """The class of its config."""
-        return next(iter(inspect.signature(self.work).parameters.values())).annotation
-
-    @property
-    def input_names(self) -> list[str]:
-        """The artifacts that it takes, by parameter."""
-        parameters = list(inspect.signature(self.work).parameters.values())[1:]
-        return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-
-    def identity(self, config: Any, inputs: tuple[Artifact, ...]) -> str:
-        """The artifact's id: 16 hexadecimal digits of a hash of name, version, config, inputs and own key."""
-        made_of = [self.name, self.version, fingerprint(config), [artifact.id for artifact in inputs]]
-        made_of.append(self.key(config) if self.key else None)
-        return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
-
-
-def step(version: int = 1, key: Callable[[Any], Any] | None = None) -> Callable[[Callable], Step]:
-    """Make a Step of `work(config, *artifacts, out, cluster, report) -> summary`.
-
-    `key(config)` adds what the config does not say to the artifact's id, as the listing of a corpus.
-    """
-    return lambda work: Step(work, version, key)
 
 
 class Store:
@@ -145,39 +62,56 @@ class Store:
         path = storage.join(self.root, work.name, renewed)
         try:
             with Lease(path):
-                revise(artifact.path, path, only, leave=(MANIFEST, "lease.json"))
+                revise(artifact.path, path, only, leave=(MANIFEST, BEGUN, "lease.json"))
         except ValueError:
             if storage.is_local(path):
                 with suppress(OSError):  # it holds a revision that was begun for other reasons
                     os.rmdir(path)
             raise
-        return self._make(work, config, tuple(artifact.inputs), renewed, self._progress(work, renewed))
+        return self._make(work, config, tuple(artifact.inputs), renewed, self._progress(work, renewed), fresh=False)
 
     def _progress(self, work: Step, identity: str, number: str = "") -> Progress:
         title, gauges = f"{number}{work.name:<15}", Gauges(work.name, identity)
         return Progress(title, gauges=gauges, stall_seconds=self.cluster.stall_seconds)
 
-    def _make(self, work: Step, config: Any, inputs: tuple[Artifact, ...], identity: str, report: Progress) -> Artifact:
+    def _make(
+        self,
+        work: Step,
+        config: Any,
+        inputs: tuple[Artifact, ...],
+        identity: str,
+        report: Progress,
+        fresh: bool = True,
+    ) -> Artifact:
         path = storage.join(self.root, work.name, identity)
         with Lease(path), MemoryWatch() as memory, report:
             started = time.time()
-            summary = work.work(config, *inputs, out=path, cluster=self.cluster, report=report)
-            manifest = {
+            begun = {
                 "step": work.name,
                 "id": identity,
                 "version": work.version,
                 "config": to_dict(config),
                 "key": work.key(config) if work.key else None,
                 "inputs": [self._relative(artifact.path) for artifact in inputs],
+                "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+            }
+            if work.shards:
+                storage.write_json(storage.join(path, BEGUN), begun)
+            counts, taken = grow(work, config, inputs, path, report.note) if fresh else ({}, {})
+            summary = work.work(config, *inputs, out=path, cluster=self.cluster, report=report)
+            regret(work, config, inputs, path, taken)
+            manifest = begun | {
                 "summary": summary,
                 "files": _files(path),
-                "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+                "taken": counts,
                 "seconds": round(time.time() - started, 2),
                 "peak_memory_gb": round(memory.peak_gb, 3),
                 "cluster": to_dict(self.cluster),
                 "libraries": libraries(),
             }
             storage.write_json(storage.join(path, MANIFEST), manifest, overwrite=False)
+            if work.shards:
+                storage.remove(storage.join(path, BEGUN))
         report.close(f"{manifest['seconds']:,.1f} s  {_brief(summary)}")
         return Artifact(path, manifest)
 
@@ -204,8 +138,16 @@ class Plan:
         identity = storage.name(path)
         made_of = {"step": work.name, "id": identity, "version": work.version, "config": to_dict(config), "summary": {}}
         made_of["inputs"] = [artifact.path.removeprefix(self.root + "/") for artifact in inputs]
-        self.lines.append((work.name, identity, self._reason(path, work, made_of)))
-        return Artifact(path, made_of)
+        reason = self._reason(path, work, made_of)
+        if reason == "done":
+            self.lines.append((work.name, identity, reason))
+            return Artifact.open(path)
+        wanted, found = look(work, config, inputs, path)
+        if found:
+            reason += f"; {len(wanted) - len(found)} of {len(wanted)} shards are new"
+        self.lines.append((work.name, identity, reason))
+        foreseen = {name: found[name].record if name in found else None for name in wanted} if work.shards else None
+        return Planned(path, made_of, foreseen)
 
     def _reason(self, path: str, work: Step, wanted: dict[str, Any]) -> str:
         if storage.exists(storage.join(path, MANIFEST)):
@@ -260,7 +202,7 @@ def _changes(old: Any, new: Any, name: str = "") -> list[tuple[str, str, str]]:
     if isinstance(old, dict) and isinstance(new, dict):
         keys = dict.fromkeys([*old, *new])
         return [c for key in keys for c in _changes(old.get(key), new.get(key), f"{name}.{key}" if name else key)]
-    return [] if old == new else [(name, json.dumps(old)[:40], json.dumps(new)[:40])]
+    return [] if old == new else [(name, strict.dumps(old)[:40], strict.dumps(new)[:40])]
 
 
 def _brief(summary: dict[str, Any]) -> str:

@@ -25,7 +25,12 @@ class Encode:
         self._model = load_tokenizer(self.tokenizer).to(self._device)
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
-        """Codes of a batch of equally large images."""
-        images = torch.from_numpy(np.stack(batch["pixels"])).permute(0, 3, 1, 2)
-        codes = self._model.encode(scale(images.to(self._device))).flatten(1).int().cpu().numpy()
-        return {"codes": list(codes)}
+        """Codes of a batch of images; those of one size are encoded together."""
+        codes: list = [None] * len(batch["pixels"])
+        for shape in dict.fromkeys(image.shape for image in batch["pixels"]):
+            places = [place for place, image in enumerate(batch["pixels"]) if image.shape == shape]
+            images = torch.from_numpy(np.stack([batch["pixels"][place] for place in places])).permute(0, 3, 1, 2)
+            found = self._model.encode(scale(images.to(self._device))).flatten(1).int().cpu().numpy()
+            for place, row in zip(places, found, strict=True):
+                codes[place] = row
+        return {"codes": codes}

@@ -1,13 +1,14 @@
 """`rescribe`: run and plan recipes, run single steps, list and show what was made."""
 
-import json
 import os
 import sys
 import traceback
 from collections.abc import Callable
 from typing import Any
 
+from infra import strict
 from workflows import recipes
+from workflows.lookup import ChoiceError
 from workflows.options import (
     WORK,
     choose,
@@ -68,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
             return
         results = _dispatch(arguments[0], arguments[1:])
         if "--json" in arguments:
-            print(json.dumps(results))
+            print(strict.dumps(results))
     except KeyboardInterrupt:
         say("Stopped. Give the same command again to continue.")
         sys.exit(130)
@@ -115,7 +116,7 @@ def _sentence(error: BaseException) -> str:
     """What went wrong, without the layers of other processes around it."""
     cause = getattr(error, "cause", None)
     text = str(cause if isinstance(cause, BaseException) else error).strip() or repr(error)
-    return text if len(text) < 600 else text[:600] + " ..."
+    return text if len(text) < 600 or isinstance(error, ChoiceError) else text[:600] + " ..."
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from infra.cluster import Cluster, connect
 from infra.data.llm import run_requests
 from infra.data.run import run_stages
 from infra.metrics import Report, counting
-from infra.store import Artifact, step
-from workflows.recaption import check_names
+from infra.store import Artifact, by_shard, step
+from workflows.recaption import check_names, tell_copies
 
 # A model that follows instructions has to be told what a style is; a tuned decoder of ours knows.
 SHORT = Style(name="short", prompt="Describe the main subject of this picture in one short sentence.", max_tokens=40)
@@ -44,11 +44,12 @@ class CaptionWithConfig:
         self.backend.check(self.styles)
 
 
-@step(version=2)
+@step(version=2, shards=by_shard)
 def caption_with(
     config: CaptionWithConfig, images: Artifact, *, out: str, cluster: Cluster, report: Report
 ) -> dict[str, Any]:
     """Write `caption_<style>` and its `provenance` for every row of a corpus, by a published or a served model."""
+    tell_copies(images)
     connect(cluster)
     backend, inputs = config.backend, [images.path]
     report = counting(report, "captions", of="accepted", times=len(config.styles))

@@ -1,18 +1,19 @@
 """The card of an exported dataset: what the Hub reads in its head, and what a person has to know below."""
 
-import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
 from jinja2 import Environment
 
+from infra import strict
 from infra.store import Artifact
 
 CARD = "README.md"
 SIZES = (("n<1K", 10**3), ("1K<n<10K", 10**4), ("10K<n<100K", 10**5), ("100K<n<1M", 10**6), ("1M<n<10M", 10**7))
 SIZES += (("10M<n<100M", 10**8), ("100M<n<1B", 10**9), ("1B<n<10B", 10**10), ("10B<n<100B", 10**11))
 LARGEST = "100B<n<1T"
+LISTED = 50  # files that the card names with their sources
 CHOSEN = {
     "kept": "those that the mixture keeps",
     "accepted": "those that were captioned",
@@ -20,19 +21,32 @@ CHOSEN = {
 }
 
 
-def write_card(manifest: Mapping[str, Any], artifacts: Sequence[Artifact], styles: Sequence[str], size: int) -> str:
-    """The card as Markdown under a YAML header, of an export's manifest, the artifacts in it and its size in bytes."""
+def write_card(
+    manifest: Mapping[str, Any],
+    artifacts: Sequence[Artifact],
+    styles: Sequence[str],
+    files: Mapping[str, Mapping[str, Any]],
+    scores: Mapping[str, str] | None = None,
+) -> str:
+    """The card as Markdown under a YAML header, of an export's manifest, the artifacts in it and its data files.
+
+    `scores` are the lists of scores of all texts of a picture by the columns of the first's; None where none has two.
+    """
     config, summary, captions = manifest["config"], manifest["summary"], artifacts[1].summary
     environment = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     environment.filters["cell"] = _cell
-    environment.filters["tojson"] = json.dumps  # a text of JSON is one of YAML
+    environment.filters["tojson"] = strict.dumps  # a text of JSON is one of YAML
     text = resources.files("workflows").joinpath("card.md.jinja").read_text(encoding="utf-8")
     return environment.from_string(text).render(
         manifest=manifest,
         config=config,
         summary=summary,
-        size=size,
+        size=sum(file["size"] for file in files.values()),
+        files=dict(list(files.items())[:LISTED]),
+        unlisted=max(0, len(files) - LISTED),
         styles=styles,
+        scores=scores,
+        corpus=_corpus(artifacts[0].manifest["config"]["corpus"]),
         category=next((name for name, below in SIZES if summary["exported"] < below), LARGEST),
         ending="tar" if config["format"] == "webdataset" else "parquet",
         chosen=CHOSEN[config["only"]],
@@ -51,6 +65,15 @@ def _made(captions: Mapping[str, Any], styles: Sequence[str]) -> dict[str, list[
     known = {name: captions.get(name) for name in ("captioner", "weights_sha256", "precision", "seed")}
     found = {style: told.get(style) or known | {"style": asked.get(style, style)} for style in styles}
     return {style: [records] if isinstance(records, Mapping) else list(records) for style, records in found.items()}
+
+
+def _corpus(given: Any) -> str:
+    """What was captioned, without the folders in which it lay: `photos`, `photos/*.tar`, `shapes`."""
+    if not isinstance(given, str):
+        return "shapes"
+    parts = given.rstrip("/").split("/")
+    first = next((number for number, part in enumerate(parts) if any(c in part for c in "*?[{")), len(parts))
+    return "/".join(parts[max(0, first - 1) :])
 
 
 def _cell(value: Any) -> str:

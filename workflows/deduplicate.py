@@ -17,7 +17,7 @@ from infra.data.ledger import Ledger, commit, pending, total
 from infra.data.run import run_stages
 from infra.data.shards import ShardReader, joined_names
 from infra.metrics import Report
-from infra.store import Artifact, step
+from infra.store import Artifact, by_shard, step
 
 EXACT, NEAR = "exact", "near"
 COLUMNS = ("sha256", "phash", "colors")
@@ -34,7 +34,7 @@ class HashConfig:
             raise ValueError(f"batch must be at least 1, but it is {self.batch}.")
 
 
-@step(version=1)
+@step(version=1, shards=by_shard)
 def hash_images(config: HashConfig, images: Artifact, *, out: str, cluster: Cluster, report: Report) -> dict[str, Any]:
     """Write `phash` and `colors` of every image, by which those that look alike are found."""
     connect(cluster)

@@ -11,6 +11,7 @@ from captioner.styles import DESCRIPTIVE, SHORT, Style
 from captioner.task import about
 from infra import storage
 from infra.cluster import Cluster, laptop
+from infra.data.samples import NAMED
 from infra.store import MANIFEST, Artifact, Store
 from workflows import caption_with as asked
 from workflows.ingest import IngestConfig, ingest
@@ -30,6 +31,14 @@ class DirectOptions:
     captioner: str  # who captions
     out: str  # a store of its own: the index of the corpus and the captions go there
     styles: str = ""  # short,descriptive: by name; none: those that the captioner was tuned for, or both
+    shard_rows: int = 1000  # of a folder: how many rows make a shard
+    image_column: str | None = None  # of Parquet; these seven as `ingest` has them
+    caption_column: str | None = None  # of Parquet and tables
+    file_column: str | None = None  # of tables: what names the pictures
+    caption_field: str | None = None  # of a sample's JSON, or a path into it
+    image_part: str | None = None  # the ending of the picture, where a sample has several
+    encoding: str = ""  # of texts that are not UTF-8
+    follow_links: bool = False  # symbolic links that leave the corpus
     batch: int = 128  # images that are captioned together
     precision: Literal["fp32", "bf16"] = "fp32"
     model: str = ""  # of a server
@@ -43,12 +52,14 @@ def direct(options: DirectOptions) -> Artifact:
     store = Store(options.out, options.cluster)
     names = tuple(name for name in options.styles.split(",") if name)
     backend = _backend(options)
+    named = {name: getattr(options, name) for name in NAMED}
+    corpus = IngestConfig(corpus=options.corpus, shard_rows=options.shard_rows, **named)
     exact = {"batch": options.batch, "precision": options.precision}
     if backend is not None:
         styles = _named(names, (asked.SHORT, asked.DESCRIPTIVE)) or (asked.SHORT, asked.DESCRIPTIVE)
         config = asked.CaptionWithConfig(backend=backend, styles=styles, **exact)
-        return store.step(asked.caption_with, config, store.step(ingest, IngestConfig(corpus=options.corpus)))
-    images = store.step(ingest, IngestConfig(corpus=options.corpus))
+        return store.step(asked.caption_with, config, store.step(ingest, corpus))
+    images = store.step(ingest, corpus)
     if storage.exists(storage.join(options.captioner, MANIFEST)):
         captioner = Artifact.open(storage.absolute(options.captioner))
     else:

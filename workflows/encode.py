@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from infra.cluster import Cluster, connect
+from infra.data.fitting import bucket_name
 from infra.data.run import run_stages
 from infra.metrics import Report
-from infra.store import Artifact, step
+from infra.store import Artifact, by_shard, step
 from t2i.stages import Encode
 from t2i.tokenizers.task import load_tokenizer
-from workflows.train_tokenizer import MODEL, image_size
+from workflows.train_tokenizer import MODEL, image_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +24,15 @@ class EncodeConfig:
             raise ValueError(f"batch must be at least 1, but it is {self.batch}.")
 
 
-@step(version=1)
+@step(version=1, shards=by_shard)
 def encode(
     config: EncodeConfig, images: Artifact, tokenizer: Artifact, *, out: str, cluster: Cluster, report: Report
 ) -> dict[str, Any]:
-    """Write a sidecar with `codes` for every shard of a corpus."""
-    model = load_tokenizer(tokenizer.url(MODEL))
+    """Write a sidecar with `codes` for every shard of a corpus; the grid of a row's codes is that of its bucket."""
+    model, sizes = load_tokenizer(tokenizer.url(MODEL)), image_sizes(images)
+    grids = {bucket_name(size): list(model.grid(size)) for size in sizes}
     connect(cluster)
     stage = Encode(tokenizer.url(MODEL), cluster.cpus_per_actor, cluster.gpus_per_actor)
     counts = run_stages([stage], [images.path], out, batch_size=config.batch, actors=cluster.actors, report=report)
-    return counts | {"grid": list(model.grid(image_size(images))), "codebook_size": model.codebook_size}
+    grid = {"grids": grids} if len(sizes) > 1 else {"grid": grids[bucket_name(sizes[0])]}
+    return counts | {**grid, "codebook_size": model.codebook_size}

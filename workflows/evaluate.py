@@ -154,18 +154,23 @@ def read_samples(samples: Artifact) -> list[Row]:
 
 
 def reconstruct(tokenizer: Artifact, images: Sequence[np.ndarray], batch: int = 64) -> list[np.ndarray]:
-    """(H, W, 3) uint8 images through the tokenizer and back."""
+    """(H, W, 3) uint8 images through the tokenizer and back, those of one size together."""
     import torch  # slow to import: `plan` does without
 
     from t2i.tokenizers.task import load_tokenizer
 
     model = load_tokenizer(tokenizer.url(MODEL))
-    rebuilt: list[np.ndarray] = []
-    for start in range(0, len(images), batch):
-        pixels = torch.from_numpy(np.stack(images[start : start + batch])).permute(0, 3, 1, 2).float() / 127.5 - 1
-        with torch.inference_mode():
-            decoded = model.decode(model.encode(pixels))
-        rebuilt += list(((decoded + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy())
+    rebuilt = list(images)
+    for shape in dict.fromkeys(image.shape for image in images):
+        places = [place for place, image in enumerate(images) if image.shape == shape]
+        for start in range(0, len(places), batch):
+            part = places[start : start + batch]
+            pixels = torch.from_numpy(np.stack([images[place] for place in part])).permute(0, 3, 1, 2).float()
+            with torch.inference_mode():
+                decoded = model.decode(model.encode(pixels / 127.5 - 1))
+            made = ((decoded + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+            for place, image in zip(part, made, strict=True):
+                rebuilt[place] = image
     return rebuilt
 
 
@@ -224,12 +229,13 @@ def figures(scores: Scores, targets: dict[str, float]) -> list[pages.Figure]:
 def _captioned(image: bytes, row: Row) -> pages.Captioned:
     truth = row["reference_descriptive"] or row["reference_short"]
     known_scene = row["scene"] is not None and row["reference_descriptive"] is not None
-    lines = [pages.Line(kind="Alt text", text=row["caption_alt"], against=truth if known_scene else None)]
+    alt = row["caption_alt"]
+    lines = [pages.Line(kind="Alt text", text=alt, against=truth if known_scene else None)] if alt else []
     for style in STYLES:
         if f"caption_{style}" in row:
             text, against = row[f"caption_{style}"], row[f"reference_{style}"]
             lines.append(pages.Line(kind=f"{style.capitalize()}, rewritten", text=text, against=against))
-    return pages.Captioned(image=_reduced(image), lines=lines, truth=truth if truth != row["caption_alt"] else None)
+    return pages.Captioned(image=_reduced(image), lines=lines, truth=truth if truth != alt else None)
 
 
 def _sampled(drawn: Sequence[Row], pictures: Pictures) -> list[pages.Sampled]:

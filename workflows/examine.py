@@ -1,4 +1,4 @@
-"""Look at the size of every image and the language of its alt text, and say what is unfit; nothing is dropped."""
+"""Look at the size of every image and the language of its alt texts, and say what is unfit; nothing is dropped."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from infra.cluster import Cluster, connect
 from infra.data.run import run_stages
 from infra.data.shards import ShardReader, shard_names
 from infra.metrics import Report
-from infra.store import Artifact, step
+from infra.store import Artifact, by_shard, step
 
 VERDICTS = ("unfit_size", "unfit_language")
 
@@ -35,9 +35,13 @@ class ExamineConfig:
             raise ValueError(f"batch must be at least 1, but it is {self.batch}.")
 
 
-@step(version=1)
+@step(version=1, shards=by_shard)
 def examine(config: ExamineConfig, images: Artifact, *, out: str, cluster: Cluster, report: Report) -> dict[str, Any]:
-    """Write `unfit_size`, `language_alt` and `unfit_language` for every row: a reason where it is unfit, else None."""
+    """Write `unfit_size`, `language_alt` and `unfit_language` for every row: a reason where it is unfit, else None.
+
+    Sizes are of pictures. Languages are of texts: in shards where a row has several, `languages_alt` and
+    `unfit_languages` say so of each, and a row is unfit by its language where all of its texts are.
+    """
     stages = (Size(config.min_side, config.max_aspect), Language(config.languages, config.min_probability))
     stages[1].setup()  # an unknown language is said before work starts
     connect(cluster)

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pyarrow.parquet as pq
+import tyro
 
-from infra import storage
+from infra import storage, strict
 from infra.cluster import Cluster, connect, laptop
 from infra.config import from_dict, to_dict
+from infra.data.ahead import ahead
 from infra.data.run import run_shards
 from infra.data.samples import Source
 from infra.data.shards import ShardReader, joined_names, shard_url
@@ -20,10 +22,10 @@ from infra.lease import Lease
 from infra.metrics import Progress
 from infra.store import MANIFEST, Artifact, libraries
 from workflows.card import CARD, write_card
-from workflows.exported import DATA, FILE, ExportWork, styles_of
+from workflows.exported import ALTS, DATA, FILE, ExportWork, scores_of, styles_of
 from workflows.ingest import CORPUS
 
-VERSION = 1
+VERSION = 2
 WORK = "work"  # a folder of what is done, while the rest is not
 BEGUN = "export.json"  # in it: what is being written
 
@@ -34,11 +36,13 @@ class ExportOptions:
     or failed, with its reason; `kept` is the default where a mixture is given, else `accepted`.
 
     A WebDataset holds the files of each sample as they were and, beside them, `<key>.<style>.txt` for each new caption
-    and `<key>.captions.json` with scores, flags and provenance; `--prefix v2` makes that `<key>.v2.<style>.txt`.
+    and `<key>.captions.json` with scores, flags and provenance; `--prefix v2` makes that `<key>.v2.<style>.txt`. In
+    every format `source_name` and `key` say which sample of the corpus it is.
     """
 
-    images: str  # folder of the ingest
-    captions: str  # folder of a recaption or a caption_with
+    path: tyro.conf.Positional[str] = ""  # folder of a mix, of captions, or of a store with one of them; or else:
+    images: str = ""  # folder of the ingest; none: that which the captions are of
+    captions: str = ""  # folder of a recaption or a caption_with; none: those of the mixture
     mixture: str = ""  # folder of a mix, whose verdicts and weights go along
     out: str  # where to write, local or s3://
     format: Literal["webdataset", "parquet"] = "webdataset"
@@ -51,7 +55,9 @@ class ExportOptions:
     json: bool = False
 
     def __post_init__(self) -> None:
-        if self.only == "kept" and not self.mixture:
+        if self.path and (self.images or self.captions or self.mixture):
+            raise ValueError(f"Give {self.path} alone, or --images, --captions and --mixture instead of it.")
+        if self.only == "kept" and not (self.mixture or self.path):
             raise ValueError("Which rows are kept is for a mixture to say; give --mixture, or --only accepted.")
         if self.with_images and self.format != "parquet":
             raise ValueError("A WebDataset has the images in any case; with_images is for --format parquet.")
@@ -62,10 +68,14 @@ class ExportOptions:
 def export(options: ExportOptions) -> dict[str, Any]:
     """Write the export and return its manifest; a line that was cut continues, one that is done is found done."""
     artifacts = _artifacts(options)
-    out, only = storage.absolute(options.out), options.only or ("kept" if options.mixture else "accepted")
+    out, only = storage.absolute(options.out), options.only or ("kept" if len(artifacts) > 2 else "accepted")
+    if only == "kept" and len(artifacts) < 3:
+        raise ValueError(
+            f"{options.path} has captions and no mixture to say which rows are kept; give --only accepted."
+        )
     config = {name: getattr(options, name) for name in ("format", "with_images", "prefix", "license", "title")}
     plan = {"config": config | {"only": only}, "inputs": [f"{each.step}/{each.id}" for each in artifacts]}
-    begun = {"id": hashlib.sha256(json.dumps([VERSION, plan]).encode()).hexdigest()[:16], **plan}
+    begun = {"id": hashlib.sha256(strict.dumps([VERSION, plan]).encode()).hexdigest()[:16], **plan}
     gauges, patience = Gauges("export", begun["id"]), options.cluster.stall_seconds
     progress = Progress(f"{'export':<15}", gauges=gauges, stall_seconds=patience)
     if _is_done(out, begun):
@@ -84,12 +94,14 @@ def export(options: ExportOptions) -> dict[str, Any]:
             only=only,
             with_images=options.with_images,
             prefix=options.prefix,
+            several=_has_several(artifacts[0], names),
         )
         counts = run_shards(work, names, storage.join(out, WORK), actors=options.cluster.actors, report=progress)
         files, further = _files(out, names)
         if not files:
             raise ValueError(f"None of the {counts['rows_in']} rows is {only}, so there is nothing to export.")
-        summary = counts | {"exported": sum(file["rows"] for file in files.values())} | further
+        data = {name: file for name, file in files.items() if name.startswith(f"{DATA}/")}
+        summary = counts | {"exported": sum(file["rows"] for file in data.values())} | further
         manifest = {
             "step": "export",
             "version": VERSION,
@@ -100,20 +112,30 @@ def export(options: ExportOptions) -> dict[str, Any]:
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
             "seconds": round(time.time() - started, 2),
         }
-        styles = styles_of(ShardReader([artifacts[1].path], names[0]).names)
-        card = write_card(manifest, artifacts, styles, size=sum(file["size"] for file in files.values())).encode()
+        columns = ShardReader(work.inputs, names[0]).names
+        scores = scores_of(columns) if work.several else None
+        card = write_card(manifest, artifacts, styles_of(columns), data, scores).encode()
         storage.write_bytes(storage.join(out, CARD), card)
         files[CARD] = {"size": len(card), "sha256": hashlib.sha256(card).hexdigest()}
         storage.write_json(storage.join(out, MANIFEST), manifest | {"files": files})
     storage.remove(storage.join(out, WORK))
-    progress.close(f"{manifest['seconds']:,.1f} s  exported {summary['exported']}  files {len(files) - 1}")
+    progress.close(f"{manifest['seconds']:,.1f} s  exported {summary['exported']}  files {len(data)}")
     return manifest | {"files": files}
 
 
 def _artifacts(options: ExportOptions) -> list[Artifact]:
     """The index, the captions and the mixture, which must be of one another."""
-    given = [path for path in (options.images, options.captions, options.mixture) if path]
-    images, captions, *mixed = [Artifact.open(storage.absolute(path)) for path in given]
+    given = options.mixture or options.captions or options.path
+    if not given:
+        raise ValueError("Say what to export: the folder of captions, of a mix, or of a store with one of them.")
+    last = Artifact.open(storage.absolute(given))
+    mixed = [last] if options.mixture or last.step == "mix" else []
+    captions = last.inputs[1] if mixed else last
+    if options.captions:
+        captions = Artifact.open(storage.absolute(options.captions))
+    images = next(iter(captions.inputs), captions)
+    if options.images:
+        images = Artifact.open(storage.absolute(options.images))
     if images.step != "ingest":
         raise ValueError(f"{images.path} was made by {images.step}; give the folder of an ingest as --images.")
     if not captions.inputs or captions.inputs[0].id != images.id:
@@ -145,14 +167,23 @@ def _sources(images: Artifact) -> dict[str, Source]:
     return {name: from_dict(Source, each) for name, each in plain.items()}
 
 
+def _has_several(images: Artifact, names: list[str]) -> bool:
+    """Whether some picture of the corpus came with several texts: then all shards have a column of them."""
+
+    def there(name: str) -> bool:
+        with storage.open_read(shard_url(images.path, name)) as file:
+            return ALTS in pq.read_schema(file).names
+
+    return any(ahead(there, names, threads=8, depth=32))
+
+
 def _files(out: str, names: list[str]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Size, hash and rows of every file that was written, and how many rows of what sort were left out."""
+    """Size, hash, rows and source of every file that was written, and how many rows were renamed or left out."""
     files: dict[str, dict[str, Any]] = {}
     further: Counter[str] = Counter()
     for name in names:
         with storage.open_read(shard_url(storage.join(out, WORK), name)) as file:
             told = json.loads((pq.read_schema(file).metadata or {})[FILE.encode()])
         further.update(told["further"])
-        if told["file"]:
-            files[f"{DATA}/{told['name']}"] = told["file"]
+        files.update(told["files"])
     return files, dict(further)

@@ -23,8 +23,10 @@ READ = (
     "codes",
     "prior",
     "samples",
+    "hashes",
     "verdicts",
     "path",
+    "paths",
 )
 
 

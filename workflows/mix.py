@@ -11,13 +11,16 @@ import pyarrow as pa
 from captioner.detect import FAULTS
 from infra.cluster import Cluster, connect
 from infra.data.run import run_shards
-from infra.data.shards import ShardReader, joined_names, shard_names
+from infra.data.shards import OPTIONAL, ShardReader, joined_names, shard_names
 from infra.metrics import Report
-from infra.store import Artifact, step
+from infra.store import Artifact, by_shard, step
 from t2i.captions import shares
 
 TOO_SHORT, TOO_LONG, UNLIKELY, UNMATCHED, MISSING = "too short", "too long", "unlikely", "unmatched", "missing"
+ALT, ALTS = "alt", "captions_alt?"
+SCORES = {"logp": "logps_alt?", "match": "matches_alt?"}  # of all alt texts of a row that has several
 DUPLICATE, DUPLICATE_KIND, UNFIT = "duplicate_of", "duplicate_kind", "unfit_"  # columns of `deduplicate` and `examine`
+LANGUAGES = "unfit_languages?"  # by `examine`, of all alt texts of a row that has several
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +32,12 @@ class MixConfig:
     without a caption is not kept. The default share of 10 % alt texts lies where Recap-DataComp-1B (arXiv 2406.08478,
     table 6) found text-to-image models best.
 
+    Of several alt texts of a row each is judged by its own scores and its own language, and each that is fit has an
+    even part of the share of `alt`.
+
     What is a duplicate, too small or of another language is decided where it is looked at: rows that `deduplicate` and
-    `examine` mark are not kept if their artifacts are given, whatever the captions.
+    `examine` mark are not kept if their artifacts are given, whatever the captions; a row of several alt texts is
+    marked for its language where all of them are.
     """
 
     weights: dict[str, float] = field(default_factory=lambda: {"alt": 0.1, "short": 0.2, "descriptive": 0.7})
@@ -56,7 +63,7 @@ class MixConfig:
             )
 
 
-@step(version=2)
+@step(version=2, shards=by_shard)
 def mix(
     config: MixConfig,
     images: Artifact,
@@ -67,6 +74,8 @@ def mix(
     report: Report,
 ) -> dict[str, Any]:
     """Write `keep`, `keep_reason` and `weight_<style>`, how often each of its captions is to be read, for every row.
+
+    In shards where a row has several alt texts `weights_alt` says so of each of them.
 
     `verdicts` are any of `deduplicate` and `examine`, in any number and order: the rows that they mark are not kept. Of
     several copies the first in the corpus may stay, and none does where its own captions are unfit.
@@ -83,7 +92,11 @@ def mix(
         ShardReader(inputs, names[0]).columns(_columns(config))  # a style without captions is said before work starts
     connect(cluster)
     counts = run_shards(MixWork(config, inputs), names, out, actors=cluster.actors, report=report)
-    return counts | _summary(config, out)
+    summary = _summary(config, out)
+    if not summary["kept"]:
+        why = ", ".join(f"{reason} ({count})" for reason, count in summary["dropped_by_reason"].items())
+        raise ValueError(f"No row keeps a caption to be read: {why or 'none was accepted'}. Change weights or bounds.")
+    return counts | summary
 
 
 @dataclass(frozen=True)
@@ -106,6 +119,7 @@ class MixWork:
             verdicts[style] = self._verdicts(reader, columns, style)
             texts = columns[f"caption_{style}"]
             fit[style] = [None if verdict else text for text, verdict in zip(texts, verdicts[style], strict=True)]
+        several = self._several(columns, verdicts, fit) if "captions_alt" in reader.names else None
         marks = _marks(reader)
         unmarked = np.array([not mark for mark in marks], dtype=bool)
         weights = {style: column * unmarked for style, column in shares(fit, self.config.weights).items()}
@@ -119,7 +133,32 @@ class MixWork:
             "keep_reason": _spread(reader, reasons, pa.string()),
         } | {f"weight_{style}": _spread(reader, column.tolist(), pa.float32()) for style, column in weights.items()}
         states = {"state": pa.array(reader.states, pa.string()), "reason": pa.array(reader.reasons, pa.string())}
-        return pa.table({"sample_id": pa.array(reader.sample_ids, pa.string()), **states, **table})
+        made = pa.table({"sample_id": pa.array(reader.sample_ids, pa.string()), **states, **table})
+        if several is None:
+            return made
+        pairs = zip(several, weights[ALT].tolist(), strict=True)
+        parts = [[share * fits / max(sum(each), 1) for fits in each] for each, share in pairs]
+        field = pa.field("weights_alt", pa.list_(pa.float32()), metadata=OPTIONAL)
+        return made.append_column(field, _spread(reader, parts, field.type))
+
+    def _several(
+        self, columns: dict[str, np.ndarray], verdicts: dict[str, list[str | None]], fit: dict[str, list[str | None]]
+    ) -> list[list[bool]] | None:
+        """Which alt texts of each row are fit; where the first is not, the first that is fit speaks for the row."""
+        if ALT not in fit:
+            return None
+        scored = [(columns[SCORES[kind]], by[ALT], word) for kind, by, word in _bounds(self.config) if ALT in by]
+        several = []
+        for row, (texts, marks) in enumerate(zip(columns[ALTS], columns[LANGUAGES], strict=True)):
+            several.append([verdicts[ALT][row] is None])
+            for place, text in enumerate([] if texts is None else texts[1:], start=1):
+                own = ((None if each[row] is None else each[row][place], bound, word) for each, bound, word in scored)
+                low = next((word for value, bound, word in own if _below(value, bound)), None)
+                mark = None if marks is None else marks[place]
+                several[-1].append((judge(text, None, self.config) or low or mark) is None)
+            if (good := next((n for n, each in enumerate(several[-1]) if each), 0)) and texts is not None:
+                verdicts[ALT][row], fit[ALT][row] = None, texts[good]
+        return several
 
     def _verdicts(self, reader: ShardReader, columns: dict[str, np.ndarray], style: str) -> list[str | None]:
         """Why each caption of a style is unfit; None for those that are fit."""
@@ -129,10 +168,12 @@ class MixWork:
         scored = [
             (columns[f"{kind}_{style}"], by[style], word) for kind, by, word in _bounds(self.config) if style in by
         ]
+        several = columns[LANGUAGES] if style == ALT else [None] * len(texts)
         verdicts = []
-        for row, text in enumerate(texts):
+        for row, (text, marks) in enumerate(zip(texts, several, strict=True)):
             low = (word for scores, bound, word in scored if _below(scores[row], bound))
-            verdicts.append(judge(text, flags[row], self.config) or next(low, None))
+            mark = None if marks is None else marks[0]
+            verdicts.append(judge(text, flags[row], self.config) or next(low, None) or (mark and mark.split(":")[0]))
         return verdicts
 
 
@@ -148,7 +189,8 @@ def _marks(reader: ShardReader) -> list[str]:
 
 
 def _verdict_columns(names: set[str]) -> set[str]:
-    return {name for name in names if name == DUPLICATE or name.startswith(UNFIT)}
+    """The columns that say of whole rows what is wrong with them."""
+    return {name for name in names if name == DUPLICATE or name.startswith(UNFIT)} - {LANGUAGES.removesuffix("?")}
 
 
 def judge(text: str | None, flag: str | None, config: MixConfig) -> str | None:
@@ -181,7 +223,8 @@ def _styles(config: MixConfig) -> list[str]:
 
 def _columns(config: MixConfig) -> list[str]:
     scored = [f"{kind}_{style}" for kind, bounds, _ in _bounds(config) for style in _styles(config) if style in bounds]
-    return [f"caption_{style}" for style in _styles(config)] + scored
+    several = [ALTS, LANGUAGES, *(SCORES[kind] for kind, by, _ in _bounds(config) if ALT in by)]
+    return [f"caption_{style}" for style in _styles(config)] + several * (ALT in _styles(config)) + scored
 
 
 def _spread(reader: ShardReader, values: list[Any], kind: pa.DataType) -> pa.Array:

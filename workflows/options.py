@@ -19,6 +19,7 @@ from workflows.deduplicate import deduplicate, hash_images
 from workflows.direct import DirectOptions
 from workflows.examine import examine
 from workflows.export import ExportOptions
+from workflows.ingest import IngestConfig
 from workflows.text_to_image import STEPS, Recipe
 
 STORE = "runs"
@@ -39,8 +40,9 @@ class RecipeOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ListOptions:
-    """The finished artifacts of a store."""
+    """The finished artifacts of a store, or of one step."""
 
+    path: tyro.conf.Positional[str] = ""  # a store's folder, or a step's in it; none: that of --store
     store: str = STORE
     json: bool = False
 
@@ -49,7 +51,7 @@ class ListOptions:
 class VerifyOptions:
     """Every row accounted for, every byte as it was written; ends with 1 where that is not so."""
 
-    path: tyro.conf.Positional[str]  # an artifact's folder
+    paths: tyro.conf.Positional[tuple[str, ...]]  # folders of artifacts, of steps, of stores: whatever is in them
     json: bool = False
 
 
@@ -57,7 +59,7 @@ class VerifyOptions:
 class RetryOptions:
     """Rows that failed are tried again, the others stay as they are; what comes is a new revision."""
 
-    path: tyro.conf.Positional[str]  # an artifact's folder
+    path: tyro.conf.Positional[str]  # folder of an artifact, or of a store in which rows of one artifact failed
     only: tuple[str, ...] = ()  # decode_error, read_error, oom, timeout, error; none: whatever failed
     cluster: Cluster = dataclasses.field(default_factory=laptop)
     json: bool = False
@@ -67,7 +69,7 @@ class RetryOptions:
 class GalleryOptions:
     """Rows with their images, captions, scores and verdicts on one page."""
 
-    path: tyro.conf.Positional[str]  # folder of a recaption, or of a mix, whose verdicts are shown too
+    path: tyro.conf.Positional[str]  # folder of captions, or of a mix, whose verdicts are shown too, or of a store
     out: str = "gallery.html"
     count: int = 500  # rows at most, evenly of those kept, rejected and failed
     seed: int = 0  # of the draw
@@ -96,7 +98,7 @@ def recipe_options(arguments: list[str], verb: str) -> RecipeOptions:
         make = choose(name, recipes.RECIPES, "recipe")
         given, rest = _take_parameters(make, name, rest)
         recipe = make(**given)
-    texts, rest = _take_texts(Recipe, rest)
+    texts, rest = _take_texts(Recipe, _renamed(rest, "--", "--corpus."))
     default = RecipeOptions(recipe=_put(recipe, texts), cluster=cluster)
     return tyro.cli(RecipeOptions, default=default, args=rest, prog=f"rescribe {verb} {name}", config=ONE_KIND)
 
@@ -110,7 +112,7 @@ def retry_options(arguments: list[str]) -> RetryOptions:
 
 def direct_options(arguments: list[str]) -> DirectOptions:
     """Of `recaption --corpus`."""
-    cluster, arguments = _named_cluster(arguments)
+    cluster, arguments = _named_cluster(_renamed(arguments, "--corpus.", "--"))
     default = DirectOptions(corpus=tyro.MISSING, captioner=tyro.MISSING, out=tyro.MISSING, cluster=cluster)
     return tyro.cli(DirectOptions, default=default, args=arguments, prog="rescribe recaption", config=ONE_KIND)
 
@@ -120,6 +122,8 @@ def step_options(work: Step, arguments: list[str]) -> Any:
     cluster, arguments = _named_cluster(arguments)
     hints = get_type_hints(work.work)
     config = next(iter(hints.values()))
+    if config is IngestConfig:
+        arguments = _renamed(arguments, "--corpus.", "--")
     texts, arguments = _take_texts(config, arguments)
     fields: list[Any] = [("config", Annotated[config, _FLAT], *([config(**texts)] if texts else []))]
     fields += [(name, str) for name in work.input_names]
@@ -137,7 +141,7 @@ def further_inputs(work: Step) -> list[str]:
 def export_options(arguments: list[str]) -> ExportOptions:
     """Of `export`."""
     cluster, arguments = _named_cluster(arguments)
-    default = ExportOptions(images=tyro.MISSING, captions=tyro.MISSING, out=tyro.MISSING, cluster=cluster)
+    default = ExportOptions(out=tyro.MISSING, cluster=cluster)
     return tyro.cli(ExportOptions, default=default, args=arguments, prog="rescribe export", config=ONE_KIND)
 
 
@@ -186,6 +190,17 @@ def _put(config: Any, texts: dict[str, Any]) -> Any:
         chosen = value if isinstance(value, str) else _put(getattr(config, name), value)
         config = dataclasses.replace(config, **{name: chosen})
     return config
+
+
+def _renamed(arguments: list[str], before: str, after: str) -> list[str]:
+    """Options of the corpus by their other name, so that what a message advises works with any command."""
+    known = {field.name.replace("_", "-") for field in dataclasses.fields(IngestConfig)} - {"corpus"}
+
+    def of_corpus(word: str) -> bool:
+        name = word.removeprefix(before).partition("=")[0].partition(".")[0].replace("_", "-")
+        return word.startswith(before) and name.removeprefix("no-") in known
+
+    return [after + word.removeprefix(before) if of_corpus(word) else word for word in arguments]
 
 
 def _named_cluster(arguments: list[str]) -> tuple[Cluster, list[str]]:

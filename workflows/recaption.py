@@ -1,5 +1,6 @@
 """Rewrite every caption of a corpus: one encoding an image, one caption a style, and a score for each."""
 
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -20,7 +21,7 @@ from infra.data.ledger import Ledger, Record
 from infra.data.run import run_stages
 from infra.data.stage import Stage
 from infra.metrics import Report, counting
-from infra.store import Artifact, step
+from infra.store import Artifact, by_shard, step
 from workflows.train_captioner import MODEL
 
 
@@ -47,7 +48,7 @@ class RecaptionConfig:
         check_names(self.styles)
 
 
-@step(version=3)
+@step(version=3, shards=by_shard)
 def recaption(
     config: RecaptionConfig, images: Artifact, captioner: Artifact, *, out: str, cluster: Cluster, report: Report
 ) -> dict[str, Any]:
@@ -60,6 +61,8 @@ def recaption(
     styles = config.styles or known.styles
     if not styles:
         raise ValueError(f"The captioner {captioner.path} was tuned for no style; give `styles`.")
+    if _is_published(captioner):
+        tell_copies(images)
     connect(cluster)
     cpus, gpus = cluster.cpus_per_actor, cluster.gpus_per_actor
     tower = Tower(model, config.precision, gpus)
@@ -94,6 +97,12 @@ def recaption(
     }
 
 
+def _is_published(captioner: Artifact) -> bool:
+    """Whether nothing of a captioner was trained here but, perhaps, what judges its captions."""
+    config = captioner.manifest["config"]
+    return config.get("base") is None and not config.get("styles")
+
+
 def _author(config: RecaptionConfig, captioner: Artifact) -> Author:
     base = captioner.manifest["config"].get("model")  # a name of published weights, or the size of what began with none
     return Author(
@@ -120,6 +129,19 @@ def _faults(records: Mapping[str, Record], style: str) -> dict[str, Any]:
     shares = {fault: round(flags[fault] / rows, 6) for fault in FAULTS if flags[fault]}
     again_share = round(again / max(rows, 1), 6)
     return {"faults": shares, "decoded_again": again_share, "worst": round(worst, 6), "worst_shard": shard}
+
+
+def tell_copies(images: Artifact) -> None:
+    """Say that a captioner sees copies that were made to train others on."""
+    config = images.manifest["config"]
+    if sizes := config.get("buckets") or [size for size in [config.get("image_size")] if size]:
+        copies = ", ".join(f"{height}x{width}" for height, width in sizes) + f", {config.get('fit', 'stretch')}"
+        print(
+            f"The captioner, which was not trained here, sees the copies of the index ({copies}). "
+            "Caption an index without image_size and buckets for it to see whole pictures.",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def check_names(styles: tuple[Style, ...]) -> None:

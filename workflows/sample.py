@@ -1,7 +1,6 @@
 """Draw pictures for prompts: captions of held-out images, or a user's own."""
 
 import heapq
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from infra import storage
+from infra import storage, strict
 from infra.cluster import Cluster
 from infra.data.images import encode_png
 from infra.data.shards import ShardReader, joined_names
@@ -73,7 +72,7 @@ def sample(
             storage.write_bytes(storage.join(out, name), encode_png(image))
             written.append({"prompt": prompt.text, "image": name, "scene": prompt.scene, "sample_id": prompt.sample_id})
         report(len(written), len(prompts), "pictures")
-    storage.write_bytes(storage.join(out, SAMPLES), json.dumps(written, indent=1).encode())
+    storage.write_bytes(storage.join(out, SAMPLES), strict.dumps(written, indent=1).encode())
     return {"samples": len(written), "guidance": config.sampling.guidance, "temperature": config.sampling.temperature}
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import os
 import shlex
 import socket
@@ -15,6 +14,7 @@ from typing import Any
 
 import tyro
 
+from infra import strict
 from infra.capacity import inventory, missing
 from infra.cluster import Cluster
 from infra.jobs import STOP_SECONDS, Job, Jobs
@@ -223,7 +223,7 @@ def _code() -> str:
 
 
 def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]
+    return hashlib.sha256(strict.dumps(value).encode()).hexdigest()[:12]
 
 
 def _follow(jobs: Jobs, identity: str, address: str) -> Job:
@@ -243,7 +243,7 @@ def _ended(job: Job, as_json: bool, checked: bool) -> dict[str, Any]:
     described = _described(job)
     if checked and job.state != "SUCCEEDED":
         if as_json:
-            print(json.dumps(described))
+            print(strict.dumps(described))
         raise SystemExit(1)
     return described
 

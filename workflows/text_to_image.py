@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+from infra.data.fitting import bucket_name
 from infra.store import Artifact, Plan, Store
+from t2i.priors.task import check_sizes
 from workflows.encode import EncodeConfig, encode
 from workflows.evaluate import ReportConfig, evaluate
 from workflows.ingest import IngestConfig, ingest
@@ -30,6 +32,9 @@ class Recipe:
     prior: TrainPriorConfig
     sample: SampleConfig
     report: ReportConfig
+
+    def __post_init__(self) -> None:
+        check_sizes(self.prior.model, [bucket_name(size) for size in self.corpus.sizes])
 
 
 def run(recipe: Recipe, store: Store | Plan) -> Artifact:

@@ -9,7 +9,17 @@ from captioner.altered import Alternatives
 from captioner.matching import MatchingConfig
 from captioner.model import CaptionerConfig
 from captioner.styles import DESCRIPTIVE, SHORT, Style, prompts_of
-from captioner.task import ALT_COLUMN, TRAIN, BaseTask, FilterTask, FinetuneTask, load_captioner, reference_column
+from captioner.task import (
+    ALT_COLUMN,
+    ALTS_COLUMN,
+    TRAIN,
+    BaseTask,
+    FilterTask,
+    FinetuneTask,
+    load_captioner,
+    present,
+    reference_column,
+)
 from captioner.vocabulary import Vocabulary, train_vocabulary
 from infra import storage
 from infra.cluster import Cluster
@@ -19,7 +29,9 @@ from infra.store import Artifact, step
 from infra.train.fit import Training, fit
 from infra.train.loop import TrainConfig, is_loss
 from infra.train.optim import OptimConfig
+from workflows.splits import demand_rows
 
+UNTOLD = "have no alt text, which a base and a filter learn from: give texts, or published weights and no `base`"
 MODEL = "model"  # the folder, within the artifact, of what users load
 
 
@@ -65,6 +77,10 @@ def train_captioner(
     config: TrainCaptionerConfig, images: Artifact, *, out: str, cluster: Cluster, report: Report
 ) -> dict[str, Any]:
     """Train a captioner on a corpus and its labelled rows as DALL-E 3 did: a base, then a decoder a style from it."""
+    if config.base is not None or config.filter is not None:
+        demand_rows(images, lambda columns: present(columns[ALT_COLUMN]), (ALT_COLUMN,), UNTOLD)
+    elif config.styles:
+        demand_rows(images)
     vocabulary, image_size, max_length = _prepare(config, images, out)
     for style in config.styles:
         prompts_of(style, [], vocabulary, max_length)  # a style without room is said before the base is trained
@@ -139,11 +155,13 @@ def _captions(config: TrainCaptionerConfig, images: Artifact) -> Iterator[str]:
     names = [ALT_COLUMN, *(reference_column(style) for style in config.styles)]
     left = config.vocabulary_rows
     for shard in shard_names(images.path):
-        columns = ShardReader([images.path], shard).columns(["split", *names])
+        columns = ShardReader([images.path], shard).columns(["split", ALTS_COLUMN, *names])
         rows = (columns["split"] == TRAIN).nonzero()[0][:left]
         left -= len(rows)
         for name in names:
             yield from (text for text in columns[name][rows] if text)
+        for texts in columns[ALTS_COLUMN][rows]:
+            yield from () if texts is None else texts[1:]
         if not left:
             return
 

@@ -14,8 +14,19 @@ from infra.train.fit import Training, fit
 from infra.train.loop import TrainConfig
 from infra.train.optim import OptimConfig
 from t2i.priors.autoregressive import AutoregressiveConfig
-from t2i.priors.task import TRAIN, PriorConfig, PriorShape, PriorTask, load_vocabulary, save_vocabulary
+from t2i.priors.task import (
+    ALT,
+    ALTS,
+    TRAIN,
+    PriorConfig,
+    PriorShape,
+    PriorTask,
+    check_sizes,
+    load_vocabulary,
+    save_vocabulary,
+)
 from t2i.vocabulary import FILE, TextVocabulary
+from workflows.splits import demand_rows
 from workflows.train_tokenizer import losses_of
 
 
@@ -52,7 +63,9 @@ def train_prior(
     report: Report,
 ) -> dict[str, Any]:
     """Train a prior on the captions of a mixture and the codes of the same images."""
+    check_sizes(config.model, list(codes.summary.get("grids", ())))
     inputs = _inputs(mixture, codes, tokenizer)
+    demand_rows(mixture.inputs[0])
     styles = tuple(style for style, weight in mixture.manifest["config"]["weights"].items() if weight > 0)
     vocabulary = storage.join(out, "vocabulary")
     if not storage.exists(storage.join(vocabulary, FILE)):
@@ -94,10 +107,13 @@ def _captions(inputs: list[str], styles: tuple[str, ...], rows: int) -> Iterator
     """Captions of the training rows that the mixture keeps."""
     names = [f"caption_{style}" for style in styles]
     for shard in joined_names(inputs):
-        columns = ShardReader(inputs, shard).columns(["split", "keep", *names])
+        several = [ALTS] if f"caption_{ALT}" in names else []
+        columns = ShardReader(inputs, shard).columns(["split", "keep", *several, *names])
         kept = ((columns["split"] == TRAIN) & columns["keep"].astype(bool)).nonzero()[0][:rows]
         for name in names:
             yield from (text for text in columns[name][kept] if text)
+        for texts in columns[ALTS][kept] if several else ():
+            yield from () if texts is None else texts[1:]
         rows -= len(kept)
         if rows <= 0:
             return

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from infra.cluster import Cluster
+from infra.data.fitting import Size
 from infra.metrics import Report
 from infra.store import Artifact, step
 from infra.train.fit import Training, fit
@@ -13,6 +14,7 @@ from t2i.tokenizers.losses import CriticConfig, LossConfig
 from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
 from t2i.tokenizers.task import TokenizerTask, build_tokenizer
 from t2i.tokenizers.vqgan import VQGANConfig
+from workflows.splits import demand_rows
 
 MODEL = "model"  # the folder, within the artifact, of what users load
 
@@ -34,9 +36,11 @@ class TrainTokenizerConfig:
 def train_tokenizer(
     config: TrainTokenizerConfig, images: Artifact, *, out: str, cluster: Cluster, report: Report
 ) -> dict[str, Any]:
-    """Train an image tokenizer on the pictures of a corpus, all of one size."""
-    size = image_size(images)
-    build_tokenizer(config.model).grid(size)  # a size that does not fit is said before anything starts
+    """Train an image tokenizer on the pictures of a corpus, all of one size, or of the sizes of its buckets."""
+    demand_rows(images)
+    sizes, model = image_sizes(images), build_tokenizer(config.model)
+    for size in sizes:
+        model.grid(size)  # a size that does not fit is said before anything starts
     task = TokenizerTask(
         model=config.model,
         losses=config.losses,
@@ -44,19 +48,22 @@ def train_tokenizer(
         critic=config.critic,
         critic_optim=config.critic_optim,
         seed=config.seed,
+        bucket="bucket" if images.manifest["config"].get("buckets") else None,
     )
     figures = fit([Training(task, [images.path], config.train, out)], cluster, report)
-    return {"steps": figures["step"], "rows": figures["rows"], "size": list(size), **losses_of(figures)}
+    size = {"size": list(sizes[0])} if len(sizes) == 1 else {"sizes": [list(size) for size in sizes]}
+    return {"steps": figures["step"], "rows": figures["rows"], **size, **losses_of(figures)}
 
 
-def image_size(images: Artifact) -> tuple[int, int]:
-    """(height, width) of the resized copies; ValueError where ingest made none."""
-    size = images.manifest["config"]["image_size"]
-    if size is None:
+def image_sizes(images: Artifact) -> list[Size]:
+    """The sizes that resized copies have, (height, width) each; ValueError where ingest made none."""
+    config = images.manifest["config"]
+    sizes = config.get("buckets") or ([config["image_size"]] if config["image_size"] else [])
+    if not sizes:
         raise ValueError(
             f"The pictures of {images.path} differ in size. Ingest with an image_size, as --image-size 256 256."
         )
-    return size[0], size[1]
+    return [(height, width) for height, width in sizes]
 
 
 def losses_of(figures: dict[str, Any]) -> dict[str, float]:

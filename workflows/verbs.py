@@ -1,23 +1,25 @@
 """What `rescribe` does: run and plan recipes, run single steps, prove, retry, show and export what was made."""
 
-import json
 import sys
 import time
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import tyro
 
-from infra import storage
+from infra import storage, strict
 from infra.config import from_dict, to_dict
 from infra.data.ledger import LEDGER
 from infra.data.verify import unlisted, verify_files, verify_shards
-from infra.store import MANIFEST, Artifact, Plan, Step, Store
+from infra.store import Artifact, Plan, Step, Store
 from workflows import recipes, text_to_image
 from workflows.corpora.shapes import write_shards
 from workflows.direct import direct
 from workflows.export import export
-from workflows.exported import DATA
+from workflows.exported import DATA, NAMES
 from workflows.gallery import gallery as draw_gallery
+from workflows.lookup import CAPTIONED, Line, contents, current, finished, furthest, inputs_of, one, only, rephrased
 from workflows.options import (
     ONE_KIND,
     WORK,
@@ -35,6 +37,7 @@ from workflows.options import (
 from workflows.recaption import recaption
 from workflows.settings import settings_of
 
+TRAINED = "train_captioner"  # the step of captioners that were trained here
 COUNTS = ("rows_in", "accepted", "rejected", "failed", "shards")
 
 
@@ -72,16 +75,16 @@ def plan(arguments: list[str]) -> dict[str, Any]:
 
 
 def show(arguments: list[str]) -> dict[str, Any]:
-    """Print a recipe or an artifact's manifest: `rescribe show demo`, `rescribe show runs/mix/0123456789abcdef`."""
+    """Print a recipe or an artifact's manifest: `rescribe show demo`, `rescribe show runs/mix`."""
     if not arguments:
         raise ValueError("Say what to show: a recipe's name or an artifact's folder.")
     target, rest = arguments[0], arguments[1:]
     if target in recipes.RECIPES or target.endswith(".json"):
         shown = to_dict(recipe_options([target, *rest], "show").recipe)
     else:
-        shown = Artifact.open(target).manifest
+        shown = one(target, (), rephrased("show", arguments, target)).manifest
     if "--json" not in rest:
-        print(json.dumps(shown, indent=2))
+        print(strict.dumps(shown, indent=2))
     return shown
 
 
@@ -90,43 +93,49 @@ def settings(arguments: list[str]) -> dict[str, Any]:
     options = recipe_options(arguments, "settings")
     shown = settings_of(options.recipe, options.cluster)
     if not options.json:
-        print(json.dumps(shown, indent=2))
+        print(strict.dumps(shown, indent=2))
     return shown
 
 
 def list_artifacts(arguments: list[str]) -> dict[str, Any]:
-    """List the finished artifacts of a store: `rescribe list --store runs`."""
+    """List the finished artifacts of a store, or of one step in it: `rescribe list runs`."""
     options = tyro.cli(ListOptions, args=arguments, prog="rescribe list")
-    found = []
-    for step in storage.list_names(options.store):
-        for identity in storage.list_names(storage.join(options.store, step)):
-            url = storage.join(options.store, step, identity)
-            if storage.exists(storage.join(url, MANIFEST)):
-                found.append(Artifact.open(url))
-    found.sort(key=lambda artifact: artifact.manifest["started"])
+    place, found = options.path or options.store, []
+    with suppress(FileNotFoundError):
+        found = finished(place)
     for artifact in found:
         print(f"{artifact.manifest['started']}  {artifact.manifest['seconds']:>8,.1f} s  {artifact.path}")
     if not found:
-        say(f"There is nothing finished in {options.store} yet. Start with `rescribe run debug`.")
+        say(f"There is nothing finished in {place} yet. Start with `rescribe run debug`.")
     return {"artifacts": [artifact.path for artifact in found]}
 
 
 def verify(arguments: list[str]) -> dict[str, Any]:
-    """Prove that an artifact is whole, row by row: `rescribe verify runs/recaption/0123456789abcdef`."""
+    """Prove that an artifact is whole, row by row, or all of a store: `rescribe verify captions`."""
     options = tyro.cli(VerifyOptions, args=arguments, prog="rescribe verify")
-    artifact = Artifact.open(storage.absolute(options.path))
+    found = {artifact.path: artifact for path in options.paths for artifact in finished(path)}
+    told = [_verify(artifact) for artifact in found.values()]
+    results = told[0] if len(told) == 1 else {"whole": all(each["whole"] for each in told), "artifacts": told}
+    if not results["whole"]:
+        if options.json:
+            print(strict.dumps(results))
+        raise SystemExit(1)
+    return results
+
+
+def _verify(artifact: Artifact) -> dict[str, Any]:
+    """What is wrong with an artifact, said and returned."""
     faults = list(verify_files(artifact.path, artifact.manifest["files"]))
     if LEDGER in artifact.manifest["files"]:
         faults += verify_shards(artifact.path, [source.path for source in artifact.inputs], artifact.summary)
     if artifact.step == "export":
-        faults += unlisted(artifact.path, DATA, artifact.manifest["files"])
+        for folder in (DATA, NAMES):
+            faults += unlisted(artifact.path, folder, artifact.manifest["files"])
     for fault in faults:
         say(f"{artifact.path}: {fault}")
     results = {"artifact": artifact.path, "whole": not faults, "faults": faults}
     if faults:
-        if options.json:
-            print(json.dumps(results))
-        raise SystemExit(1)
+        return results
     counts = {name: artifact.summary[name] for name in COUNTS if name in artifact.summary}
     said = ", ".join(f"{name} {value}" for name, value in counts.items())
     say(f"{artifact.path} is whole" + (f": {said}." if said else "."))
@@ -134,9 +143,12 @@ def verify(arguments: list[str]) -> dict[str, Any]:
 
 
 def retry(arguments: list[str]) -> dict[str, Any]:
-    """Try failed rows again, as a new revision: `rescribe retry runs/recaption/0123456789abcdef --only oom timeout`."""
+    """Try failed rows again, as a new revision: `rescribe retry captions --only oom timeout`."""
     options = retry_options(arguments)
-    artifact = Artifact.open(storage.absolute(options.path))
+    found = current(options.path, tuple(WORK))
+    if len(found) > 1 and not (found := [artifact for artifact in found if _failures(artifact)]):
+        raise ValueError(f"No row of any artifact in {options.path} failed.")
+    artifact = only(found, options.path, rephrased("retry", arguments, options.path))
     work = WORK[artifact.step]
     if LEDGER not in artifact.manifest["files"]:
         raise ValueError(f"{artifact.path} has no rows: retry is for what ingest, recaption, mix and encode make.")
@@ -153,7 +165,11 @@ def recaption_corpus(arguments: list[str]) -> dict[str, Any]:
     """Caption a corpus as it lies: `rescribe recaption --corpus PATTERN --captioner PATH_OR_NAME --out PATH`."""
     if "--images" in arguments:  # the plain step, on artifacts
         return run_step(recaption, arguments)
-    captions = direct(direct_options(arguments))
+    options = direct_options(arguments)
+    if not options.captioner.startswith(("http://", "https://")) and TRAINED in contents(options.captioner):
+        line = rephrased("recaption", arguments, options.captioner, "--captioner")
+        options = replace(options, captioner=one(options.captioner, (TRAINED,), line).path)
+    captions = direct(options)
     counts = {name: captions.summary[name] for name in COUNTS}
     rate = counts["accepted"] / max(captions.manifest["seconds"], 1e-9)
     say(f"Captions of {counts['accepted']} images: {captions.path}")
@@ -161,16 +177,11 @@ def recaption_corpus(arguments: list[str]) -> dict[str, Any]:
 
 
 def gallery(arguments: list[str]) -> dict[str, Any]:
-    """Show captioned rows, good and bad, on one page: `rescribe gallery runs/mix/0123456789abcdef --out rows.html`."""
+    """Show captioned rows, good and bad, on one page: `rescribe gallery captions --out rows.html`."""
     options = tyro.cli(GalleryOptions, args=arguments, prog="rescribe gallery")
-    artifact = Artifact.open(storage.absolute(options.path))
-    if artifact.step == "mix":
-        images, captions = artifact.inputs[:2]
-        mixture: Artifact | None = artifact
-    elif artifact.step in ("recaption", "caption_with"):
-        images, captions, mixture = artifact.inputs[0], artifact, None
-    else:
-        raise ValueError(f"{artifact.path} was made by {artifact.step}; give the folder of a recaption or of a mix.")
+    artifact = _captioned(options.path, rephrased("gallery", arguments, options.path))
+    mixture = artifact if artifact.step == "mix" else None
+    images, captions = artifact.inputs[:2] if mixture else (artifact.inputs[0], artifact)
     out = storage.absolute(options.out)
     results = draw_gallery(
         images, captions, mixture, out=out, count=options.count, seed=options.seed, whole=options.whole
@@ -180,8 +191,14 @@ def gallery(arguments: list[str]) -> dict[str, Any]:
 
 
 def export_corpus(arguments: list[str]) -> dict[str, Any]:
-    """Write a captioned corpus for others to read: `rescribe export --images PATH --captions PATH --out PATH`."""
+    """Write a captioned corpus for others to read: `rescribe export captions --out set`."""
     options = export_options(arguments)
+    if options.path:
+        options = replace(options, path=_captioned(options.path, rephrased("export", arguments, options.path)).path)
+    for name in ("images", "captions", "mixture"):
+        if given := getattr(options, name):
+            found = inputs_of(name, given, rephrased("export", arguments, given, f"--{name}"))
+            options = replace(options, **{name: found[0].path})
     manifest = export(options)
     summary = manifest["summary"]
     say(f"{summary['exported']} of {summary['rows_in']} rows: {storage.absolute(options.out)}")
@@ -197,13 +214,26 @@ def shapes(arguments: list[str]) -> dict[str, Any]:
 
 
 def run_step(work: Step, arguments: list[str]) -> dict[str, Any]:
-    """Run one step on finished artifacts: `rescribe mix --images PATH --captions PATH --min-words 4`."""
+    """Run one step on finished artifacts: `rescribe mix --images captions --captions captions --min-words 4`."""
     parsed = step_options(work, arguments)
-    given = [getattr(parsed, name) for name in work.input_names]
-    given += [path for name in further_inputs(work) for path in getattr(parsed, name)]
-    inputs = [Artifact.open(storage.absolute(path)) for path in given]
+    given = [(name, getattr(parsed, name)) for name in work.input_names]
+    given += [(name, path) for name in further_inputs(work) for path in getattr(parsed, name)]
+    found = (inputs_of(name, path, rephrased(work.name, arguments, path, f"--{name}")) for name, path in given)
+    inputs = [artifact for artifacts in found for artifact in artifacts]
     artifact = Store(parsed.store, parsed.cluster).step(work, parsed.config, *inputs)
     return {**artifact.summary, "artifact": artifact.path}
+
+
+def _captioned(given: str, line: Line) -> Artifact:
+    """The captions, or the mixture of them, that a folder stands for."""
+    return only(furthest(current(given, CAPTIONED)), given, line)
+
+
+def _failures(artifact: Artifact) -> int:
+    """How many rows failed in an artifact that had not failed in its inputs."""
+    return artifact.summary.get("failed", 0) - max(
+        (each.summary.get("failed", 0) for each in artifact.inputs), default=0
+    )
 
 
 def say(text: str) -> None:

@@ -76,7 +76,7 @@ class Client:
 
     def post(self, body: Mapping[str, Any]) -> Any:
         """The answer to `body`, from JSON to JSON. Raises CaptionError."""
-        data = json.dumps(body).encode()
+        data = json.dumps(body, allow_nan=False).encode()
         self.sleep(self.limiter.turn())
         deadline = time.monotonic() + self.patience
         for number in range(self.tries):

@@ -10,6 +10,9 @@ from captioner.provenance import Sign
 from captioner.styles import Style
 from captioner.task import ALT_COLUMN
 from infra.data.stage import FAILED
+from infra.trouble import UnavailableError
+
+REFUSED = "http_401"  # the kind of failure that is no fault of its row, and would be that of all others
 
 
 @dataclass
@@ -19,7 +22,7 @@ class CaptionWith:
     `sign` writes beside each caption where it comes from, for rows too that fail in another style.
 
     A row with a style that failed is failed: its reason begins with the error's kind (see `CaptionError`) and names the
-    style; what the other styles said of it stands in their columns.
+    style; what the other styles said of it stands in their columns. A refused key fails no row: UnavailableError.
     """
 
     backend: TransformersConfig | EndpointConfig
@@ -39,6 +42,9 @@ class CaptionWith:
         self._captions = tuple(f"caption_{style.name}" for style in self.styles)
         self.types = dict.fromkeys(self._captions, "string") | self.sign.types
         self.writes = tuple(self.types)
+        if isinstance(self.backend, EndpointConfig):
+            # Rows are asked for one by one, an answer may take a minute, and fewer at once are answered no sooner.
+            self.few = -(-self.backend.concurrency // len(self.styles))
 
     def setup(self) -> None:
         """Load the backend."""
@@ -50,6 +56,11 @@ class CaptionWith:
         """Captions in all styles, and the state of the rows."""
         assert self._captioner is not None, "setup comes first"
         said = self._captioner.caption(batch["pixels"], batch[ALT_COLUMN])
+        failures = (outcome for outcomes in said for outcome in outcomes if isinstance(outcome, CaptionError))
+        if refused := next((failure for failure in failures if failure.kind == REFUSED), None):
+            raise UnavailableError(
+                f"The server takes the key no longer: {refused}. Give the line again with one it takes."
+            )
         columns: dict[str, list] = {
             column: [None if isinstance(outcome, CaptionError) else _storable(outcome) for outcome in outcomes]
             for column, outcomes in zip(self._captions, said, strict=True)

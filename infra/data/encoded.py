@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 from infra import storage
 from infra.data.ahead import ahead
 from infra.data.clock import clocked
+from infra.data.packed import PACKED, plain_copy
+from infra.data.parquet import picture_in
 from infra.data.plain import check_plain
 
 SPAN_BYTES = 8 * 2**20  # neighbours are read together up to here: one request to S3 rather than hundreds
@@ -40,6 +42,9 @@ def fetch_images(places: Iterable[Place]) -> Iterator[bytes | Exception]:
             continue
         if is_row(source):
             yield from _fetch_rows(source, list(group))
+            continue
+        if source.endswith(PACKED):
+            yield from _fetch_unpacked(source, list(group))
             continue
         for span, images in ahead(lambda span: (span, _read(span)), _spans(group), threads=8, depth=8):
             for place, image in zip(span, images, strict=True):
@@ -82,6 +87,22 @@ def _read(span: list[Place]) -> Sequence[bytes | Exception]:
     return [data[place.offset - start : place.offset - start + place.length] for place in span]
 
 
+def _fetch_unpacked(source: str, places: list[Place]) -> Iterator[bytes | Exception]:
+    """Pictures of a packed tar, which is unpacked once for all of them."""
+    done = 0
+    try:
+        with plain_copy(source) as (file, _):
+            for place in places:
+                file.seek(place.offset)
+                yield _checked(place, file.read(place.length))
+                done += 1
+    except storage.UnavailableError:
+        raise
+    except Exception as error:
+        for _ in places[done:]:
+            yield error
+
+
 def _fetch_rows(source: str, places: list[Place]) -> Iterator[bytes | Exception]:
     url, column = source.rsplit("#", 1)
     done = 0
@@ -107,8 +128,8 @@ def read_rows(url: str, column: str, rows: Sequence[int]) -> Iterator[bytes | No
             left = deque(wanted)
             for batch in parquet.iter_batches(32, row_groups=[group], columns=[column]):
                 while left and left[0] < at + len(batch):
-                    value = batch.column(0)[left.popleft() - at].as_py()
-                    yield value["bytes"] if isinstance(value, dict) else value
+                    value = picture_in(batch.column(0)[left.popleft() - at].as_py())
+                    yield value if isinstance(value, bytes) else None
                 at += len(batch)
                 if not left:
                     break

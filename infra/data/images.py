@@ -2,12 +2,15 @@
 
 import io
 from concurrent.futures import ThreadPoolExecutor
+from math import ceil
 from threading import Lock
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+from infra.data.fitting import Fit, Size, frame
+from infra.data.formats import FORMATS, refusal_of, to_srgb
+
 MAX_PIXELS = 2**26  # 8192 x 8192; a PNG of 100 kB can announce a thousand times that
 
 MAX_SCANS = 100  # of a progressive JPEG: ten are usual, and 30 bytes make one that takes as long as the whole image
@@ -21,29 +24,30 @@ WHITE = (255, 255, 255)
 _large = Lock()
 
 
-def decode(data: bytes, size: tuple[int, int] | None = None, background: tuple[int, int, int] = WHITE) -> np.ndarray:
+def decode(
+    data: bytes, size: Size | None = None, background: tuple[int, int, int] = WHITE, fit: Fit = "stretch"
+) -> np.ndarray:
     """Decode an image file to (H, W, 3) uint8 RGB; ValueError with a short reason if it is not whole.
 
     EXIF rotation is applied, transparency is composited over `background`, the first frame stands for an animation,
-    16-bit values keep their upper 8 bits (rounded), floats count from 0 to 1 if none is above 1, else to 255. With
-    `size` (height, width) the image is stretched to it by a Lanczos filter, whatever its aspect ratio was.
+    16-bit values keep their upper 8 bits (rounded), floats count from 0 to 1 if none is above 1, else to 255, colours
+    that an ICC profile defines become sRGB. With `size` (height, width) the image comes to it by a Lanczos filter, as
+    `fit` says (`infra/data/fitting.py`); borders have the colour of the background, too.
     """
     image = _identify(data)
     if image.width * image.height <= LARGE_PIXELS:
-        return _decode(image, data, size, background)
+        return _decode(image, data, size, background, fit)
     with _large, ThreadPoolExecutor(1) as alone:
-        return alone.submit(_decode, image, data, size, background).result()
+        return alone.submit(_decode, image, data, size, background, fit).result()
 
 
 def measure(data: bytes) -> tuple[int, int]:
     """(height, width) as `decode` would return it, from the header alone; ValueError as `decode`."""
-    image = _identify(data)
-    width, height = image.size
-    return (width, height) if _orientation(image) >= 5 else (height, width)
+    return _upright_size(_identify(data))
 
 
 def ending_of(data: bytes) -> str:
-    """What the name of an image file ends in, by its content: jpg, png, webp, gif, bmp or tiff; img if it is none."""
+    """What the name of an image file ends in, by its content: jpg, png, webp and so on; img if it is none."""
     try:
         kind = (_identify(data).format or "img").lower()
     except ValueError:
@@ -65,7 +69,7 @@ def _identify(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
-        raise ValueError("not an image") from None
+        raise ValueError(refusal_of(data)) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ValueError("too many pixels") from None
     except Exception as error:  # Pillow's parsers raise all sorts on hostile bytes
@@ -79,24 +83,25 @@ def _identify(data: bytes) -> Image.Image:
 
 
 def _decode(
-    image: Image.Image, data: bytes, size: tuple[int, int] | None, background: tuple[int, int, int]
+    image: Image.Image, data: bytes, size: Size | None, background: tuple[int, int, int], fit: Fit
 ) -> np.ndarray:
-    _load(image, data, size)
+    width, height = image.size
+    _load(image, data, size, fit)
     try:
-        image = _to_rgb(_upright(image), background)
-        if size is not None and image.size != (size[1], size[0]):
-            image = image.resize((size[1], size[0]), Image.Resampling.LANCZOS)
-        return np.array(image)
+        source = (width, height) if _lies(image) else (height, width)  # of a JPEG that was drafted, too
+        image = _to_rgb(to_srgb(_upright(image)), background)
+        return np.array(image if size is None else frame(source, size, fit).picture(image, background))
     except Exception as error:
         raise ValueError(f"unusable image: {_message(error)}") from None
 
 
-def _load(image: Image.Image, data: bytes, size: tuple[int, int] | None) -> None:
+def _load(image: Image.Image, data: bytes, size: Size | None, fit: Fit) -> None:
     try:
         if size is not None and image.format == "JPEG" and image.mode in ("RGB", "L"):
             # Let the JPEG decoder drop resolution that the resize would: to no less than twice the longer side, so
             # that the Lanczos filter still has something to do and a rotation by EXIF does not matter.
-            image.draft(None, (2 * max(size), 2 * max(size)))
+            side = 2 * ceil(max(frame(_upright_size(image), size, fit).whole))
+            image.draft(None, (side, side))
         image.load()
     except Exception as error:
         raise _refusal(data, error) from None
@@ -114,6 +119,16 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(0x0112, 1))
     except Exception:  # a broken EXIF block does not spoil the pixels
         return 1
+
+
+def _lies(image: Image.Image) -> bool:
+    """Whether its sides change places when it is put upright."""
+    return 5 <= _orientation(image) <= 8
+
+
+def _upright_size(image: Image.Image) -> Size:
+    width, height = image.size
+    return (width, height) if _lies(image) else (height, width)
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infra import storage
+from infra import storage, strict
 from infra.data.ahead import ahead
 from infra.data.plain import check_plain
 from infra.data.shards import shard_names, shard_url
@@ -30,15 +30,20 @@ Record = dict[str, Any]  # rows_in, a count for each state, reasons, and of the 
 
 def commit(out: str, name: str, table: pa.Table) -> Record:
     """Write a shard at once, unless it is there already; return the record of what is there then."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, row_group_size=ROW_GROUP, compression="zstd")
-    data = sink.getvalue().to_pybytes()
+    data = pack(table)
     try:
         storage.write_bytes(shard_url(out, name), data, overwrite=False)
     except FileExistsError:
         # Another attempt at the same shard, given up for dead, came first; its rows are as good as these.
         return inspect(out, name)
     return record_of(table, data)
+
+
+def pack(table: pa.Table) -> bytes:
+    """The file of a table."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, row_group_size=ROW_GROUP, compression="zstd")
+    return sink.getvalue().to_pybytes()
 
 
 def inspect(out: str, name: str) -> Record:
@@ -54,7 +59,9 @@ def counting(table: pa.Table, columns: Sequence[str]) -> pa.Table:
     """The table, of which a record is to count how often each value of some columns stands in an accepted row."""
     if not columns:
         return table
-    return table.replace_schema_metadata({**(table.schema.metadata or {}), COUNTED: json.dumps(list(columns)).encode()})
+    return table.replace_schema_metadata(
+        {**(table.schema.metadata or {}), COUNTED: strict.dumps(list(columns)).encode()}
+    )
 
 
 def counted(schema: pa.Schema) -> list[str]:
@@ -112,7 +119,7 @@ class Ledger:
         self._saved = time.monotonic()
         if self._fresh:
             url = storage.join(self._out, JOURNAL, f"{uuid.uuid4().hex}.json")
-            storage.write_bytes(url, json.dumps(self._fresh).encode())
+            storage.write_bytes(url, strict.dumps(self._fresh).encode())
             self._fresh = {}
 
     def complete(self) -> dict[str, Record]:
@@ -124,7 +131,7 @@ class Ledger:
         written = self._written()
         records = self._complete(written or {})
         if records != written:
-            storage.write_bytes(storage.join(self._out, LEDGER), json.dumps(records).encode())
+            storage.write_bytes(storage.join(self._out, LEDGER), strict.dumps(records).encode())
         storage.remove(storage.join(self._out, JOURNAL))
         return records
 
@@ -163,5 +170,6 @@ def record_of(table: pa.Table, data: bytes) -> Record:
 
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:
-    """By value, as text; null is not counted."""
-    return {str(value): count for value, count in sorted(Counter(column.drop_null().to_pylist()).items())}
+    """By value, as text, of reasons by what stands before the colon; null is not counted."""
+    values = Counter(str(value).split(":")[0] for value in column.drop_null().to_pylist())
+    return dict(sorted(values.items()))

@@ -11,6 +11,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
+from infra import strict
 from infra.data.ledger import Ledger, commit, pending, total
 from infra.data.shards import VIRTUAL, ShardReader, count_rows, joined_names
 from infra.data.stage import ACCEPTED, FAILED, Columns
@@ -135,7 +136,7 @@ def _ask(
         good = [place for place, bad in enumerate(lost) if not bad]
         made = requests({key: [values[place] for place in good] for key, values in columns.items()}) if good else {}
         rows = [
-            (int(part[place]), column, json.dumps(made[column][number]), "")
+            (int(part[place]), column, strict.dumps(made[column][number]), "")
             for column in requests.writes
             for number, place in enumerate(good)
         ] + [

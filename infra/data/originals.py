@@ -1,14 +1,15 @@
 """The samples of a corpus as the files that they came in, to be written out again."""
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from infra.data.folders import Entry, read_entries
+from infra import strict
+from infra.data.folders import Entry
 from infra.data.images import ending_of
-from infra.data.parquet import read_parquet
-from infra.data.samples import IMAGE_ENDINGS, Sample, Source
+from infra.data.pictures import main_picture
+from infra.data.readers import read_source
+from infra.data.samples import Sample, Source
 from infra.data.tars import read_files
 
 # What a WebDataset can hold as a key: its last part has no dot, for there the ending begins.
@@ -40,15 +41,11 @@ def read_originals(source: Source, entries: list[Entry] | None = None) -> Iterat
         for key, occurrence, every in read_files(source.url):
             files = {ending: data for ending, data in every.items() if _is_plain(ending, LONGEST_ENDING)}
             endings = {ending.lower(): ending for ending in files}
-            image = next((endings[ending] for ending in endings if ending in IMAGE_ENDINGS), None)
+            picture = main_picture(endings, source.image_part)
+            image = endings[picture] if picture else None
             yield Original(key=key, occurrence=occurrence, files=files, image=image)
         return
-    samples = (
-        read_parquet(source.name, source.url, source.column, source.caption_column)
-        if source.kind == "parquet"
-        else read_entries(entries or [])
-    )
-    for sample in samples:
+    for sample in read_source(source, entries):
         if sample.image is not None:
             yield _of_fields(sample, source.kind)
 
@@ -75,7 +72,8 @@ def _of_fields(sample: Sample, kind: str) -> Original:
     if isinstance(sample.caption, bytes | str):
         files["txt"] = _bytes(sample.caption)
     if sample.meta is not None:
-        files["json"] = _bytes(sample.meta if isinstance(sample.meta, bytes | str) else json.dumps(sample.meta))
+        told = sample.meta if isinstance(sample.meta, bytes | str) else strict.dumps(sample.meta)
+        files["json"] = _bytes(strict.restated(told) if isinstance(told, str) else told)
     return Original(key=sample.key, occurrence=sample.occurrence, files=files, image=image)
 
 

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from infra import storage
 from infra.data.ledger import JOURNAL, LEDGER, Ledger
+from infra.data.parts import PARTS
 from infra.data.plain import check_plain
 from infra.data.shards import shard_url
 from infra.data.stage import FAILED
@@ -41,7 +42,7 @@ def revise(old: str, new: str, only: Sequence[str], leave: Sequence[str]) -> lis
     for file in storage.listing(old):
         relative = file.url.removeprefix(storage.absolute(old)).lstrip("/")
         top = relative.split("/")[0]
-        if file.url not in again and top not in (LEDGER, JOURNAL, FILE, *leave):
+        if file.url not in again and top not in (LEDGER, JOURNAL, PARTS, FILE, *leave):
             storage.copy(file.url, storage.join(new, relative))
     storage.write_json(storage.join(new, FILE), {"of": old, "only": list(only), "shards": shards})
     return shards

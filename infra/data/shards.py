@@ -1,5 +1,6 @@
 """Read one shard's columns out of several artifacts, joined by sample id."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
@@ -18,6 +19,7 @@ from infra.data.stage import ACCEPTED
 
 FOLDER = "shards"
 VIRTUAL = ("image", "pixels")
+OPTIONAL = {"optional": "true"}  # metadata of a field that only those shards have in which a row needs it
 
 Where = Callable[[dict[str, np.ndarray]], np.ndarray]
 View = Callable[[np.ndarray], np.ndarray]  # of (H, W, 3) uint8 pixels, what a model sees of them
@@ -50,7 +52,8 @@ class ShardReader:
     """One shard of artifacts that share their rows; a column comes from the last artifact that has it.
 
     A row is accepted if every artifact accepted it; `columns` and `rows` show accepted rows only, unless they are to
-    show `every` row. The virtual column `image` is the encoded image (the resized copy if ingest made one, else read
+    show `every` row. A name that is asked for with a mark, as "codes?", is null in a shard that has no such column. The
+    virtual column `image` is the encoded image (the resized copy if ingest made one, else read
     from the source), `pixels` is it decoded, (H, W, 3) uint8.
     """
 
@@ -153,7 +156,10 @@ class ShardReader:
     def _load(self, names: Sequence[str]) -> dict[str, pa.Array]:
         wanted: dict[int, list[str]] = {}
         for name in set(names) - self._loaded.keys():
-            holders = [number for number, table in enumerate(self._tables) if name in table.names]
+            holders = [number for number, table in enumerate(self._tables) if name.removesuffix("?") in table.names]
+            if not holders and name.endswith("?"):
+                self._loaded[name] = pa.nulls(len(self.sample_ids), pa.string())
+                continue
             if not holders:
                 known = sorted(self.names | set(VIRTUAL))
                 raise ValueError(f"There is no column {name!r} in the inputs; there are {', '.join(known)}.")
@@ -179,8 +185,8 @@ class _Sidecar:
 
     def read(self, names: Sequence[str]) -> dict[str, pa.Array]:
         with storage.open_read(self.url) as file, pq.ParquetFile(file) as parquet:
-            table = parquet.read(list(names), use_threads=False)
-        columns = {name: table[name].combine_chunks() for name in names}
+            table = parquet.read([name.removesuffix("?") for name in names], use_threads=False)
+        columns = {name: table[name.removesuffix("?")].combine_chunks() for name in names}
         return columns if self._order is None else {name: each.take(self._order) for name, each in columns.items()}
 
     def align(self, sample_ids: list[str]) -> None:
@@ -206,11 +212,15 @@ class _Sidecar:
         return storage.join(self._artifact, source)
 
 
-def select_rows(reader: ShardReader, where: Where | None = None, where_reads: Sequence[str] = ()) -> np.ndarray:
-    """The accepted rows that a condition on columns chooses, as ascending indices for `ShardReader.rows`."""
-    if where is None:
-        return np.arange(len(reader))
-    return np.flatnonzero(where(reader.columns(where_reads)))
+def select_rows(
+    reader: ShardReader, where: Where | None = None, where_reads: Sequence[str] = (), bucket: str | None = None
+) -> np.ndarray:
+    """The accepted rows that a condition on columns chooses, as ascending indices for `ShardReader.rows`.
+
+    Where a column `bucket` is named, rows of one of its values come after those of another, by the value.
+    """
+    rows = np.arange(len(reader)) if where is None else np.flatnonzero(where(reader.columns(where_reads)))
+    return rows if bucket is None else rows[np.argsort(_buckets(reader, bucket, rows), kind="stable")]
 
 
 def count_rows(inputs: Sequence[str], where: Where | None = None, where_reads: Sequence[str] = ()) -> dict[str, int]:
@@ -221,6 +231,27 @@ def count_rows(inputs: Sequence[str], where: Where | None = None, where_reads: S
 
     names = joined_names(inputs)
     return dict(zip(names, ahead(count, names, threads=8, depth=32), strict=True))
+
+
+def count_buckets(
+    inputs: Sequence[str], bucket: str, where: Where | None = None, where_reads: Sequence[str] = ()
+) -> dict[str, dict[str, int]]:
+    """How many of the rows of each shard that `select_rows` would choose are of each value of a column."""
+
+    def count(name: str) -> dict[str, int]:
+        reader = ShardReader(inputs, name)
+        return dict(Counter(_buckets(reader, bucket, select_rows(reader, where, where_reads)).tolist()))
+
+    names = joined_names(inputs)
+    return dict(zip(names, ahead(count, names, threads=8, depth=32), strict=True))
+
+
+def _buckets(reader: ShardReader, bucket: str, rows: np.ndarray) -> np.ndarray:
+    values = reader.columns([bucket])[bucket][rows]
+    if missing := [row for row, value in zip(rows, values, strict=True) if value is None]:
+        sample_id = reader.columns(["sample_id"])["sample_id"][missing[0]]
+        raise ValueError(f"Sample {sample_id} of shard {reader.name} has no {bucket!r}, by which rows are trained on.")
+    return values
 
 
 def lost(sample_id: str, shard: str, error: Exception) -> OSError:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from infra.data.clock import clocked
+from infra.trouble import UnavailableError
 
 ACCEPTED = "accepted"
 REJECTED = "rejected"  # the row itself is unfit, and the reason says why
@@ -22,7 +23,10 @@ class Stage(Protocol):
     `types`, the names of Arrow types by column it writes; others are inferred, which a shard of None defeats.
     It may have `counted`, columns of few values, whose counts go into the shard's record to be summed without reading
     it; and `views`, functions of decoded `pixels` by virtual columns of its own naming, which it reads in place of
-    them: they are called in threads, ahead of the stage, and whole pictures are let go.
+    them: they are called in threads, ahead of the stage, and whole pictures are let go. A stage to which it is no
+    matter which rows come together, and whose calls may take long, as those of a server, has `few`, the rows of its
+    first call: further calls have as many more as take some seconds, so that little is lost where one is cut off.
+    `optional` are columns that only those shards have in which a row has a value of them. A type "double[]" is a list.
     """
 
     reads: tuple[str, ...]
@@ -38,7 +42,7 @@ class Stage(Protocol):
         """Return the `writes` columns for a batch that holds only accepted rows.
 
         "state" and "reason" may come with them, to reject rows (None means fine). If the call raises, its rows are
-        tried in halves, and those that raise alone are recorded as failed.
+        tried in halves, and those that raise alone are recorded as failed; UnavailableError ends the shard.
         """
         ...
 
@@ -130,6 +134,8 @@ def _call(stage: Stage, batch: Columns, rows: int, size: _Size) -> Iterator[dict
         part = {name: values[start : start + count] for name, values in batch.items()}
         try:
             output = stage(part)
+        except UnavailableError:
+            raise  # no fault of these rows
         except Exception as error:
             if kind_of(error) == "oom":
                 _free()

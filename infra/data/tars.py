@@ -7,11 +7,16 @@ from collections.abc import Iterator
 from typing import IO
 
 from infra import storage
-from infra.data.samples import IMAGE_ENDINGS, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, Sample
+from infra.data.fields import captions_of_json
+from infra.data.formats import kind_of
+from infra.data.listing import is_hidden
+from infra.data.packed import plain_copy
+from infra.data.pictures import base_of, is_image, is_part, main_picture
+from infra.data.samples import MAX_IMAGE_BYTES, MAX_TEXT_BYTES, Reading, Sample
 from infra.data.stage import FAILED, REJECTED
 
 BLOCK = 512
-CAPTION_ENDINGS = ("txt", "caption", "text")
+CAPTION_ENDINGS = ("txt", "caption", "text", "caption.txt", "text.txt", "prompt.txt")  # in this order
 
 # The convention of webdataset: the key is the path up to the first dot of the file's name.
 _KEY = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)", re.DOTALL)
@@ -20,21 +25,24 @@ SampleName = tuple[str, int]  # key and occurrence
 Members = dict[str, tarfile.TarInfo]
 
 
-def read_tar(name: str, url: str) -> Iterator[Sample]:
+def read_tar(name: str, url: str, reading: Reading = Reading()) -> Iterator[Sample]:  # noqa: B008 - frozen
     """Yield the samples of a tar in the order of their first files, one image in memory at a time.
+
+    The files of a sample have one key, up to the first dot of their names. Where two pictures with different names have
+    one key, and no file is called by the key alone, the names are the keys: `v1.0.jpg` and `v1.1.jpg` are two samples.
 
     The files of a sample need not be neighbours. An archive whose end is missing or damaged yields one more sample,
     failed, that says so; and samples that may have lost files with it are failed as well: the last one, and those with
     fewer files than others.
     """
-    with storage.local_copy(url) as file:
+    with plain_copy(url) as (file, source):
         samples, torn, last = _index(file)
         fullest = max(map(len, samples.values()), default=0)
         for (key, occurrence), members in samples.items():
             if torn and ((key, occurrence) == last or len(members) < fullest):
                 yield Sample(key=key, occurrence=occurrence, state=FAILED, reason="cut off with its archive")
             else:
-                yield _read_sample(file, url, key, occurrence, members)
+                yield _read_sample(file, source, key, occurrence, members, reading)
     if torn:
         yield Sample(key=f"{name}#truncated", state=FAILED, reason=torn)
     elif not samples:
@@ -46,7 +54,7 @@ def read_files(url: str) -> Iterator[tuple[str, int, dict[str, bytes]]]:
 
     What is no plain file, or larger than an image may be, is left out. One sample is in memory at a time.
     """
-    with storage.local_copy(url) as file:
+    with plain_copy(url) as (file, _):
         for (key, occurrence), members in _index(file)[0].items():
             plain = [m for m in members.values() if m.isreg() and m.sparse is None and m.size <= MAX_IMAGE_BYTES]
             yield key, occurrence, {member.name[len(key) + 1 :]: _read(file, member) for member in plain}
@@ -63,7 +71,7 @@ def _index(file: IO[bytes]) -> tuple[dict[SampleName, Members], str | None, Samp
         archive = tarfile.TarFile(fileobj=file, encoding="utf-8", errors="replace")
         while (member := archive.next()) is not None:
             member.pax_headers = {}  # a copy of all global ones, which may be many
-            if match := _KEY.fullmatch(member.name):
+            if (match := _KEY.fullmatch(member.name)) and not is_hidden(member.name):
                 key, ending = match[1], match[2].lower()
                 last = (key, seen[key, ending])
                 seen[key, ending] += 1
@@ -77,7 +85,43 @@ def _index(file: IO[bytes]) -> tuple[dict[SampleName, Members], str | None, Samp
         raise
     except Exception as error:  # whatever else a parser raises on arbitrary bytes: they are not a whole tar
         problem = " ".join(str(error).split())[:100]
+    if not offset and (kind := _named(file)):
+        return {}, f"not a tar: it is {kind}", None
+    samples, last = _apart(samples, last)
     return samples, _torn(file, size, offset, problem), last
+
+
+def _named(file: IO[bytes]) -> str | None:
+    file.seek(0)
+    return kind_of(file.read(512))
+
+
+def _apart(
+    samples: dict[SampleName, Members], last: SampleName | None
+) -> tuple[dict[SampleName, Members], SampleName | None]:
+    """Samples whose keys have dots, taken from the heap that the first dot makes of them."""
+    found: dict[SampleName, Members] = {}
+    for (key, occurrence), members in samples.items():
+        stems = {ending: ending.rpartition(".")[0] for ending in members}
+        pictures = {stem for ending, stem in stems.items() if is_image(f".{ending}") and not is_part(ending)}
+        if "" in stems.values() or not pictures or (len(pictures) == 1 and {*stems.values()} != pictures):
+            found[key, occurrence] = members
+            continue
+        for ending, member in members.items():
+            stem, _, kind = ending.rpartition(".")
+            of = max((each for each in pictures if f"{stem}.".startswith(f"{each}.")), key=len, default=stem)
+            name = (f"{key}.{of}", occurrence)
+            found.setdefault(name, {})[ending[len(of) + 1 :] if of != stem else kind] = member
+            last = name if last == (key, occurrence) else last
+    keys = {key for key, _ in found}
+    for key, occurrence in list(found):
+        members = found[key, occurrence]
+        base = base_of(key, keys - {key}) if all(is_image(f".{ending}") for ending in members) else None
+        if base and (base, occurrence) in found:  # `dog_mask.png` beside `dog.jpg`
+            del found[key, occurrence]
+            found[base, occurrence] |= {f"{key[len(base) + 1 :]}.{ending}": each for ending, each in members.items()}
+            last = (base, occurrence) if last == (key, occurrence) else last
+    return found, last
 
 
 def _torn(file: IO[bytes], size: int, end: int, problem: str | None) -> str | None:
@@ -95,31 +139,38 @@ def _torn(file: IO[bytes], size: int, end: int, problem: str | None) -> str | No
     return f"truncated archive: it ends at byte {size} without an end mark"
 
 
-def _read_sample(file: IO[bytes], url: str, key: str, occurrence: int, members: Members) -> Sample:
+def _read_sample(file: IO[bytes], url: str, key: str, occurrence: int, members: Members, reading: Reading) -> Sample:
     sample = Sample(key=key, occurrence=occurrence)
-    endings = [ending for ending in members if ending in IMAGE_ENDINGS]
+    picture = main_picture(members, reading.image_part)
     if key.startswith("/") or ".." in key.split("/"):
         sample.reason = "unsafe name"
     elif occurrence:
         sample.reason = "duplicate key"
-    elif not endings:
+    elif picture is None:
         sample.reason = f"no image: there is only {', '.join(members)}"
-    elif not members[endings[0]].isreg() or members[endings[0]].sparse is not None:
+    elif not members[picture].isreg() or members[picture].sparse is not None:
         sample.reason = "image is not a plain file"
-    elif members[endings[0]].size > MAX_IMAGE_BYTES:
-        sample.reason = f"image file too large: {members[endings[0]].size} bytes"
-    if sample.reason:
+    elif members[picture].size > MAX_IMAGE_BYTES:
+        sample.reason = f"image file too large: {members[picture].size} bytes"
+    if sample.reason or picture is None:
         sample.state = REJECTED
         return sample
-    image = members[endings[0]]
+    image = members[picture]
+    wanted = {part: members[part] for part in reading.parts if part in members}
+    sample.parts = {part: _read(file, member) for part, member in wanted.items() if member.size <= MAX_IMAGE_BYTES}
+    unread = members.keys() - {picture, *sample.parts}
+    sample.others = [ending for ending in members if ending in unread and is_image(f".{ending}")]
     sample.source, sample.offset, sample.length = url, image.offset_data, image.size
     sample.image = _read(file, image)
-    for ending in CAPTION_ENDINGS:
-        if ending in members:
-            sample.caption = _read(file, members[ending], MAX_TEXT_BYTES)
-            break
     if "json" in members:
         sample.meta = _read(file, members["json"], MAX_TEXT_BYTES)
+    if reading.caption_field:
+        sample.captions = captions_of_json(sample.meta or b"", reading.caption_field, reading.encoding)
+    text = next((ending for ending in CAPTION_ENDINGS if ending in members), None)
+    if text and not sample.captions:
+        sample.captions = [_read(file, members[text], MAX_TEXT_BYTES)]
+    if not sample.captions and sample.meta is not None:
+        sample.captions = captions_of_json(sample.meta, None, reading.encoding)
     return sample
 
 

@@ -88,12 +88,23 @@ def _check(path: str, name: str, record: dict[str, Any], sources: Sequence[str])
 
 def _same(schema: pa.Schema, other: pa.Schema) -> bool:
     """Whether two shards have the same columns; one without an accepted row may not know a column's type."""
+    schema, other = _demanded(schema), _demanded(other)
     return schema.names == other.names and all(
         a == b or pa.types.is_null(a) or pa.types.is_null(b) for a, b in zip(schema.types, other.types, strict=True)
     )
 
 
+def _demanded(schema: pa.Schema) -> pa.Schema:
+    """The columns that every shard has to have."""
+    return pa.schema([field for field in schema if "optional" not in _marks(field)])
+
+
+def _marks(field: pa.Field) -> set[str]:
+    return {key.decode() for key in field.metadata or {}}
+
+
 def _merged(schema: pa.Schema | None, other: pa.Schema) -> pa.Schema:
+    schema, other = schema and _demanded(schema), _demanded(other)
     if schema is None or schema.names != other.names:
         return schema or other
     fields = [b if pa.types.is_null(a.type) else a for a, b in zip(schema, other, strict=True)]

@@ -1,5 +1,6 @@
 """One shard through stages: its images are fetched, decoded and made ready in threads, ahead of the models."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -9,12 +10,31 @@ import numpy as np
 import pyarrow as pa
 
 from infra.data.clock import clocked
-from infra.data.ledger import counting
+from infra.data.ledger import Ledger, counting
+from infra.data.parts import Rows
 from infra.data.revision import Redo
-from infra.data.shards import VIRTUAL, ShardReader
+from infra.data.shards import OPTIONAL, VIRTUAL, ShardReader
 from infra.data.stage import ACCEPTED, FAILED, Columns, Runner, Stage, describe_error
 
 PICTURES_BYTES = 512 * 2**20  # of whole pictures that wait decoded; photographs of 12 megapixels take 36 MB each
+CALL_SECONDS = 10  # that a call takes at most, if it may be cut
+
+
+class Calls:
+    """How many rows are handed over at once where it is no matter which come together: what takes some seconds.
+
+    No fewer than `few`, which take no longer than one.
+    """
+
+    def __init__(self, few: int) -> None:
+        self.rows = self._few = few
+
+    def took(self, rows: int, seconds: float) -> None:
+        """Learn from a call of so many rows."""
+        if seconds > CALL_SECONDS:
+            self.rows = max(self._few, rows // 2)
+        elif rows >= self.rows and seconds < CALL_SECONDS / 4:
+            self.rows *= 2
 
 
 @dataclass
@@ -28,62 +48,119 @@ class StageWork:
     inputs: tuple[str, ...]
     batch_size: int
     redo: Redo | None = None
-    _runner: Runner | None = field(default=None, init=False, repr=False)
+    runner: Runner | None = field(default=None, init=False, repr=False)
+    calls: Calls | None = field(default=None, init=False, repr=False)
 
     def setup(self) -> None:
         """Set the stages up."""
         for stage in self.stages:
             stage.setup()
-        self._runner = Runner(self.stages)  # it learns which batches fit into memory
+        self.runner = Runner(self.stages)  # it learns which batches fit into memory
+        if few := [few for stage in self.stages if (few := getattr(stage, "few", 0))]:
+            self.calls = Calls(min(few))
 
     def __call__(self, name: str) -> pa.Table:
         """All rows of the shard: those that were not accepted keep their state and reason."""
-        assert self._runner is not None, "setup comes first"
-        reader = ShardReader(self.inputs, name)
-        written = [name for stage in self.stages for name in stage.writes]
-        states, reasons = list(reader.states), list(reader.reasons)
-        columns: Columns = {name: [None] * len(states) for name in written}
-        indices = np.arange(len(reader))
-        before = self.redo.table(name, reader.sample_ids) if self.redo else None
-        if self.redo and before:
-            states, reasons = before["state"].to_pylist(), before["reason"].to_pylist()
-            columns = {column: before[column].to_pylist() for column in written}
-            indices = np.flatnonzero(self.redo.again(before)[reader.accepted])
-        for part, batch in self._batches(reader, indices, written):
-            results = self._runner(batch)
-            for place, row in enumerate(reader.accepted[part]):
-                states[row], reasons[row] = results["state"][place], results["reason"][place]
-                for column in written:
-                    columns[column][row] = results[column][place]
-        table = {"sample_id": reader.sample_ids, "state": states, "reason": pa.array(reasons, pa.string())}
-        types = (
-            {field.name: field.type for field in before.schema if not pa.types.is_null(field.type)} if before else {}
-        )
-        for stage in self.stages:
-            types |= {name: pa.type_for_alias(kind) for name, kind in getattr(stage, "types", {}).items()}
-        table |= {name: pa.array(values, types.get(name)) for name, values in columns.items()}
-        return counting(pa.table(table), [name for stage in self.stages for name in getattr(stage, "counted", ())])
+        shard = self.open(name)
+        (table,) = shard.tables((0, len(shard.sample_ids)), lambda: False)
+        return table
 
-    def _batches(
-        self, reader: ShardReader, indices: np.ndarray, written: list[str]
-    ) -> Iterator[tuple[np.ndarray, Columns]]:
-        """Parts of `indices`, with the columns that the stages read of them."""
-        reads = dict.fromkeys(name for stage in self.stages for name in stage.reads if name not in written)
+    def open(self, name: str) -> "StageShard":
+        """A shard to be done in parts."""
+        return StageShard(self, name)
+
+    def counts(self) -> dict[str, int]:
+        """The rows of each shard."""
+        return {name: record["rows_in"] for name, record in Ledger(self.inputs[0]).complete().items()}
+
+
+class StageShard:
+    """One shard on its way through stages. Batches are cut as they are however its rows are shared out into parts."""
+
+    def __init__(self, work: StageWork, name: str) -> None:
+        self._work, self._reader = work, ShardReader(work.inputs, name)
+        self.sample_ids = self._reader.sample_ids
+        self._written = [column for stage in work.stages for column in stage.writes]
+        self._states, self._reasons = list(self._reader.states), list(self._reader.reasons)
+        self._columns: Columns = {column: [None] * len(self.sample_ids) for column in self._written}
+        self._types: dict[str, pa.DataType] = {}
+        self._todo = np.arange(len(self._reader))
+        if work.redo:
+            before = work.redo.table(name, self.sample_ids)
+            self._states, self._reasons = before["state"].to_pylist(), before["reason"].to_pylist()
+            self._columns |= {name: before[name].to_pylist() for name in self._written if name in before.column_names}
+            self._todo = np.flatnonzero(work.redo.again(before)[self._reader.accepted])
+            self._types = {field.name: field.type for field in before.schema if not pa.types.is_null(field.type)}
+        for stage in work.stages:
+            self._types |= {name: _type(kind) for name, kind in getattr(stage, "types", {}).items()}
+        self._optional = [name for stage in work.stages for name in getattr(stage, "optional", ())]
+        self._reads = dict.fromkeys(r for stage in work.stages for r in stage.reads if r not in self._written)
+        self._size, self._ahead = work.batch_size, 2 * work.batch_size
+        if "pixels" in self._reads and (most := self._reader.largest(self._todo)):
+            self._ahead = max(4, min(self._ahead, PICTURES_BYTES // most))
+            self._size = max(1, min(self._size, self._ahead))
+
+    @property
+    def starts(self) -> list[int]:
+        """The rows that batches begin with, but for the first."""
+        return self._reader.accepted[self._todo[self._size :: self._size]].tolist()
+
+    def tables(self, rows: Rows, due: Callable[[], bool]) -> Iterator[pa.Table]:
+        """Do some rows of the shard, and yield them in order: a table whenever `due`, and one at the end."""
+        first, end = rows
+        runner, calls, accepted = self._work.runner, self._work.calls, self._reader.accepted
+        assert runner is not None, "setup comes first"
+        places = accepted[self._todo]
+        todo = self._todo[(places >= first) & (places < end)]
+        begun, reached = time.perf_counter(), first
+        try:
+            for part, batch in self._batches(todo):
+                results = runner(batch)
+                for place, row in enumerate(accepted[part]):
+                    self._states[row], self._reasons[row] = results["state"][place], results["reason"][place]
+                    for column in self._written:
+                        self._columns[column][row] = results[column][place]
+                if calls:
+                    calls.took(len(part), time.perf_counter() - begun)
+                reached = int(accepted[part[-1]]) + 1
+                if part[-1] != todo[-1] and due():
+                    yield self._table(first, reached)
+                    first = reached
+                begun = time.perf_counter()
+        except Exception:
+            if first < reached:
+                yield self._table(first, reached)  # what was done is not lost
+            raise
+        yield self._table(first, end)
+
+    def _table(self, first: int, end: int) -> pa.Table:
+        columns = {"sample_id": self.sample_ids, "state": self._states, "reason": self._reasons} | self._columns
+        types = self._types | {"reason": pa.string()}
+        made = {name: pa.array(values[first:end], types.get(name)) for name, values in columns.items()}
+        fields = [
+            pa.field(name, made[name].type, metadata=OPTIONAL if name in self._optional else None)
+            for name in made
+            if name not in self._optional or made[name].null_count < end - first
+        ]
+        table = pa.table([made[field.name] for field in fields], pa.schema(fields))
+        return counting(table, [name for stage in self._work.stages for name in getattr(stage, "counted", ())])
+
+    def _batches(self, indices: np.ndarray) -> Iterator[tuple[np.ndarray, Columns]]:
+        """Runs of `indices`, with the columns that the stages read of them."""
+        stages, reader, calls = self._work.stages, self._reader, self._work.calls
         views: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
-        for stage in self.stages:
+        for stage in stages:
             views |= getattr(stage, "views", {})
-        if "pixels" in reads:
+        if "pixels" in self._reads:
             views["pixels"] = np.asarray  # as they are
-        size, ahead = self.batch_size, 2 * self.batch_size
-        if "pixels" in reads and (most := reader.largest(indices)):
-            ahead = max(4, min(ahead, PICTURES_BYTES // most))
-            size = max(1, min(size, ahead))
-        threads = max(4, 2 * int(max(stage.cpus for stage in self.stages)))
-        pictures = reader.views(indices, views, depth=ahead, threads=threads) if views else None
-        images = reader.images(indices) if "image" in reads else None
-        stored = [name for name in reads if name not in VIRTUAL and name not in views]
-        for start in range(0, len(indices), size):
-            part = indices[start : start + size]
+        threads = max(4, 2 * int(max(stage.cpus for stage in stages)))
+        pictures = reader.views(indices, views, depth=self._ahead, threads=threads) if views else None
+        images = reader.images(indices) if "image" in self._reads else None
+        stored = [name for name in self._reads if name not in VIRTUAL and name not in views]
+        start = 0
+        while start < len(indices):
+            part = indices[start : start + (min(self._size, calls.rows) if calls else self._size)]
+            start += len(part)
             with clocked("wait"):
                 batch = reader.stored(stored, part) | {"state": [ACCEPTED] * len(part), "reason": [None] * len(part)}
                 if images is not None:
@@ -94,6 +171,10 @@ class StageWork:
                     _fail_lost(batch, seen)
                     batch |= {name: [_of(view, name) for view in seen] for name in views}
             yield part, batch
+
+
+def _type(name: str) -> pa.DataType:
+    return pa.list_(pa.type_for_alias(name[:-2])) if name.endswith("[]") else pa.type_for_alias(name)
 
 
 def _of(view: Mapping[str, np.ndarray] | Exception, name: str) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from infra import storage
+from infra import storage, strict
 from infra.train import world
 from infra.train.tensors import TensorFile
 
@@ -111,8 +111,8 @@ def read_commit(url: str) -> dict[str, Any] | None:
 
 def _seal(record: dict[str, Any]) -> str:
     """A hash of a record as it will be read again, however its keys are ordered."""
-    plain = json.loads(json.dumps(record))
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    plain = json.loads(strict.dumps(record))
+    return hashlib.sha256(strict.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _complete(folder: str) -> list[str]:

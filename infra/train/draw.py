@@ -1,6 +1,8 @@
 """Randomness as a function of (seed, epoch, id): the same on every machine and in any order."""
 
 import hashlib
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +14,22 @@ def uniforms(seed: int, epochs: np.ndarray, ids: np.ndarray, salt: str) -> np.nd
     key = int.from_bytes(hashlib.blake2b(f"{seed}/{salt}".encode(), digest_size=8).digest(), "little")
     bits = _mix(_mix(_mix(np.uint64(key) + epochs.astype(np.uint64)) + ids.astype(np.uint64)))
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def pick(several: Sequence[Any], uniforms: np.ndarray, weights: Sequence[Any] | None = None) -> list[int]:
+    """For each row the place of one of its things, drawn by its `uniforms` (B,): 0 where it has one, or None.
+
+    `weights` has as many numbers as a row has things, or None where all weigh the same.
+    """
+    places = []
+    for row, (things, uniform) in enumerate(zip(several, uniforms.tolist(), strict=True)):
+        own = None if weights is None else weights[row]
+        own = np.ones(0 if things is None else len(things)) if own is None else np.asarray(own, np.float64)
+        upper = own.cumsum()
+        # Rounding may leave the last bound a hair too low, and nothing of weight 0 is drawn.
+        last = int(np.flatnonzero(own)[-1]) if own.any() else 0
+        places.append(min(int((upper <= uniform * upper[-1]).sum()), last) if own.any() else 0)
+    return places
 
 
 def permutation(size: int, seed: int, *key: int) -> np.ndarray:

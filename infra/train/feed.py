@@ -25,7 +25,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayTaskError
 
 from infra.data.shards import ShardReader, select_rows
-from infra.train.plan import BatchPlan
+from infra.train.plan import Plan
 from infra.train.prepare import READ_ROWS, Chunk, Prepare, unpack
 from infra.train.restarts import LASTING
 from infra.train.task import Batch, Task
@@ -70,7 +70,7 @@ class Feed:
     task: Task
     inputs: list[str]  # artifacts whose columns are joined shard by shard
     shards: list[str]  # names, in the order of plan.counts
-    plan: BatchPlan
+    plan: Plan
     steps: int
     rank: int
     world: int
@@ -161,11 +161,12 @@ class Feed:
     def sample_ids(self, step: int) -> list[str]:
         """The sample ids of the global batch of a training step, from 0."""
         rows = self.plan.steps(step, step + 1)
+        rows = rows[rows.weight > 0]
         ids = [""] * len(rows)
         for shard in np.unique(rows.shard):
             places = np.flatnonzero(rows.shard == shard)
             reader = ShardReader(self.inputs, self.shards[shard])
-            usable = select_rows(reader, self.task.where, self.task.where_reads)
+            usable = select_rows(reader, self.task.where, self.task.where_reads, self.task.bucket)
             found = reader.stored(["sample_id"], usable[rows.row[places]])["sample_id"]
             for place, sample_id in zip(places, found, strict=True):
                 ids[place] = str(sample_id)

@@ -1,16 +1,14 @@
 """Train Tasks on Ray Train: groups of as many workers as there is room for, one after another until all is trained."""
 
 import itertools
-import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-from infra import storage
+from infra import storage, strict
 from infra.cluster import Cluster, connect
-from infra.data.shards import count_rows
 from infra.metrics import Report
 from infra.notice import Notice, Teller
 from infra.train import checkpoint
@@ -38,7 +36,7 @@ def fit(trainings: Sequence[Training], cluster: Cluster, report: Report) -> dict
     """
     left = [training for training in trainings if not training.finished()]
     if left:
-        counts = [count_rows(each.inputs, each.task.where, each.task.where_reads) for each in left]
+        counts = [each.count() for each in left]
         for each, rows in zip(left, counts, strict=True):
             each.plan(rows)  # no rows: said before anything starts
             cluster.check(each.config.precision, each.task.whole_weights)
@@ -127,7 +125,7 @@ class _Diary:
             "on": sorted(set(group.nodes)),
             **more,
         }
-        self._lines += json.dumps(line).encode() + b"\n"
+        self._lines += strict.dumps(line).encode() + b"\n"
         try:
             storage.write_bytes(self._url, self._lines)
         except OSError as error:  # training goes on; the next line brings this one

@@ -41,7 +41,7 @@ class Flops:
     Those of matrix products, convolutions and attention in a forward and a backward pass, as
     `torch.utils.flop_counter` counts them; a multiplication and an addition are two. What is computed a second time to
     save memory is not counted (arXiv 2204.02311, appendix B). An Update is counted in its first micro-batch: where rows
-    differ in length, that is an estimate.
+    differ in length or shape, that is an estimate.
     """
 
     def __init__(self) -> None:

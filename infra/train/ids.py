@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from infra import storage
+from infra import storage, strict
 from infra.data.ahead import ahead
 from infra.data.shards import ShardReader, select_rows
 from infra.train import world
 from infra.train.draw import numeric_ids
-from infra.train.plan import BatchPlan
+from infra.train.plan import Plan
 from infra.train.task import Batch, Task
 
 _ATTEMPT = re.compile(r"\d{6}(-|$)")
@@ -65,7 +65,7 @@ class IdLog:
             os.close(self._file)
 
     def _write(self, record: dict[str, Any]) -> None:
-        line = (json.dumps(record, separators=(",", ":")) + "\n").encode()
+        line = (strict.dumps(record, separators=(",", ":")) + "\n").encode()
         if self._file < 0:
             self._lines.append(line)
         elif os.write(self._file, line) != len(line):
@@ -100,17 +100,17 @@ def read_ids(folder: str) -> dict[int, list[int]]:
 
 
 def row_ids(inputs: Sequence[str], shards: Sequence[str], task: Task) -> list[np.ndarray]:
-    """The ids of the rows of each shard that a task is trained on, (rows,) int64, as BatchPlan numbers them."""
+    """The ids of the rows of each shard that a task is trained on, (rows,) int64, as a Plan numbers them."""
 
     def read(shard: str) -> np.ndarray:
         reader = ShardReader(inputs, shard)
-        usable = select_rows(reader, task.where, task.where_reads)
+        usable = select_rows(reader, task.where, task.where_reads, task.bucket)
         return numeric_ids(reader.stored(["sample_id"], usable)["sample_id"]).view(np.int64)
 
     return list(ahead(read, shards, threads=8, depth=32))
 
 
-def check(steps: dict[int, list[int]], plan: BatchPlan, ids: Sequence[np.ndarray]) -> int:
+def check(steps: dict[int, list[int]], plan: Plan, ids: Sequence[np.ndarray]) -> int:
     """How many whole epochs `steps` cover, from step 0 on; ValueError where they are not what the plan says.
 
     `ids` are those of `row_ids`. Each step must have used the rows of the plan in its order, and each whole epoch
@@ -121,6 +121,7 @@ def check(steps: dict[int, list[int]], plan: BatchPlan, ids: Sequence[np.ndarray
     used: list[int] = []
     for step in range(len(steps)):
         rows = plan.steps(step, step + 1)
+        rows = rows[rows.weight > 0]
         planned = [int(ids[shard][row]) for shard, row in zip(rows.shard, rows.row, strict=True)]
         if steps[step] != planned:
             raise ValueError(f"Step {step} used other rows than those planned: {_difference(planned, steps[step])}.")

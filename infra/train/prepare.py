@@ -107,7 +107,7 @@ class Prepare:
         entry = _OPEN.pop((self.key, shard), None)
         if entry is None:
             reader = ShardReader(self.inputs, shard)
-            entry = reader, select_rows(reader, self.task.where, self.task.where_reads)
+            entry = reader, select_rows(reader, self.task.where, self.task.where_reads, self.task.bucket)
         while _OPEN and (len(_OPEN) >= MOST_SHARDS or pa.total_allocated_bytes() > MOST_BYTES):
             _OPEN.popitem(last=False)
         _OPEN[self.key, shard] = entry

@@ -58,6 +58,11 @@ class Task(Protocol):
         ...
 
     @property
+    def bucket(self) -> str | None:
+        """A column: rows of one training step have one value of it, as pictures of one shape. None: any rows meet."""
+        ...
+
+    @property
     def whole_weights(self) -> bool:
         """Whether every worker needs all weights: an Update computes with those of another. Not under ZeRO 3."""
         ...

@@ -12,20 +12,24 @@ import torch
 
 from infra import storage
 from infra.cluster import Cluster
+from infra.data.shards import count_buckets, count_rows
 from infra.metrics import ScalarLog, read_scalars
 from infra.track import Tell, tracked
 from infra.train import checkpoint, world
 from infra.train.board import Beat, Pulse
+from infra.train.buckets import BucketPlan
 from infra.train.engine import load_weights
 from infra.train.ids import IdLog
 from infra.train.loop import Diverged, Left, TrainConfig, train
-from infra.train.plan import BatchPlan
+from infra.train.plan import BatchPlan, Plan
 from infra.train.task import Batch, Task
 
 if TYPE_CHECKING:
     from infra.train.feed import Feed
 
 FINISHED = "finished.json"  # written last: what is trained is not trained again
+
+Counts = dict[str, int] | dict[str, dict[str, int]]  # usable rows by shard, or by shard and bucket
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,17 @@ class Training:
         """The folder of its checkpoints."""
         return storage.join(self.out, "checkpoints")
 
-    def plan(self, counts: dict[str, int]) -> BatchPlan:
+    def count(self) -> Counts:
+        """How many usable rows each shard has."""
+        task = self.task
+        if task.bucket is None:
+            return count_rows(self.inputs, task.where, task.where_reads)
+        return count_buckets(self.inputs, task.bucket, task.where, task.where_reads)
+
+    def plan(self, counts: Counts) -> Plan:
         """The order of its rows, given how many usable ones each shard has. ValueError where there is none."""
-        return BatchPlan(list(counts.values()), self.config.batch, self.config.seed, self.config.window_shards)
+        kind: Any = BatchPlan if self.task.bucket is None else BucketPlan
+        return kind(list(counts.values()), self.config.batch, self.config.seed, self.config.window_shards)
 
     def finished(self) -> bool:
         """Whether it was trained and exported."""
@@ -56,7 +68,7 @@ class Job:
     """All that a training worker has to know: the trainings that are left, and the rows of each shard of each."""
 
     trainings: list[Training]
-    counts: list[dict[str, int]]
+    counts: list[Counts]
     cluster: Cluster
 
 
@@ -88,7 +100,7 @@ def work(arguments: dict[str, Any]) -> None:
         pulse.close()
 
 
-def _train(training: Training, counts: dict[str, int], cluster: Cluster, pulse: Pulse) -> None:
+def _train(training: Training, counts: Counts, cluster: Cluster, pulse: Pulse) -> None:
     from infra.train import zero
     from infra.train.feed import Feed
 
@@ -122,7 +134,7 @@ def _train(training: Training, counts: dict[str, int], cluster: Cluster, pulse: 
     if world.rank() == 0:
         _export(task, final, storage.join(training.out, "model"))
         figures = read_scalars(training.out)[-1]
-        storage.write_json(storage.join(training.out, FINISHED), {"rows": sum(counts.values()), **figures})
+        storage.write_json(storage.join(training.out, FINISHED), {"rows": plan.rows_per_epoch, **figures})
 
 
 def _blamed(training: Training, feed: "Feed", step: int) -> str:

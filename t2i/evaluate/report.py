@@ -271,7 +271,7 @@ def _percent(value: float, scale: float) -> str:
 
 
 def _pretty(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    return json.dumps(value, indent=2, ensure_ascii=False, default=str, allow_nan=False)
 
 
 def _bare(word: str) -> str:

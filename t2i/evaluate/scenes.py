@@ -296,10 +296,10 @@ def _templates(height: int, width: int, side: float) -> _Templates:
     for shape, corners in OUTLINES.items():
         for size, share in SIZES.items():
             radius = share * side / 2
-            inside = _inside(y / radius, x / radius, corners)
+            held = inside(y / radius, x / radius, corners)
             for dy in shifts:
                 for dx in shifts:
-                    window = inside[dy : dy + height * fine, dx : dx + width * fine]
+                    window = held[dy : dy + height * fine, dx : dx + width * fine]
                     mask = window.reshape(height, fine, width, fine).mean((1, 3))
                     names.append((shape, size))
                     masks.append(mask.reshape(-1))
@@ -307,7 +307,7 @@ def _templates(height: int, width: int, side: float) -> _Templates:
     return _Templates(tuple(names), np.stack(masks).astype(np.float32), float(min(areas)))
 
 
-def _inside(y: np.ndarray, x: np.ndarray, corners: tuple[tuple[float, float], ...]) -> np.ndarray:
+def inside(y: np.ndarray, x: np.ndarray, corners: tuple[tuple[float, float], ...]) -> np.ndarray:
     """Which points of the grid y (Y, 1), x (1, X) a polygon holds, by the even-odd rule: (Y, X) bool."""
     held = np.zeros((y.shape[0], x.shape[1]), bool)
     for (x0, y0), (x1, y1) in zip(corners, corners[1:] + corners[:1], strict=True):

@@ -38,7 +38,10 @@ def draw(logits_BK: torch.Tensor, chances_B: torch.Tensor, sampling: SamplingCon
 
 
 class Prior(Protocol):
-    """Text is word ids (B, T), padded on the right with 0; codes are (B, N) in raster order within `grid`."""
+    """Text is word ids (B, T), padded on the right with 0; codes are (B, N) in raster order within `grid`.
+
+    One that is trained on codes of several grids, in batches of one each, says so: `several_grids = True`.
+    """
 
     grid: tuple[int, int]
     codebook_size: int

@@ -1,7 +1,7 @@
 """The training of a prior: captions drawn from the mixture, some of them dropped, and the codes of the images."""
 
-import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_model, save_model
 
-from infra import storage
+from infra import storage, strict
 from infra.config import from_dict, setting, to_dict
+from infra.train.draw import pick
 from infra.train.optim import OptimConfig
 from infra.train.task import Draw, Update
 from t2i.captions import choose
@@ -19,8 +20,18 @@ from t2i.priors.autoregressive import AutoregressiveConfig, AutoregressivePrior
 from t2i.vocabulary import NULL, TextVocabulary
 
 TRAIN = "train"  # the split that is trained on
+ALT, ALTS, SHARES = "alt", "captions_alt?", "weights_alt?"  # several alt texts of a row, and the shares of each
 PriorConfig = AutoregressiveConfig  # or that of another prior: docs/adding-a-model.md
 PRIORS: dict[type, Any] = {AutoregressiveConfig: AutoregressivePrior}  # by their configs
+
+
+def check_sizes(config: PriorConfig, sizes: Sequence[str]) -> None:
+    """ValueError where pictures have several sizes, and a prior of this config knows one grid of codes alone."""
+    if len(sizes) > 1 and not getattr(PRIORS[type(config)], "several_grids", False):
+        raise ValueError(
+            f"The prior of {type(config).__name__} learns pictures of one size, but buckets give them "
+            f"{len(sizes)} ({', '.join(sizes)}): train it on a corpus with an image_size; a tokenizer takes buckets."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +68,14 @@ class PriorTask:
     seed: int = 0
 
     where_reads: tuple[str, ...] = ("split", "keep")
+    bucket: str | None = None
     whole_weights: bool = False
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Codes, and the captions with their shares."""
-        return ("codes", *(f"{kind}_{style}" for style in self.styles for kind in ("caption", "weight")))
+        """Codes, and the captions with their shares; of a corpus with several alt texts a picture all of them."""
+        several = (ALTS, SHARES) if ALT in self.styles else ()
+        return ("codes", *several, *(f"{kind}_{style}" for style in self.styles for kind in ("caption", "weight")))
 
     def where(self, columns: dict[str, np.ndarray]) -> np.ndarray:
         """Rows of the training split that the mixture keeps."""
@@ -78,6 +91,10 @@ class PriorTask:
     def collate(self, rows: dict[str, list], draw: Draw) -> dict[str, np.ndarray]:
         """Word ids (B, T) and codes (B, N), both int64."""
         captions = {style: rows[f"caption_{style}"] for style in self.styles}
+        if any(texts is not None for texts in rows.get(ALTS, ())):
+            places = pick(rows[ALTS], draw(ALT), rows[SHARES])
+            drawn = zip(rows[ALTS], places, captions[ALT], strict=True)
+            captions[ALT] = [first if texts is None else texts[place] for texts, place, first in drawn]
         weights = {style: np.array(rows[f"weight_{style}"], dtype=np.float64) for style in self.styles}
         chosen = choose(captions, weights, draw("caption"))
         dropped = draw("drop") < self.drop
@@ -88,7 +105,7 @@ class PriorTask:
     def export(self, modules: dict[str, torch.nn.Module], folder: str) -> None:
         """The prior and its vocabulary."""
         save_model(modules["prior"], str(Path(folder) / "model.safetensors"))
-        Path(folder, "config.json").write_text(json.dumps(to_dict(self.shape), indent=2) + "\n")
+        Path(folder, "config.json").write_text(strict.dumps(to_dict(self.shape), indent=2) + "\n")
         _vocabulary(self.vocabulary).save(folder)
 
 

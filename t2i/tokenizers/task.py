@@ -1,6 +1,5 @@
 """The training of an image tokenizer: one Update, or two where a critic judges the pictures."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_model, save_model
 
-from infra import storage
+from infra import storage, strict
 from infra.config import from_dict, to_dict
 from infra.train.optim import OptimConfig
 from infra.train.task import Draw, Update
@@ -33,6 +32,7 @@ class TokenizerTask:
 
     reads: tuple[str, ...] = ("pixels",)
     where_reads: tuple[str, ...] = ("split",)
+    bucket: str | None = None  # the column of the pictures' sizes, where they have several
 
     @property
     def whole_weights(self) -> bool:
@@ -81,7 +81,7 @@ class _Saved:
 def save_tokenizer(tokenizer: VQGAN | PatchVQGAN, folder: str) -> None:
     """Weights and config into a local folder."""
     save_model(tokenizer, str(Path(folder) / "model.safetensors"))
-    Path(folder, "config.json").write_text(json.dumps(to_dict(_Saved(model=tokenizer.config)), indent=2) + "\n")
+    Path(folder, "config.json").write_text(strict.dumps(to_dict(_Saved(model=tokenizer.config)), indent=2) + "\n")
 
 
 def load_tokenizer(folder: str) -> VQGAN | PatchVQGAN:

@@ -14,7 +14,8 @@ def run(stage, **columns):
     assert isinstance(stage, Stage)
     stage.setup()
     rows = len(next(iter(columns.values())))
-    result = Runner([stage])({"state": ["accepted"] * rows, "reason": [None] * rows, **columns})
+    some = {name: [None] * rows for name in stage.reads if name.endswith("?")}
+    result = Runner([stage])({"state": ["accepted"] * rows, "reason": [None] * rows, **some, **columns})
     assert result["state"] == ["accepted"] * rows
     assert result["reason"] == [None] * rows
     return result
@@ -73,6 +74,19 @@ def test_other_languages_are_unfit(classifier):
     assert [verdict is None for verdict in result["unfit_language"]] == [
         c in ("en", "ja", "fr") for c in TEXTS.values()
     ]
+
+
+def test_each_of_several_texts_has_its_own_verdict(classifier):
+    english, french, german = (next(text for text, code in TEXTS.items() if code == wanted) for wanted in
+                               ("en", "fr", "de"))  # fmt: skip
+    several = [[french, english, "1234"], [french, german], None, None, [english, french]]
+    firsts = [french, french, french, None, english]
+    result = run(Language(("en",)), caption_alt=firsts, **{"captions_alt?": several})
+    assert result["language_alt"] == ["fr", "fr", "fr", None, "en"]
+    assert result["unfit_language"] == [None, "other language: fr", "other language: fr", None, None]
+    assert result["languages_alt"] == [["fr", "en", None], ["fr", "de"], None, None, ["en", "fr"]]
+    french, german = "other language: fr", "other language: de"
+    assert result["unfit_languages"] == [[french, None, None], [french, german], None, None, [None, french]]
 
 
 def test_what_could_be_any_language_passes(classifier):

@@ -60,7 +60,8 @@ def pictures():
 
 
 def table(pictures):
-    return {"pixels": pictures, "caption_alt": TEXTS, "caption_short": [*TEXTS[1:], None]}
+    texts = {"caption_alt": TEXTS, "captions_alt?": [None] * len(TEXTS), "caption_short": [*TEXTS[1:], None]}
+    return {"pixels": pictures} | texts
 
 
 def seen(stage, pictures):
@@ -137,7 +138,7 @@ def test_the_stage_scores_every_style(saved, clip, pictures, monkeypatch):
     assert set(columns) == set(stage.writes)
     assert set(stage.writes) == {
         f"{kind}_{style}" for kind in ("match", "clip", "clip_cut") for style in ("alt", "short")
-    }
+    } | {"matches_alt", "clips_alt"}
     assert all(column[-1] is None for name, column in columns.items() if name.endswith("short"))
     model = Captioner.load(saved)
     matching, features = model.matching, stage.tower.features(pictures)
@@ -145,6 +146,26 @@ def test_the_stage_scores_every_style(saved, clip, pictures, monkeypatch):
     assert columns["clip_cut_alt"] == [False] * len(TEXTS)
     for name in ("match_alt", "match_short"):
         assert all(0 < value < 1 for value in columns[name] if value is not None)
+
+
+def test_each_of_several_alt_texts_has_its_scores(saved, clip, pictures):
+    stage = Match(Tower(saved), (), clip=clip[1])
+    stage.setup()
+    several: list = [None] * len(TEXTS)
+    several[1], several[3] = [TEXTS[1], TEXTS[2], LONG], [TEXTS[3], TEXTS[0]]
+    batch = {name: (table(pictures) | seen(stage, pictures))[name] for name in stage.reads}
+    told = stage(batch | {"captions_alt?": several})
+    for kind, kinds in (("match_alt", "matches_alt"), ("clip_alt", "clips_alt")):
+        assert told[kind] == stage(batch)[kind]
+        for row, texts in enumerate(several):
+            if texts is None:
+                assert told[kinds][row] is None
+                continue
+            alone = [
+                stage({name: [values[row]] for name, values in batch.items()} | {"caption_alt": [text]})
+                for text in texts
+            ]
+            assert told[kinds][row] == pytest.approx([each[kind][0] for each in alone], abs=1e-4)
 
 
 def test_stages_of_one_actor_share_what_the_tower_saw(saved, pictures, monkeypatch):

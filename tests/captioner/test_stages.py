@@ -23,7 +23,9 @@ def folder(make_captioner, tmp_path):
 
 @pytest.fixture
 def batch(pixels, folder):
-    return {Tower(folder).view: list(pixels.numpy()), "caption_alt": ["a red circle"] * (len(pixels) - 1) + [None]}
+    alts = ["a red circle"] * (len(pixels) - 1) + [None]
+    seen = {Tower(folder).view: list(pixels.numpy())}
+    return seen | {"caption_alt": alts, "captions_alt?": [None] * len(pixels)}
 
 
 def run(stage, batch):
@@ -37,7 +39,8 @@ def test_columns_are_of_a_kind_and_a_style(folder, batch):
     assert isinstance(stage, Stage)
     assert set(stage.writes) == {
         *("caption_short", "logp_short", "flag_short", "tries_short", "attempt_short"),
-        *("caption_long", "logp_long", "flag_long", "tries_long", "attempt_long", "logp_alt"),
+        *("caption_long", "logp_long", "flag_long", "tries_long", "attempt_long"),
+        *("logp_alt", "logps_alt"),
     }
     columns = run(stage, batch)
     assert set(columns) == set(stage.writes)
@@ -99,5 +102,20 @@ def test_alt_texts_are_scored_where_that_is_asked_for(folder, batch):
     stage = Caption(Tower(folder), STYLES, score_alt=False)
     assert "logp_alt" not in stage.writes
     plain, scored = run(stage, batch), run(Caption(Tower(folder), STYLES), batch)
-    assert scored.keys() - plain.keys() == {"logp_alt"}
+    assert scored.keys() - plain.keys() == {"logp_alt", "logps_alt"}
     assert all(plain[name] == scored[name] for name in plain)
+    assert set(scored["logps_alt"]) == {None}
+
+
+def test_each_of_several_alt_texts_has_a_score(folder, batch):
+    several: list = [None] * len(batch["caption_alt"])
+    several[0], several[2] = ["a red circle", "a blue square", "two dogs"], ["a red circle", "a tree"]
+    stage = Caption(Tower(folder), STYLES)
+    told = run(stage, batch | {"captions_alt?": several})
+    assert told["logp_alt"] == run(stage, batch)["logp_alt"]
+    for row, texts in enumerate(several):
+        if texts is None:
+            assert told["logps_alt"][row] is None
+            continue
+        alone = [run(stage, {name: [v[row]] for name, v in batch.items()} | {"caption_alt": [text]}) for text in texts]
+        assert told["logps_alt"][row] == pytest.approx([each["logp_alt"][0] for each in alone], rel=1e-4)

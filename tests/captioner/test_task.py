@@ -57,7 +57,7 @@ def base_task(vocabulary):
 def train(task, steps, folder):
     """A few steps of the plain engine, on all rows at once; returns the first and the last losses a token."""
     (update,) = task.updates()
-    arrays = task.collate({name: TABLE[name] for name in task.reads}, lambda salt: np.zeros(len(ROWS)))
+    arrays = task.collate({name: TABLE[name] for name in task.reads if name in TABLE}, lambda salt: np.zeros(len(ROWS)))
     batch = {name: torch.from_numpy(array) for name, array in arrays.items()} | {"weight": torch.ones(len(ROWS))}
     engine, history = PlainEngine(update), []
     for _ in range(steps):

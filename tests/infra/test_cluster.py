@@ -70,3 +70,36 @@ def test_a_ray_that_is_not_there_is_a_sentence(monkeypatch, address, sentence):
     with pytest.raises(RuntimeError, match=f"{sentence}.*timed out during startup") as raised:
         connect(replace(laptop(), address=address))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            OSError("validate_socket_filename failed: AF_UNIX path length cannot exceed 107 bytes: /x"),
+            "RAY_TMPDIR=/tmp",
+        ),
+        (OSError(28, "No space left on device"), r"did not start on this machine\. \(OSError: .*No space left"),
+        (PermissionError(13, "Permission denied"), r"did not start on this machine\. \(PermissionError"),
+        (TimeoutError("late"), "may have too much to do"),
+    ],
+)
+def test_why_ray_did_not_start_is_not_guessed(monkeypatch, error, sentence):
+    def fail(**_):
+        raise error
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", fail)
+    with pytest.raises(RuntimeError, match=sentence) as raised:
+        connect(laptop())
+    assert ("Give the same command again" in str(raised.value)) == ("too much" in sentence)
+
+
+def test_a_home_that_cannot_be_written_is_named(monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/dev/null/home")
+    with pytest.raises(OSError, match=r"token cannot be kept in /dev/null/home/\.ray/auth_token: .*RAY_AUTH_TOKEN"):
+        connect(laptop())

@@ -14,14 +14,15 @@ from infra.data.shards import ShardReader, shard_names, shard_url
 from infra.store import Store
 from tests.infra.data.zoo import as_members, encode, picture, samples, tar, write_folder, write_parquet, write_tars
 from workflows.corpora.shapes import ShapesConfig
-from workflows.ingest import INDEX, IngestConfig, IngestWork, corpus_key, ingest, label_by_json
+from workflows.ingest import INDEX, IngestConfig, IngestWork, corpus_key, ingest
+from workflows.judge import label_by_json
 
 PNG = encode(picture(0))
 
 
 def index(config, out):
     """Ingest without Ray."""
-    corpus = find_corpus(config.corpus, config.shard_rows, config.image_column, config.caption_column)
+    corpus = find_corpus(config.corpus, config.shard_rows, config.reading)
     write_sources(corpus, out)
     work = IngestWork(config, corpus.sources, out)
     for name in corpus.sources:
@@ -94,32 +95,34 @@ def test_bad_rows_are_recorded_each_with_its_reason(tmp_path):
     ]
     storage.write_bytes(str(tmp_path / "c/0.tar"), tar(files, errors="surrogateescape"))
     out = str(tmp_path / "out")
-    found = {row["key"]: (row["state"], row["reason"]) for row in index(IngestConfig(corpus=str(tmp_path / "c")), out)}
-    too_long = ("rejected", "caption too long: more than 10000 characters")
-    assert found == {
-        "good": ("accepted", None),
-        "bom": ("accepted", None),
-        "no-caption": ("rejected", "no caption"),
-        "empty-caption": ("rejected", "empty caption"),
-        "latin": ("rejected", "caption is not UTF-8"),
-        "endless": too_long,
-        "wide": too_long,
-        "monstrous": too_long,
-        "no-image": ("rejected", "no image: there is only txt"),
-        "broken": ("rejected", "not an image"),
-        "cut": ("rejected", "truncated image"),
-        "void": ("rejected", "empty image"),
-        "meta-text": ("rejected", "broken metadata: not JSON"),
-        "meta-list": ("rejected", "broken metadata: not a JSON object"),
-        "meta-latin": ("rejected", "broken metadata: not UTF-8"),
-        "meta-deep": ("rejected", "broken metadata: not JSON"),
-        "meta-nan": ("accepted", None),
-        "meta-surrogate": ("accepted", None),
-        "split": ("failed", found["split"][1]),
-        "\ufffd": ("accepted", None),
+    rows = {row["key"]: row for row in index(IngestConfig(corpus=str(tmp_path / "c")), out)}
+    assert {key: row["reason"] for key, row in rows.items() if row["state"] != "accepted"} == {
+        "no-image": "no image: there is only txt",
+        "broken": "not an image",
+        "cut": "truncated image",
+        "void": "empty image",
     }
-    assert "unknown split 'holiday'" in found["split"][1]
+    faults = {key: row["alt_fault"] for key, row in rows.items() if row["state"] == "accepted" and row["alt_fault"]}
+    assert faults == {
+        "no-caption": "no caption",
+        "empty-caption": "empty caption",
+        "latin": "caption is not UTF-8",
+        "endless": "caption too long: 100,000 characters, of at most 10,000",
+        "wide": "caption too long: 10,001 characters, of at most 10,000",
+        "monstrous": "caption too long: more than 1,048,576 bytes",
+    }
+    assert all((row["caption_alt"] is None) == (key in faults) for key, row in rows.items() if not row["reason"])
+    assert {key: row["meta_fault"] for key, row in rows.items() if row["meta_fault"]} == {
+        "meta-text": "broken metadata: not JSON",
+        "meta-list": "broken metadata: not a JSON object",
+        "meta-latin": "broken metadata: not UTF-8",
+        "meta-deep": "broken metadata: not JSON",
+    }
+    assert rows["meta-nan"]["meta"] == '{"a": null}'  # strict JSON
+    assert {key: row["split"] for key, row in rows.items() if row["split_fault"]} == {"split": "holiday"}
+    assert "\ufffd" in rows
     counts = tally(out)
+    assert counts["accepted"] == 16
     assert counts["rows_in"] == 20 == counts["accepted"] + counts["rejected"] + counts["failed"]
 
 
@@ -141,14 +144,14 @@ def test_a_cut_tar_never_loses_a_row_without_a_word(tmp_path, cut):
 def test_labels_by_json():
     meta = {"split": "val", "scene": {"a": 1}, "caption_short": " s ", "caption_descriptive": ""}
     labels = {"split": "test", "reference_short": "s", "reference_descriptive": None, "scene": '{"a": 1}'}
-    assert label_by_json("0" * 24, meta, 0.5) == labels
-    splits = [label_by_json(f"{n * 2**22:08x}" + "0" * 16, {}, 0.25)["split"] for n in range(1024)]
+    assert label_by_json("0" * 24, meta, 0.5, {}) == labels | {"split_fault": None}
+    splits = [label_by_json(f"{n * 2**22:08x}" + "0" * 16, {}, 0.25, {})["split"] for n in range(1024)]
     assert splits.count("test") == 256
 
 
 def test_a_corpus_of_useless_rows_is_an_error(ray_cluster, tmp_path):
-    storage.write_bytes(str(tmp_path / "c/0.tar"), tar([("a.png", PNG), ("b.txt", b"text")]))
-    with pytest.raises(ValueError, match=r"None of the 2 rows of .* no caption \(1\), no image \(1\)"):
+    storage.write_bytes(str(tmp_path / "c/0.tar"), tar([("a.png", PNG[:60]), ("b.txt", b"text")]))
+    with pytest.raises(ValueError, match=r"None of the 2 rows of .* truncated image \(1\), no image \(1\)"):
         ingest.work(IngestConfig(corpus=str(tmp_path / "c")), out=str(tmp_path / "o"), cluster=laptop(), report=None)
 
 

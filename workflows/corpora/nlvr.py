@@ -8,11 +8,11 @@ simple towers) also occur in `dev`.
 """
 
 import itertools
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
 
+from infra import strict
 from infra.config import fingerprint
 
 SHAPES = ("circle", "square", "triangle")
@@ -52,7 +52,7 @@ def label(key: str, caption: str | None, meta: dict | None) -> dict[str, str | N
         "caption_alt": caption,
         "reference_short": summarize(boxes) if labelled else None,
         "reference_descriptive": describe(boxes) if labelled else None,
-        "scene": json.dumps(meta["boxes_unordered"], separators=(",", ":")),
+        "scene": strict.dumps(meta["boxes_unordered"], separators=(",", ":")),
     }
 
 

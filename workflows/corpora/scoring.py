@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -80,7 +80,7 @@ def _shapes_captions(rows: Sequence[Row]) -> Scores:
         "caption_precision": found["precision"],
         "caption_recall": found["recall"],
         "short_caption_f1": scenes.caption_scores([row.get("caption_short") for row in rows], truth, "short")["f1"],
-        "alt_text_f1": scenes.caption_scores([row["caption_alt"] for row in rows], truth)["f1"],
+        **_alt_scores(lambda texts, of: scenes.caption_scores(texts, of)["f1"], rows, truth),
         "chance_f1": scenes.caption_scores(_given_away(descriptive), truth)["f1"],
         "caption_n": len(rows),
     }
@@ -115,10 +115,16 @@ def _word_captions(rows: Sequence[Row]) -> Scores:
         scores |= {f"{prefix}_f1": found["f1"], f"{prefix}_exact": found["exact"], f"{prefix}_n": len(told)}
         scores["chance_f1"] = word_scores(_given_away(captions), references)["f1"]
         if any(row["caption_alt"] != reference for row, reference in zip(told, references, strict=True)):
-            scores["alt_text_f1"] = word_scores([row["caption_alt"] for row in told], references)["f1"]
+            scores |= _alt_scores(lambda texts, of: word_scores(texts, of)["f1"], told, references)
     if "caption_f1" not in scores:  # short captions only
         scores = {name.removeprefix("short_"): value for name, value in scores.items()}
     return scores
+
+
+def _alt_scores(score: Callable[[list[str], list[Any]], float], rows: Sequence[Row], truth: Sequence[Any]) -> Scores:
+    """`alt_text_f1` of the rows that have an alt text; none where none has."""
+    told = [(row["caption_alt"], each) for row, each in zip(rows, truth, strict=True) if row["caption_alt"]]
+    return {"alt_text_f1": score([text for text, _ in told], [each for _, each in told])} if told else {}
 
 
 def _given_away(captions: Sequence[str | None]) -> list[str | None]:

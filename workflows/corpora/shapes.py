@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from infra import strict
+from infra.config import setting
 from t2i.evaluate import scenes
 from t2i.evaluate.scenes import BACKGROUNDS, COLORS, COLUMNS, OUTLINES, PLACES, ROWS, SHAPES, SIZES, Scene, Thing
 
@@ -59,6 +61,8 @@ class ShapesConfig:
     shard_size: int = 1_000
     jitter: float = 1 / 16  # of a cell's shorter side: one pixel at 32x32
     noise: NoiseConfig = field(default_factory=NoiseConfig)
+    # Write what conditions hear, too: the json's `class`, `attributes` and `boxes`, and the files seg.png and edge.png.
+    conditions: bool = setting(False, since="0.2")
 
     def __post_init__(self) -> None:
         if self.samples < 1 or self.shard_size < 1:
@@ -98,7 +102,7 @@ def _pick(rng: np.random.Generator, values: Sequence[str]) -> str:
 
 def split_of(scene: Scene, test_fraction: float) -> str:
     """Says "test" or "train" by a hash of the scene, so that a scene held out is held out wherever it occurs."""
-    digest = hashlib.sha256(json.dumps(scene.to_dict(), sort_keys=True).encode()).digest()
+    digest = hashlib.sha256(strict.dumps(scene.to_dict(), sort_keys=True).encode()).digest()
     return "test" if int.from_bytes(digest[:8], "big") / 2**64 < test_fraction else "train"
 
 
@@ -110,23 +114,73 @@ def render(
     With an `rng` each object moves off the centre of its cell by up to `jitter` of the cell's shorter side
     (1/16 is one pixel at 32x32), uniformly in both directions.
     """
+    return paint(outlines(scene, size, rng, jitter), size, scene.background)
+
+
+Outlines = list[tuple[Thing, list[tuple[float, float]]]]
+
+
+def outlines(scene: Scene, size: tuple[int, int], rng: np.random.Generator | None, jitter: float) -> Outlines:
+    """Each object with the corners (x, y) of its outline in pixels; pixel i covers [i, i + 1)."""
     height, width = size
     cell_height, cell_width = height / len(ROWS), width / len(COLUMNS)
     side = min(cell_height, cell_width)
-    canvas = Image.new("RGB", (width * _SUPERSAMPLE, height * _SUPERSAMPLE), BACKGROUNDS[scene.background])
-    pen = ImageDraw.Draw(canvas)
+    placed: Outlines = []
     for thing in scene.objects:
         row, column = divmod(PLACES.index(thing.place), len(COLUMNS))
         dy, dx = rng.uniform(-jitter, jitter, 2) * side if rng is not None else (0.0, 0.0)
         y, x = (row + 0.5) * cell_height + dy, (column + 0.5) * cell_width + dx
         radius = SIZES[thing.size] * side / 2
+        placed.append((thing, [(x + radius * u, y + radius * v) for u, v in OUTLINES[thing.shape]]))
+    return placed
+
+
+def paint(placed: Outlines, size: tuple[int, int], background: str) -> np.ndarray:
+    """Outlines filled with their colours, antialiased, (height, width, 3) uint8."""
+    height, width = size
+    canvas = Image.new("RGB", (width * _SUPERSAMPLE, height * _SUPERSAMPLE), BACKGROUNDS[background])
+    pen = ImageDraw.Draw(canvas)
+    for thing, corners in placed:
         # Pillow paints the pixels whose centres a polygon holds, and counts coordinates from a pixel's centre.
-        corners = [
-            ((x + radius * u) * _SUPERSAMPLE - 0.5, (y + radius * v) * _SUPERSAMPLE - 0.5)
-            for u, v in OUTLINES[thing.shape]
-        ]
-        pen.polygon(corners, fill=COLORS[thing.color])
+        pen.polygon([(x * _SUPERSAMPLE - 0.5, y * _SUPERSAMPLE - 0.5) for x, y in corners], fill=COLORS[thing.color])
     return np.array(canvas.resize((width, height), Image.Resampling.BOX))
+
+
+def labels_of(placed: Outlines, size: tuple[int, int]) -> np.ndarray:
+    """(height, width) uint8: 0 is the background, 1 + the number of its shape among SHAPES where an object lies.
+
+    A pixel is an object's whose outline holds its centre.
+    """
+    y, x = np.ogrid[0.5 : size[0], 0.5 : size[1]]
+    labels = np.zeros(size, np.uint8)
+    for thing, corners in placed:
+        labels[scenes.inside(y, x, tuple(corners))] = 1 + SHAPES.index(thing.shape)
+    return labels
+
+
+def edges_of(labels: np.ndarray) -> np.ndarray:
+    """(height, width) uint8: 255 where an object's pixel has a neighbour, to a side or above or below, that is none."""
+    padded = np.pad(labels, 1)
+    beside = [padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]]
+    return np.where((labels > 0) & np.any([each != labels for each in beside], axis=0), 255, 0).astype(np.uint8)
+
+
+def truth_of(placed: Outlines, background: str) -> dict[str, Any]:
+    """`class`, the colour and shape of the first object by place; `boxes`, one an object, corners in pixels.
+
+    `attributes` are the words that hold of the scene, in alphabetical order: of each object its shape, colour and size,
+    and the background's colour, which no object can have.
+    """
+    ordered = sorted(placed, key=lambda each: PLACES.index(each[0].place))
+    boxes = [
+        {
+            "class": f"{thing.color} {thing.shape}",
+            "box": [f(axis) for f in (min, max) for axis in zip(*corners, strict=True)],
+        }
+        for thing, corners in ordered
+    ]
+    words = {background}.union(*({thing.shape, thing.color, thing.size} for thing, _ in placed))
+    return {"class": boxes[0]["class"], "attributes": sorted(words), "boxes": boxes}
 
 
 def alt_text(scene: Scene, other_scene: Scene, rng: np.random.Generator, noise: NoiseConfig) -> str:
@@ -197,9 +251,19 @@ def _files(config: ShapesConfig, number: int) -> Iterator[tuple[str, bytes]]:
         if split == "test" or unlabelled > 0:
             unlabelled -= split == "train"
             row |= {f"caption_{style}": scenes.describe(scene, style) for style in scenes.STYLES}
-        image = io.BytesIO()
-        Image.fromarray(render(scene, config.size, rng, config.jitter)).save(image, "PNG")
+        placed = outlines(scene, config.size, rng, config.jitter)
         key = f"{index:08d}"
-        yield f"{key}.png", image.getvalue()
+        yield f"{key}.png", _png(paint(placed, config.size, scene.background))
+        if config.conditions:
+            row |= truth_of(placed, scene.background)
+            labels = labels_of(placed, config.size)
+            yield f"{key}.seg.png", _png(labels)
+            yield f"{key}.edge.png", _png(edges_of(labels))
         yield f"{key}.txt", text.encode()
-        yield f"{key}.json", json.dumps(row).encode()
+        yield f"{key}.json", strict.dumps(row).encode()
+
+
+def _png(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()

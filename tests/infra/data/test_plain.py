@@ -13,6 +13,7 @@ from infra.data.ledger import inspect
 from infra.data.parquet import read_parquet
 from infra.data.plain import is_plain
 from infra.data.revision import Redo
+from infra.data.samples import Source
 from infra.data.shards import ShardReader, shard_url
 from infra.data.verify import _check
 from tests.bomb import Bomb
@@ -58,6 +59,10 @@ def holding(field, value):
     return value
 
 
+def source(url, **options):
+    return Source(kind="parquet", name="a", url=url, size=0, tag="", **options)
+
+
 def test_a_pickle_would_run_if_it_were_shown(tmp_path):
     """The danger is there: without this, the tests below could not fail."""
     field = pickled("bad")
@@ -74,14 +79,14 @@ def test_a_corpus_is_read_without_such_columns(tmp_path, bomb, place):
     table = pa.table({"key": ["one"], "image": [PNG], "bad": [holding(field, bomb)]}, schema=schema)
     pq.write_table(table, tmp_path / "a.parquet")
     assert not is_plain(pq.read_schema(tmp_path / "a.parquet").field("bad").type)
-    (sample,) = read_parquet("a", str(tmp_path / "a.parquet"))
+    (sample,) = read_parquet(source(str(tmp_path / "a.parquet")))
     assert (sample.key, sample.image, sample.meta) == ("one", PNG, {"key": "one"})
 
 
 def test_an_image_that_is_a_pickle_is_a_lost_file(tmp_path, bomb):
     url = str(tmp_path / "a.parquet")
     pq.write_table(pa.table({"image": [bomb]}, schema=pa.schema([pickled("image")])), url)
-    (sample,) = read_parquet("a", url, column="image")
+    (sample,) = read_parquet(source(url, column="image"))
     assert sample.state == "failed"
     assert "without running code: image" in sample.reason
     with pytest.raises(ValueError, match="without running code"):

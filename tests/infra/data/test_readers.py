@@ -7,6 +7,7 @@ import pytest
 
 from infra import storage
 from infra.data.readers import find_corpus, list_corpus, read_source
+from infra.data.samples import Reading
 from tests.infra.data.zoo import encode, picture, samples, tar, write_folder, write_parquet, write_tars
 
 PNG = encode(picture(0))
@@ -20,8 +21,8 @@ WRITERS = {
 }
 
 
-def read(pattern, **options):
-    corpus = find_corpus(pattern, **options)
+def read(pattern, shard_rows=1000, **options):
+    corpus = find_corpus(pattern, shard_rows, Reading(**options))
     return [s for name, source in corpus.sources.items() for s in read_source(source, corpus.entries.get(name))]
 
 
@@ -73,9 +74,30 @@ def test_names_within_the_corpus_do_not_depend_on_where_it_is(place, pattern, na
 def test_relative_paths_are_found_from_anywhere(tmp_path, monkeypatch):
     write_tars(str(tmp_path / "c"))
     monkeypatch.chdir(tmp_path)
-    corpus = find_corpus("c/*.tar")
-    assert [source.name for source in corpus.sources.values()] == ["00000.tar", "00001.tar"]
-    assert corpus.sources["000000"].url == str(tmp_path / "c/00000.tar")
+    for pattern, names in [("c/*.tar", ["00000.tar", "00001.tar"]), ("c", ["00000.tar", "00001.tar"]),
+                           ("c/00000.tar", ["00000.tar"])]:  # fmt: skip
+        corpus = find_corpus(pattern)
+        assert [source.name for source in corpus.sources.values()] == names
+        assert corpus.sources["000000"].url == str(tmp_path / "c/00000.tar")
+
+
+def test_a_folder_that_is_called_like_a_pattern_is_taken_by_its_word(tmp_path):
+    names = ["[D] set/a/0.tar", "D set/a/0.tar", "{x,y}/a/0.tar", "x/a/0.tar"]
+    put(str(tmp_path), **{name: tar([("k.png", PNG)]) for name in names})
+    for name in names:
+        for pattern in (name, name.replace("0.tar", "*.tar"), name.replace("a/0.tar", "{a,a}/[0-9].tar")):
+            assert [source.url for source in find_corpus(f"{tmp_path}/{pattern}").sources.values()] == [
+                f"{tmp_path}/{name}"
+            ]
+    with pytest.raises(FileNotFoundError, match="Brackets stand for one of the letters in them"):
+        find_corpus(f"{tmp_path}/[A] set/*.tar")
+
+
+def test_a_table_that_is_given_as_the_corpus_is_told_where_it_belongs(tmp_path):
+    put(str(tmp_path), **{"a.png": PNG, "train.tsv": b"filepath\ttitle\na.png\ta cat\n"})
+    with pytest.raises(ValueError, match=r"found 1 \.tsv\. .* give the folder\."):
+        find_corpus(f"{tmp_path}/train.tsv")
+    assert [sample.caption for sample in read(str(tmp_path))] == ["a cat"]
 
 
 def test_what_lies_beside_tars_is_passed_over_and_counted(tmp_path):
@@ -84,6 +106,9 @@ def test_what_lies_beside_tars_is_passed_over_and_counted(tmp_path):
     put(str(tmp_path), **{"00000.parquet": b"", "00000_stats.json": b"{}"})
     corpus = find_corpus(str(tmp_path))
     assert len(corpus.sources) == 2
+    assert corpus.passed == {"files of another format": ["00000.parquet"], "other files": ["00000_stats.json"]}
+    write_tars(str(tmp_path / "alone"))
+    assert corpus.identity == [[each.name, each.size, each.tag] for each in corpus.sources.values()]
     assert corpus.ignored == 2
 
 
@@ -91,16 +116,14 @@ def test_what_lies_beside_tars_is_passed_over_and_counted(tmp_path):
     ("files", "options", "message"),
     [
         ({}, {}, "does not exist"),
-        ({"a.tar.gz": b"", "b.md": b""}, {}, r"no \.tar, no \.parquet and no images: found 1 \.gz, 1 \.md"),
-        ({"a.png": PNG, "b.png": PNG}, {}, "2 images and no captions"),
-        ({"a.png": PNG, "t.csv": "file_name,text\na.png,x".encode("utf-16")}, {}, "not UTF-8"),
-        ({"a.png": PNG, "t.csv": b"file_name," + b"x" * 200_000}, {}, "not a readable CSV table"),
+        ({"a.gz": b"", "b.md": b""}, {}, r"no \.tar, no \.parquet and no images: found 1 \.gz, 1 \.md"),
+        ({".a.png": PNG, "b.md": b""}, {}, r"found 1 \.md and 1 hidden files"),
     ],
 )
 def test_a_corpus_that_cannot_be_read_is_a_sentence(place, files, options, message):
     put(place, **{f"c/{name}": content for name, content in files.items()})
     with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
-        find_corpus(storage.join(place, "c"), **options)
+        find_corpus(storage.join(place, "c"), 1000, Reading(**options))
     assert str(caught.value).endswith(".")
 
 
@@ -111,11 +134,13 @@ def parquet(table, **options):
 
 
 def test_parquet_without_images_is_a_sentence(tmp_path):
-    put(str(tmp_path), **{"a.parquet": parquet({"url": ["x"], "image": ["not bytes"]})})
-    with pytest.raises(ValueError, match="no column of encoded images: there are url, image"):
+    put(str(tmp_path), **{"a.parquet": parquet({"number": [1], "label": ["x"]})})
+    with pytest.raises(ValueError, match="no column of encoded images: there are number, label"):
         find_corpus(str(tmp_path))
-    with pytest.raises(ValueError, match="no column 'picture': there are url, image"):
-        find_corpus(str(tmp_path), image_column="picture")
+    with pytest.raises(ValueError, match="no column 'picture': there are number, label"):
+        find_corpus(str(tmp_path), 1000, Reading(image_column="picture"))
+    with pytest.raises(ValueError, match=r"'number' of .* holds int64, and no pictures"):
+        find_corpus(str(tmp_path), 1000, Reading(image_column="number"))
 
 
 def test_parquet_columns_can_be_named(tmp_path):
@@ -201,7 +226,6 @@ def test_odd_folders_are_told(place):
         ("a", 0, "A", ""),
         ("b", 0, "from the table", ""),
         ("gone.png", 0, None, "no image"),
-        ("lonely", 0, None, "no image"),
         ("same", 0, "both", ""),
         ("same", 1, "both", ""),
         ("silent", 0, None, ""),

@@ -16,8 +16,8 @@ import pytest
 import ray
 
 from infra import storage
-from infra.data import run
-from infra.data.parts import split
+from infra.data import attempts, run
+from infra.data.portions import split
 from infra.data.readers import find_corpus
 from infra.data.run import run_shards, run_stages
 from infra.data.shards import shard_names, shard_url
@@ -156,19 +156,19 @@ def test_a_step_that_stalls_says_which_worker_is_at_which_shard_and_where(ray_cl
     last = lines[-1]
     assert "1 CPUs; Ray has" in last or re.search(
         r"shard 000000 is with process \d+ on \S+ for \d+ s"
-        r"(, at run\.py:\d+ _run > test_run\.py:\d+ __call__)?; Ray has [\d.]+ of 8 CPUs free",
+        r"(, at run\.py:\d+ _make > test_run\.py:\d+ __call__)?; Ray has [\d.]+ of 8 CPUs free",
         last,
     )
 
 
 def test_what_a_driver_is_told_of_workers(tmp_path):
     out, now = str(tmp_path), time.time()
-    assert run._at_work(out, 2, 1) == "no worker is at a shard, and each asks for 2 CPUs and 1 GPUs"
+    assert attempts.at_work(out, 2, 1) == "no worker is at a shard, and each asks for 2 CPUs and 1 GPUs"
     attempt = {"attempts": 1, "host": "node", "process": 71, "since": now - 100}
     beats = [{"beat": now - 1, "doing": "run.py:1 f"}, {"beat": now - 50, "doing": "run.py:1 f"}, {}, {}, {}]
     for name, beat in zip(NAMES, beats, strict=False):
-        storage.write_json(storage.join(out, run.ATTEMPTS, name), attempt | beat)
-    first, second, third, rest = run._at_work(out, 2, 1).split("; ")
+        storage.write_json(storage.join(out, attempts.ATTEMPTS, name), attempt | beat)
+    first, second, third, rest = attempts.at_work(out, 2, 1).split("; ")
     assert first == "shard 000000 is with process 71 on node for 100 s, at run.py:1 f"
     assert second == "shard 000001 is with process 71 on node for 100 s, which says nothing for 50 s"
     assert third == "shard 000002 is with process 71 on node for 100 s, which says nothing for 100 s"
@@ -176,15 +176,15 @@ def test_what_a_driver_is_told_of_workers(tmp_path):
 
 
 def test_a_worker_says_where_it_is(tmp_path):
-    url = str(tmp_path / "attempt")
-    with run._beating(url, {"attempts": 1}, 0.1):
+    url = str(tmp_path / "attempts" / "000000")
+    with attempts.Attempt(str(tmp_path), "000000", 0.1):
         time.sleep(0.5)
-    told = storage.read_json(url)
+        told = storage.read_json(url)
     assert told["attempts"] == 1
     assert time.time() - told["beat"] < 5
     assert re.search(r"test_run\.py:\d+ test_a_worker_says_where_it_is$", told["doing"])
     time.sleep(0.3)
-    assert storage.read_json(url) == told, "it is not written after its end"
+    assert not storage.exists(url), "it is not written after its end"
 
 
 @dataclass(frozen=True)

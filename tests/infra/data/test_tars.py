@@ -81,7 +81,7 @@ def test_odd_members_are_told(tmp_path):
         ("/etc/root", "unsafe name"),
         ("x/../../y", "unsafe name"),
         ("text-only", "no image"),
-        ("dotted", "no image"),
+        ("dotted.v2", ""),
         ("image-only", ""),
         ("twice", ""),
         ("twice", "duplicate key"),

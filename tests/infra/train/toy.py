@@ -77,6 +77,7 @@ class Toy:
     seed: int = 0
     reads: tuple[str, ...] = ("row",)
     where_reads: tuple[str, ...] = ("row",)
+    bucket: str | None = None
     whole_weights: bool = False
 
     def where(self, columns):

@@ -1,0 +1,85 @@
+"""A served model is not asked twice for what it has said, however slow it is and whoever is killed meanwhile."""
+
+import time
+from collections import Counter
+
+import pyarrow as pa
+import pytest
+
+from captioner.backends.endpoint import EndpointConfig
+from captioner.backends.stages import CaptionWith
+from captioner.styles import Style
+from infra.data import work
+from infra.data.ledger import commit
+from infra.data.parts import parts_of
+from infra.data.run import _Actor
+from infra.data.shards import ShardReader
+from infra.data.work import StageWork
+from tests.captioner.backends import server
+from tests.infra.data.test_work import index  # noqa: F401 - a fixture: twenty pictures, one of which is none
+
+
+class Killed(BaseException):
+    """Ends a process where it stands."""
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """A server that takes a twentieth of a second over a caption."""
+    monkeypatch.setattr(work, "CALL_SECONDS", 0.2)
+
+    def answer(body, number):
+        time.sleep(0.05)
+        return server.completion(f"caption {number}")
+
+    endpoint = server.Endpoint(answer)
+    yield endpoint
+    endpoint.close()
+
+
+def caption_with(endpoint):
+    config = EndpointConfig(base_url=endpoint.url, model="m", concurrency=2)
+    return CaptionWith(config, (Style(name="short", prompt="p"),))
+
+
+def with_alts(index, tmp_path):  # noqa: F811
+    alts, ids = str(tmp_path / "alts"), ShardReader([index], "000000", every=True).sample_ids
+    states = {"state": ["accepted"] * len(ids), "reason": pa.nulls(len(ids), pa.string())}
+    commit(alts, "000000", pa.table({"sample_id": ids, **states, "caption_alt": ["a picture"] * len(ids)}))
+    return (index, alts)
+
+
+def test_a_key_that_is_taken_no_longer_fails_no_row(slow, index, tmp_path):  # noqa: F811
+    slow.answer = lambda body, number: server.completion("fine") if number < 12 else server.status(401)
+    out, stage = str(tmp_path / "out"), caption_with(slow)
+    result = _Actor(StageWork((stage,), with_alts(index, tmp_path), 64), out, 1000, 100.0)._run("000000")
+    assert result["away"]
+    assert result["error"].startswith("The server takes the key no longer: http_401")
+    (part,) = parts_of(out, "000000")
+    assert 6 <= part.accepted < 12
+
+
+def test_a_killed_actor_is_followed_by_one_that_asks_for_the_rest(slow, index, tmp_path, monkeypatch):  # noqa: F811
+    out, calls = str(tmp_path / "out"), []
+    caption = CaptionWith.__call__
+
+    def watched(self, batch):
+        calls.append(len(batch["pixels"]))
+        if len(calls) == 4:
+            raise Killed
+        return caption(self, batch)
+
+    monkeypatch.setattr(CaptionWith, "__call__", watched)
+    images = with_alts(index, tmp_path)
+    stage = caption_with(slow)
+    with pytest.raises(Killed):
+        _Actor(StageWork((stage,), images, 64), out, 1000, 0.0)._run("000000")
+    assert max(calls) <= 8 < 64, "a call takes some tenths of a second, and not all rows at once"
+    kept = sum(part.accepted for part in parts_of(out, "000000"))
+    assert kept == len(slow.bodies) >= 6
+    assert _Actor(StageWork((stage,), images, 64), out, 1000, 0.0)._run("000000")["error"] == ""
+    pictures = Counter(body["messages"][0]["content"][0]["image_url"]["url"] for body in slow.bodies)
+    assert len(pictures) == 19
+    assert set(pictures.values()) == {1}
+    texts = ShardReader([out], "000000").columns(["caption_short"])["caption_short"]
+    assert len(set(texts)) == 19
