@@ -209,6 +209,7 @@ def _pixel_nll(x0: torch.Tensor, mean: torch.Tensor, log_variance: torch.Tensor)
 
 
 def _by(coefficient: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """A coefficient (B,) or () that multiplies x (B, ...), in x's type."""
-    coefficient = coefficient.to(x.device, x.dtype)
-    return coefficient.view(-1, *[1] * (x.dim() - 1)) if coefficient.dim() else coefficient
+    """A coefficient (B,) or () that multiplies x (B, ...), in x's type; a single one may stay on the CPU."""
+    if not coefficient.dim():
+        return coefficient.to(x.dtype)
+    return coefficient.to(x.device, x.dtype).view(-1, *[1] * (x.dim() - 1))

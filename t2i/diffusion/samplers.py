@@ -4,10 +4,10 @@
     x_B = ddim(process, denoise, x_B, steps)
     x_B = ancestral(process, denoise, x_B, steps, keys_B)
 
-All take x (B, ...) at the noise of the ladder's first place and return it at its last. They keep nothing between calls;
-noise comes from a row's key and the step's number in the whole ladder, so a row is the same in any batch, and, where a
-step knows nothing of those before it (all but 2M), in any cut of the ladder. One look at a row costs one call of the
-denoiser: S calls for S steps, and 2 S - 1 for `heun`.
+All take x (B, ...) at the noise of the ladder's first place and return it at its last. They keep nothing between calls.
+Noise comes from a row's key and the step's number in the whole ladder, so a row is the same in any batch, and in any
+cut of the ladder where a step stands for itself (all but DPM-Solver++). They call the denoiser once a step; `heun`
+twice, but once where no noise is left.
 """
 
 import math
@@ -48,8 +48,9 @@ def ancestral(
         (_, share), estimate = _look(process, denoise, x, steps.times[step], before)
         exact = posterior(process.schedule, before, after)
         mean = float(exact.of_x0) * estimate.x0 + float(exact.of_x) * x
-        if after == torch.inf:  # nothing is left to draw
-            return mean
+        if after in (before, torch.inf):  # nothing is left to draw
+            x = mean
+            continue
         deviation = _deviation(exact, share, variance)
         if shift is not None:
             mean = mean + deviation**2 * shift(x, _times(steps.times[step], x))
@@ -101,7 +102,7 @@ def dpm_solver_2m(process: Process, denoise: Denoiser, x: torch.Tensor, steps: L
     for step, before, after in _places(steps):
         _, (x0, _) = _look(process, denoise, x, steps.times[step], before)
         size = float(after - before)
-        if previous is None or after == torch.inf:
+        if previous is None or after == torch.inf or not previous[1]:
             x = _exponential(process, x, x0, before, after)
         else:
             ahead = size / (2 * previous[1])  # 0 after a first place without signal
@@ -120,7 +121,7 @@ def dpm_solver_2s(process: Process, denoise: Denoiser, x: torch.Tensor, steps: L
         step, before, middle = places.pop(0)
         _, (x0, _) = _look(process, denoise, x, steps.times[step], before)
         between = _exponential(process, x, x0, before, middle)
-        if not places or places[0][2] == torch.inf or before == -torch.inf:
+        if not places or places[0][2] == torch.inf or before in (middle, -torch.inf):
             x = between
             continue
         step, _, after = places.pop(0)

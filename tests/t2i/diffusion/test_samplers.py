@@ -265,6 +265,25 @@ def test_calls_are_counted_as_said():
         assert asked == [[t, t] for t in expected], name
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_step_that_leads_nowhere_is_no_trouble(name):
+    """Where a schedule is held off its ends lambda stands still; and latent diffusion ends where t = 0 lies."""
+    keys, shares = keys_of(range(3)), torch.full((3, 2), 0.2, dtype=DOUBLE)
+    schedule = Cosine(least=0.02)
+    for process, steps in (
+        (Process(schedule=schedule), even(schedule, 40, to_zero=False)),
+        (Process(learned_variance=True), ladder(Betas(), [999, 500, 0], to_zero=False)),
+    ):
+        assert (steps.lambdas[1:] == steps.lambdas[:-1]).any()
+        ideal = DATA.denoiser(process)
+        x = beginning(process, steps, keys, (2,)).double()
+
+        def denoise(x, t, ideal=ideal, process=process):
+            return ideal(x, t)[0], shares if process.learned_variance else None
+
+        assert SAMPLERS[name](process, denoise, x, steps, keys).isfinite().all()
+
+
 def test_what_cannot_be_is_refused():
     process, x, denoise = Process(prediction="x0"), torch.zeros(1, 1), Gaussian().denoiser(Process())
     steps = ladder(Betas(), [999, 1])
