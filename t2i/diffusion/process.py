@@ -122,7 +122,7 @@ class Process:
             after = self.schedule.lambda_at(t.double().clamp(min=1) - 1)
             at = torch.exp(2 * self.schedule.lambda_at(t.double().clamp(min=1)))
             return (torch.exp(2 * after) - at) / 2 * of_error
-        _, slope = torch.func.jvp(self.schedule.lambda_at, (t.double(),), (torch.ones_like(t.double()),))
+        slope = torch.func.jvp(self.schedule.lambda_at, (t.double(),), (torch.ones_like(t.double()),))[1]
         return -slope * snr * of_error
 
     def losses(

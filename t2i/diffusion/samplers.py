@@ -82,7 +82,7 @@ def ddim(
 def invert(process: Process, denoise: Denoiser, x: torch.Tensor, steps: Ladder) -> torch.Tensor:
     """DDIM backwards: from data, at the ladder's last place, to the noise that `ddim` (eta 0) draws them from.
 
-    The network is told the time that a step leads to, as it will be on the way back (arXiv 2105.05233, appendix F).
+    The network is told the time that a step leads to, as it will be on the way back (arXiv 2010.02502, section 4.3).
     """
     if process.prediction == "x0" and steps.lambdas[-1] == torch.inf:
         raise ValueError("A prediction of x0 says no noise where there is none: invert along a ladder to_zero=False.")
@@ -162,7 +162,7 @@ def heun(
         if keys_B is not None and churn and churn_within[0] <= sigma <= churn_within[1]:
             t = process.schedule.time_at(before - math.log1p(churn))
             before = process.schedule.lambda_at(t)  # a schedule of a first time goes no further
-            fresh = churn_noise * math.sqrt(place(before)[1] ** 2 - sigma**2)
+            fresh = churn_noise * math.sqrt(max(place(before)[1] ** 2 - sigma**2, 0.0))
             x = place(before)[2] * (x / scale + fresh * _noise(keys_B, x, "churn", steps, step))
             alpha, sigma, scale = place(before)
         _, here = _look(process, denoise, x, t, before)
