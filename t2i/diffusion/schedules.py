@@ -93,23 +93,22 @@ class Betas:
 @cache
 def _table(schedule: Betas, device: torch.device) -> torch.Tensor:
     """lambda (T,) float64."""
-    with torch.inference_mode(False):  # whoever asks first: a training may ask next
-        T, first, last = schedule.steps, schedule.beta_first, schedule.beta_last
-        place = torch.linspace(0, 1, T, dtype=torch.float64, device="cpu")
-        if schedule.shape == "linear":
-            beta_T = first + (last - first) * place
-        elif schedule.shape == "scaled_linear":
-            beta_T = (first**0.5 + (last**0.5 - first**0.5) * place) ** 2
-        elif schedule.shape == "cosine":
-            angle = (torch.arange(T + 1, dtype=torch.float64, device="cpu") / T + 0.008) / 1.008 * math.pi / 2
-            left = angle.cos() ** 2
-            beta_T = (1 - left[1:] / left[:-1]).clamp(max=0.999)
-        else:
-            beta_T = first + (last - first) * torch.sigmoid(12 * place - 6)
-        root_T = (1 - beta_T).cumprod(0).sqrt()
-        if schedule.zero_terminal_snr:
-            root_T = (root_T - root_T[-1]) * (root_T[0] / (root_T[0] - root_T[-1]))
-        return (root_T.log() - (1 - root_T**2).log() / 2).to(device)
+    T, first, last = schedule.steps, schedule.beta_first, schedule.beta_last
+    place = torch.linspace(0, 1, T, dtype=torch.float64, device="cpu")
+    if schedule.shape == "linear":
+        beta_T = first + (last - first) * place
+    elif schedule.shape == "scaled_linear":
+        beta_T = (first**0.5 + (last**0.5 - first**0.5) * place) ** 2
+    elif schedule.shape == "cosine":
+        angle = (torch.arange(T + 1, dtype=torch.float64, device="cpu") / T + 0.008) / 1.008 * math.pi / 2
+        left = angle.cos() ** 2
+        beta_T = (1 - left[1:] / left[:-1]).clamp(max=0.999)
+    else:
+        beta_T = first + (last - first) * torch.sigmoid(12 * place - 6)
+    root_T = (1 - beta_T).cumprod(0).sqrt()
+    if schedule.zero_terminal_snr:
+        root_T = (root_T - root_T[-1]) * (root_T[0] / (root_T[0] - root_T[-1]))
+    return (root_T.log() - (1 - root_T**2).log() / 2).to(device)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -139,6 +139,7 @@ def test_adms_sections():
     assert respaced(LINEAR, "ddim25") == list(range(960, -1, -40))
     fast27 = [0, 22, 44, 66, 88, 111, 133, 155, 177, 199, 200, 222, 244, 266, 288, 311, 333, 355, 377, 399]
     assert respaced(LINEAR, "10,10,3,2,2")[::-1] == [*fast27, 400, 500, 599, 600, 799, 800, 999]
+    assert respaced(LINEAR, "2,2,2") == [999, 667, 666, 334, 333, 0]  # what is left over goes to the first
     for wrong in ("ddim600", "2000", "0,5"):
         with pytest.raises(ValueError, match=r"steps"):
             respaced(LINEAR, wrong)
