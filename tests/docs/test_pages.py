@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import re
 import shlex
+import subprocess
 import types
 import typing
 from functools import cache
@@ -192,3 +193,19 @@ def test_what_is_not_run_could_be():
             assert words[1] in targets, line
         if words[0] in ("ray", "rescribe") and words[-1] != "...":
             check_command(words)
+
+
+def test_the_changes_of_a_page_fit_the_code():
+    """The test that runs them takes a minute, and is a long one."""
+    page = Page(ROOT / "docs" / "adding-a-model.md")
+    (change,) = [block.text for block in page.blocks if block.language == "diff"]
+    done = subprocess.run(
+        ["git", "apply", "--check", "-"],
+        input=change,
+        text=True,
+        cwd=ROOT,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
