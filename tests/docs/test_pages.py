@@ -199,13 +199,6 @@ def test_the_changes_of_a_page_fit_the_code():
     """The test that runs them takes a minute, and is a long one."""
     page = Page(ROOT / "docs" / "adding-a-model.md")
     (change,) = [block.text for block in page.blocks if block.language == "diff"]
-    done = subprocess.run(
-        ["git", "apply", "--check", "-"],
-        input=change,
-        text=True,
-        cwd=ROOT,
-        capture_output=True,
-        timeout=60,
-        check=False,
-    )
+    line = ["git", "apply", "--check", "-"]
+    done = subprocess.run(line, input=change, text=True, cwd=ROOT, capture_output=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
