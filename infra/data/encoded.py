@@ -89,26 +89,28 @@ def _read(span: list[Place]) -> Sequence[bytes | Exception]:
 
 def _fetch_unpacked(source: str, places: list[Place]) -> Iterator[bytes | Exception]:
     """Pictures of a packed tar, which is unpacked once for all of them."""
-    done = 0
-    try:
+
+    def images() -> Iterator[bytes]:
         with plain_copy(source) as (file, _):
             for place in places:
                 file.seek(place.offset)
-                yield _checked(place, file.read(place.length))
-                done += 1
-    except storage.UnavailableError:
-        raise
-    except Exception as error:
-        for _ in places[done:]:
-            yield error
+                yield file.read(place.length)
+
+    return _each(places, images())
 
 
 def _fetch_rows(source: str, places: list[Place]) -> Iterator[bytes | Exception]:
     url, column = source.rsplit("#", 1)
+    rows = read_rows(url, column, [place.offset for place in places])
+    return _each(places, (image or b"" for image in rows))
+
+
+def _each(places: list[Place], images: Iterator[bytes]) -> Iterator[bytes | Exception]:
+    """The images of places, and from where their file fails on its error in the place of each."""
     done = 0
     try:
-        for image in read_rows(url, column, [place.offset for place in places]):
-            yield _checked(places[done], image or b"")
+        for image in images:
+            yield _checked(places[done], image)
             done += 1
     except storage.UnavailableError:
         raise

@@ -21,12 +21,12 @@ from captioner.provenance import Author, Sign, record
 from captioner.styles import Style
 from infra import storage
 from infra.cluster import Cluster
-from infra.data.ledger import Ledger, commit, pending, tally, total
+from infra.data.ledger import Ledger, commit, tally
 from infra.data.readers import find_corpus, write_sources
 from infra.data.shards import ShardReader, shard_names
 from infra.store import Artifact, Store, step
+from tests.corpora import make
 from tests.infra.data.zoo import encode, picture, tar, write_folder, write_parquet, write_tars
-from workflows import export as module
 from workflows.__main__ import main
 from workflows.corpora.shapes import ShapesConfig
 from workflows.export import ExportOptions, export
@@ -107,14 +107,7 @@ def mix(config: MixConfig, images: Artifact, captions: Artifact, *, out, cluster
 @pytest.fixture
 def here(monkeypatch):
     """Shards are worked on in this process."""
-
-    def run(work, names, out, **_):
-        for name in pending(out, names):
-            commit(out, name, work(name))
-        return total(Ledger(out).close().values())
-
-    monkeypatch.setattr(module, "run_shards", run)
-    monkeypatch.setattr(module, "connect", lambda cluster: None)
+    make.export_here(monkeypatch)
 
 
 def write_corpus(place):
