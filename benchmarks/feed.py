@@ -51,8 +51,10 @@ from infra.data.shards import count_rows, shard_names, shard_url
 from infra.train.optim import OptimConfig
 from infra.train.plan import BatchPlan
 from infra.train.task import Task
+from t2i.conditions.words import WordsConfig
 from t2i.priors.autoregressive import AutoregressiveConfig
 from t2i.priors.task import PriorShape, PriorTask, save_vocabulary
+from t2i.protocol import Space
 from t2i.tokenizers.losses import LossConfig
 from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
 from t2i.tokenizers.task import TokenizerTask
@@ -132,8 +134,9 @@ def write_code_tars(folder: str, artifact: str) -> None:
 
 
 def prior_task(folder: str, grid: tuple[int, int], codebook_size: int, model: AutoregressiveConfig, **options: Any):
-    shape = PriorShape(model=model, vocabulary_size=100, text_length=32, codebook_size=codebook_size, grid=grid)
-    return PriorTask(shape=shape, vocabulary=f"{folder}/vocabulary", styles=("alt",), **options)
+    words = WordsConfig(vocabulary_size=100, length=32)
+    shape = PriorShape(model=model, space=Space(grid, codes=codebook_size), conditions=(words,))
+    return PriorTask(shape=shape, folder=f"{folder}/vocabulary", styles=("alt",), **options)
 
 
 def tokenizer_task(channels: int = 8) -> TokenizerTask:

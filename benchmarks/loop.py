@@ -36,7 +36,9 @@ from infra.train import zero
 from infra.train.loop import TrainConfig, train
 from infra.train.optim import AdamW, OptimConfig, parameter_groups
 from infra.train.task import Batch, Update
-from t2i.priors.autoregressive import AutoregressiveConfig, AutoregressivePrior
+from t2i.conditions.words import WordsConfig
+from t2i.priors.autoregressive import AutoregressiveConfig
+from t2i.protocol import Space
 
 OPTIM = OptimConfig(lr=1e-4, warmup_steps=0, schedule="constant", ema_decay=0.99)
 PRIOR = AutoregressiveConfig(width=128, layers=4, heads=4)
@@ -95,9 +97,8 @@ class PriorAlone:
 def build(config: Config, compiled: bool) -> Update:
     """The prior, the same each time."""
     torch.manual_seed(0)
-    prior = AutoregressivePrior(
-        config.model, vocabulary_size=VOCABULARY, text_length=TEXT, codebook_size=CODEBOOK, grid=config.grid
-    )
+    words = WordsConfig(vocabulary_size=VOCABULARY, length=TEXT)
+    prior = config.model.build(Space(config.grid, codes=CODEBOOK), (words,))
     if compiled:
         prior.compile()
     return Update("prior", prior, OPTIM)
@@ -111,7 +112,7 @@ def batches(config: Config, number: int = 20) -> list[list[Batch]]:
     def micro_batch() -> Batch:
         return {
             "text": torch.randint(1, VOCABULARY, (rows, TEXT), generator=generator),
-            "codes": torch.randint(CODEBOOK, (rows, places), generator=generator),
+            "values": torch.randint(CODEBOOK, (rows, places), generator=generator),
             "weight": torch.ones(rows),
         }
 

@@ -74,10 +74,12 @@ def formula(stage: int, workers: int, parameters: int) -> float:
 
 def build(width: int, layers: int) -> Any:
     """A prior of so many layers over a small picture."""
-    from t2i.priors.autoregressive import AutoregressiveConfig, AutoregressivePrior
+    from t2i.conditions.words import WordsConfig
+    from t2i.priors.autoregressive import AutoregressiveConfig
+    from t2i.protocol import Space
 
     config = AutoregressiveConfig(width=width, layers=layers, heads=width // 64)
-    return AutoregressivePrior(config, vocabulary_size=2048, text_length=8, codebook_size=2048, grid=(2, 2))
+    return config.build(Space((2, 2), codes=2048), (WordsConfig(vocabulary_size=2048, length=8),))
 
 
 def work(case: Case, out: str) -> None:
@@ -100,7 +102,7 @@ def work(case: Case, out: str) -> None:
     engine = zero.ZeroEngine(update, 1, None, stage=case.stage, precision="fp32", micro_batch=1)
     batch = {
         "text": torch.randint(1, 2048, (1, 8)),
-        "codes": torch.randint(2048, (1, 4)),
+        "values": torch.randint(2048, (1, 4)),
         "weight": torch.ones(1),
     }
     first = 0

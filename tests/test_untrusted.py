@@ -13,6 +13,7 @@ from infra import storage
 from infra.config import to_dict
 from infra.train import checkpoint
 from t2i.priors.task import PriorShape, load_prior
+from t2i.protocol import Space
 from t2i.tokenizers.task import build_tokenizer, load_tokenizer, save_tokenizer
 from tests.bomb import Bomb
 from workflows.__main__ import main
@@ -27,7 +28,7 @@ def bombs(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-SHAPE = PriorShape(model=debug().prior.model, vocabulary_size=50, text_length=8, codebook_size=16, grid=(2, 2))
+SHAPE = PriorShape(model=debug().prior.model, space=Space((2, 2), codes=16), conditions=())
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])

@@ -14,8 +14,8 @@ from infra.data.images import encode_png
 from infra.data.shards import ShardReader, joined_names
 from infra.metrics import Report
 from infra.store import Artifact, step
-from t2i.priors.protocol import SamplingConfig
-from t2i.priors.task import load_prior, null_text
+from t2i.priors.sampling import SamplingConfig
+from t2i.priors.task import load_prior
 from t2i.tokenizers.task import load_tokenizer
 from workflows.train_tokenizer import MODEL
 
@@ -46,7 +46,7 @@ class Prompt:
     sample_id: str | None = None
 
 
-@step(version=1)
+@step(version=2)
 def sample(
     config: SampleConfig,
     mixture: Artifact,
@@ -59,15 +59,15 @@ def sample(
 ) -> dict[str, Any]:
     """Write a PNG a prompt, and `samples.json`: prompt, image, scene and sample id of each."""
     prompts = [Prompt(text) for text in config.prompts] or held_out(mixture.inputs[0], config.count)
-    model, words = load_prior(prior.url(MODEL))
+    model, ask = load_prior(prior.url(MODEL))
     decoder = load_tokenizer(tokenizer.url(MODEL))
     written = []
     for start in range(0, len(prompts), config.batch):
         part = prompts[start : start + config.batch]
-        text = torch.from_numpy(words.encode([prompt.text for prompt in part]))
         seeds = [config.seed * 2**32 + start + row for row in range(len(part))]
-        codes = model.sample(text, null_text(), seeds, config.sampling)
-        for prompt, image in zip(part, to_pixels(decoder.decode(codes)), strict=True):
+        asked = ask({"caption": [prompt.text for prompt in part]}, seeds)
+        values = model.sample(asked, seeds, config.sampling)
+        for prompt, image in zip(part, to_pixels(decoder.decode(values)), strict=True):
             name = f"images/{len(written):05d}.png"
             storage.write_bytes(storage.join(out, name), encode_png(image))
             written.append({"prompt": prompt.text, "image": name, "scene": prompt.scene, "sample_id": prompt.sample_id})

@@ -1,7 +1,7 @@
 """Train a text-to-image prior: the probability of an image's codes, given one of its captions."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from infra import storage
@@ -13,11 +13,12 @@ from infra.store import Artifact, step
 from infra.train.fit import Training, fit
 from infra.train.loop import TrainConfig
 from infra.train.optim import OptimConfig
+from t2i.conditions.words import WordsConfig
 from t2i.priors.autoregressive import AutoregressiveConfig
 from t2i.priors.task import (
     ALT,
     ALTS,
-    TRAIN,
+    ConditionKind,
     PriorConfig,
     PriorShape,
     PriorTask,
@@ -25,6 +26,8 @@ from t2i.priors.task import (
     load_vocabulary,
     save_vocabulary,
 )
+from t2i.protocol import Space
+from t2i.task import TRAIN
 from t2i.vocabulary import FILE, TextVocabulary
 from workflows.splits import demand_rows
 from workflows.train_tokenizer import losses_of
@@ -38,11 +41,13 @@ class TrainPriorConfig:
     vocabulary_size: int = 8000  # at most
     vocabulary_rows: int = 1_000_000  # rows whose captions are read for it, at most
     text_length: int = 64  # word ids of a caption, at most
-    drop: float = 0.1  # share of captions that are dropped, for classifier-free guidance
+    drop: float = 0.1  # share of rows that are told a null, for classifier-free guidance (arXiv 2207.12598)
     text_weight: float = 1 / 7  # of the caption's loss against the codes', where the model learns captions too
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=1000))
     optim: OptimConfig = field(default_factory=OptimConfig)
     seed: int = 0  # of the first weights
+    # What the prior is told; None: words of an own vocabulary, as the fields above say.
+    conditions: tuple[ConditionKind, ...] | None = setting(None, since="0.2")
 
     def __post_init__(self) -> None:
         if self.vocabulary_size < 64 or self.text_length < 1:
@@ -50,8 +55,15 @@ class TrainPriorConfig:
         if not 0 <= self.drop < 1:
             raise ValueError(f"drop is a share in [0, 1), but it is {self.drop}.")
 
+    @property
+    def told(self) -> tuple[ConditionKind, ...]:
+        """The conditions, each with its own share of nulls."""
+        words = WordsConfig(vocabulary_size=self.vocabulary_size, length=self.text_length)
+        given = (words,) if self.conditions is None else self.conditions
+        return tuple(replace(each, drop=self.drop) if each.drop is None else each for each in given)
 
-@step(version=1)
+
+@step(version=2)
 def train_prior(
     config: TrainPriorConfig,
     mixture: Artifact,
@@ -67,29 +79,37 @@ def train_prior(
     inputs = _inputs(mixture, codes, tokenizer)
     demand_rows(mixture.inputs[0])
     styles = tuple(style for style, weight in mixture.manifest["config"]["weights"].items() if weight > 0)
-    vocabulary = storage.join(out, "vocabulary")
-    if not storage.exists(storage.join(vocabulary, FILE)):
-        captions = _captions(inputs, styles, config.vocabulary_rows)
-        save_vocabulary(TextVocabulary.train(captions, config.vocabulary_size, config.text_length), vocabulary)
-    words = load_vocabulary(vocabulary)
+    folder = storage.join(out, "vocabulary")
+    told = tuple(_with_words(each, inputs, styles, config.vocabulary_rows, folder) for each in config.told)
     shape = PriorShape(
         model=config.model,
-        vocabulary_size=len(words),
-        text_length=config.text_length,
-        codebook_size=codes.summary["codebook_size"],
-        grid=tuple(codes.summary["grid"]),
+        space=Space(tuple(codes.summary["grid"]), codes=codes.summary["codebook_size"]),
+        conditions=told,
     )
     task = PriorTask(
         shape=shape,
-        vocabulary=vocabulary,
+        folder=folder if storage.exists(folder) else "",
         styles=styles,
         optim=config.optim,
-        drop=config.drop,
         text_weight=config.text_weight,
         seed=config.seed,
     )
     figures = fit([Training(task, inputs, config.train, out)], cluster, report)
-    return {"steps": figures["step"], "rows": figures["rows"], "vocabulary": len(words), **losses_of(figures)}
+    sizes = [each.vocabulary_size for each in told if isinstance(each, WordsConfig)]
+    words = {"vocabulary": sizes[0]} if sizes else {}
+    return {"steps": figures["step"], "rows": figures["rows"], **words, **losses_of(figures)}
+
+
+def _with_words(
+    condition: ConditionKind, inputs: list[str], styles: tuple[str, ...], rows: int, folder: str
+) -> ConditionKind:
+    """The condition as it will be built; the vocabulary of words is learned into `folder`, if it is not there."""
+    if not isinstance(condition, WordsConfig):
+        return condition
+    if not storage.exists(storage.join(folder, FILE)):
+        words = TextVocabulary.train(_captions(inputs, styles, rows), condition.vocabulary_size, condition.length)
+        save_vocabulary(words, folder)
+    return replace(condition, vocabulary_size=len(load_vocabulary(folder)))
 
 
 def _inputs(mixture: Artifact, codes: Artifact, tokenizer: Artifact) -> list[str]:

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from t2i.nn.weights import begins, constant, normal
+
 
 class Cache:
     """Keys and values of one layer, for decoding one position after another."""
@@ -32,14 +34,18 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self._heads = heads
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.qkv = begins(nn.Linear(width, 3 * width, bias=False), weight=normal(width**-0.5))
         self.gain = nn.Parameter(torch.ones(heads, 1, 1))
-        self.out = nn.Linear(width, width, bias=False)
+        self.out = begins(nn.Linear(width, width, bias=False), weight=constant(0.0))
+        begins(self, gain=constant(1.0))
 
     def forward(
         self, x_BSD: torch.Tensor, rotary_2SK: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None = None
     ) -> torch.Tensor:
-        """`rotary_2SK` belongs to these positions; `mask` broadcasts to (B, H, S, T), true where a query may look."""
+        """`rotary_2SK`, or (2, B, 1, S, K), belongs to these positions.
+
+        `mask` broadcasts to (B, H, S, T), true where a query may look.
+        """
         batch, length, width = x_BSD.shape
         qkv = self.qkv(x_BSD).view(batch, length, 3, self._heads, -1).permute(2, 0, 3, 1, 4)
         qk, v = _rotate(functional.rms_norm(qkv[:2], qkv.shape[-1:], eps=1e-6), rotary_2SK), qkv[2]
@@ -57,12 +63,8 @@ class Block(nn.Module):
         self.norm_attention = nn.RMSNorm(width, eps=1e-6)
         self.attention = Attention(width, heads)
         self.norm_mlp = nn.RMSNorm(width, eps=1e-6)
-        self.up = nn.Linear(width, expansion * width, bias=False)
-        self.down = nn.Linear(expansion * width, width, bias=False)
-        for linear in (self.attention.qkv, self.up):
-            nn.init.normal_(linear.weight, std=width**-0.5)
-        for linear in (self.attention.out, self.down):
-            nn.init.zeros_(linear.weight)
+        self.up = begins(nn.Linear(width, expansion * width, bias=False), weight=normal(width**-0.5))
+        self.down = begins(nn.Linear(expansion * width, width, bias=False), weight=constant(0.0))
 
     def forward(
         self, x_BSD: torch.Tensor, rotary_2SK: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None = None

@@ -1,16 +1,25 @@
-"""An autoregressive text-to-image prior: the caption, then codes in raster order (arXiv 2102.12092, 2406.06525).
+"""An autoregressive prior: what is told as a prefix, then codes in raster order (arXiv 2102.12092, 2406.06525).
 
-Shapes: B rows, T caption positions, N = h * w codes, M of them known, S positions, D width, K codebook size.
+Shapes: B rows, T prefix positions, N = h * w codes, M of them known, S positions, D width, K codes of the space.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from t2i.conditions.hearing import Conditions
+from t2i.conditions.words import Words
 from t2i.nn.transformer import Block, Cache, rotary
-from t2i.priors.protocol import SamplingConfig, draw
+from t2i.nn.weights import begins, constant, normal
+from t2i.priors.sampling import SamplingConfig, draw
+from t2i.protocol import Asked, Batch, ConditionConfig, Space, Start, Told, Turn
+from t2i.random import keys_of, uniforms
+
+HEARS = frozenset({"vector", "tokens", "seen"})
+STD = 0.5  # of first embeddings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,113 +37,127 @@ class AutoregressiveConfig:
         if self.width % self.heads:
             raise ValueError(f"The width must be a multiple of the heads, but {self.width} is not one of {self.heads}.")
 
+    def build(self, space: Space, conditions: Sequence[ConditionConfig]) -> "AutoregressivePrior":
+        """The prior of a space of codes (h, w)."""
+        return AutoregressivePrior(self, space, conditions)
+
 
 class AutoregressivePrior(nn.Module):
-    """p(codes | caption) = prod over n of p(code n | caption, codes before n).
+    """p(codes | told) = prod over n of p(code n | told, codes before n).
 
-    A caption is word ids (B, T) from 1 on, padded on the right with 0; padding is never looked at, so T is free.
-    Position n of the picture carries code n - 1 (a learned start for n = 0) and the row and column of code n, which it
-    predicts.
+    The prefix is the vector that is told, if any, then the tokens; padding is never looked at. Position n of the
+    picture carries code n - 1 (a learned start for n = 0) and the row and column of code n, which it predicts.
     """
 
-    _text_rotary: torch.Tensor
+    _prefix_rotary: torch.Tensor
     _code_rotary: torch.Tensor
 
-    def __init__(
-        self,
-        config: AutoregressiveConfig,
-        *,
-        vocabulary_size: int,
-        text_length: int,
-        codebook_size: int,
-        grid: tuple[int, int],
-    ) -> None:
+    def __init__(self, config: AutoregressiveConfig, space: Space, conditions: Sequence[ConditionConfig]) -> None:
         super().__init__()
-        self.config, self.grid, self.codebook_size = config, grid, codebook_size
-        self.text = nn.Embedding(vocabulary_size, config.width)
-        self.text_position = nn.Embedding(text_length, config.width)
-        self.code = nn.Embedding(codebook_size + 1, config.width)  # the last one starts the picture
-        self.row = nn.Embedding(grid[0], config.width)
-        self.column = nn.Embedding(grid[1], config.width)
+        if not space.codes or len(space.shape) != 2:
+            raise ValueError(f"This prior draws codes (h, w), one after another, but the values are of {space}.")
+        self.config, self.space = config, space
+        self.conditions = Conditions(conditions, config.width, space, HEARS)
+        rows, columns = space.shape
+        self.code = begins(nn.Embedding(space.codes + 1, config.width), weight=normal(STD))  # the last one: the start
+        self.row = begins(nn.Embedding(rows, config.width), weight=normal(STD))
+        self.column = begins(nn.Embedding(columns, config.width), weight=normal(STD))
         self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.width, eps=1e-6)
-        self.head = nn.Linear(config.width, codebook_size, bias=False)
-        self.text_head = nn.Linear(config.width, vocabulary_size, bias=False) if config.text_loss else None
-        # Words lie on the diagonal before the picture, whose codes lie at their rows and columns (arXiv 2409.12191).
-        words = torch.arange(text_length)[:, None].expand(-1, 2)
-        places = text_length + torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1]))
-        self.register_buffer("_text_rotary", rotary(words, config.width // config.heads), persistent=False)
+        self.head = begins(nn.Linear(config.width, space.codes, bias=False), weight=constant(0.0))
+        self.text_head = self._text_head() if config.text_loss else None
+        # The prefix lies on the diagonal before the picture, whose codes lie at their rows and columns (2409.12191).
+        length = self.conditions.length + 1  # a vector is one more
+        prefix = torch.arange(-1, length - 1)[:, None].expand(-1, 2)
+        places = length - 1 + torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
+        self.register_buffer("_prefix_rotary", rotary(prefix, config.width // config.heads), persistent=False)
         self.register_buffer("_code_rotary", rotary(places, config.width // config.heads), persistent=False)
-        for module in self.modules():
-            if isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=0.5)
-        for head in (self.head, self.text_head):
-            if head is not None:
-                nn.init.zeros_(head.weight)
 
-    def targets(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def turns(self) -> list[Turn]:
+        """Its own, alone."""
+        return [Turn("prior", self)]
+
+    def targets(self, batch: Batch) -> dict[str, torch.Tensor]:
         """How many targets each loss sums over."""
         weight_B = batch["weight"]
-        counts = {"codes": weight_B.sum() * self.grid[0] * self.grid[1]}
+        counts = {"codes": weight_B.sum() * self.space.places}
         if self.text_head is not None:
-            counts["text"] = (weight_B[:, None] * (batch["text"][:, 1:] > 0)).sum()
+            counts["text"] = (weight_B[:, None] * (self._caption(batch)[:, 1:] > 0)).sum()
         return counts
 
-    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Summed cross-entropies (nats) of int64 `codes` (B, N) given int64 `text` (B, T); rows weigh `weight` (B,)."""
-        text_BT, codes_BN, weight_B1 = batch["text"], batch["codes"], batch["weight"][:, None]
-        x_BSD = self._see(text_BT, codes_BN[:, :-1])
-        length = text_BT.shape[1]
+    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Summed cross-entropies (nats) of int64 `values` (B, N) given what is told; rows weigh `weight` (B,)."""
+        codes_BN, weight_B1 = batch["values"], batch["weight"][:, None]
+        told = self.conditions(batch)
+        x_BSD = self._see(told, codes_BN[:, :-1])
+        length = x_BSD.shape[1] - codes_BN.shape[1]
         losses = {"codes": _cross_entropy(self.head(x_BSD[:, length:]), codes_BN, weight_B1.expand_as(codes_BN))}
         if self.text_head is not None:
-            words = text_BT[:, 1:]
+            words = self._caption(batch)[:, 1:]
             losses["text"] = _cross_entropy(self.text_head(x_BSD[:, : length - 1]), words, weight_B1 * (words > 0))
         return losses
 
-    def logits(self, text_BT: torch.Tensor, codes_BM: torch.Tensor) -> torch.Tensor:
+    def logits(self, told: Told, codes_BM: torch.Tensor) -> torch.Tensor:
         """(B, M + 1, K): what comes first, and what follows each of the first M < N codes."""
-        return self.head(self._see(text_BT, codes_BM)[:, text_BT.shape[1] :])
+        x_BSD = self._see(told, codes_BM)
+        return self.head(x_BSD[:, x_BSD.shape[1] - codes_BM.shape[1] - 1 :])
 
     @torch.no_grad()
     def sample(
-        self, text: torch.Tensor, null_text: torch.Tensor, seeds: list[int], sampling: SamplingConfig
+        self, asked: Asked, seeds: Sequence[int], sampling: SamplingConfig, start: Start | None = None
     ) -> torch.Tensor:
-        """Codes (B, h, w) int64 for captions (B, T).
-
-        Row b's chances come from `seeds[b]` alone, so a picture does not depend on its batch. `null_text` (L,) is what
-        stood for a dropped caption in training: guidance moves the logits from its own towards the caption's.
-        """
-        rows, guided = len(text), sampling.guidance != 1
-        if guided:
-            length = max(text.shape[1], len(null_text))
-            nulls = functional.pad(null_text, (0, length - len(null_text))).expand(rows, -1)
-            text = torch.cat([functional.pad(text, (0, length - text.shape[1])), nulls])
-        chances_BN = _chances(seeds, self.grid[0] * self.grid[1]).to(text.device)
-        keys = functional.pad(text > 0, (0, chances_BN.shape[1]), value=True)[:, None, None, :]
+        """Codes (B, h, w) int64, row b drawn from `seeds[b]` alone; guidance moves the logits away from the nulls'."""
+        if start is not None:
+            raise ValueError("This prior draws codes one after another and cannot begin from given ones.")
+        rows, guided = asked.rows, sampling.guidance != 1
+        told = self.conditions.pair(asked, sampling.guided) if guided else self.conditions.asked(asked)
+        device, total = self.code.weight.device, rows * (1 + guided)
+        chances_BN = uniforms(keys_of(seeds, device), (self.space.places,), "codes", dtype=torch.float64)
+        codes = torch.empty(rows, 0, dtype=torch.int64, device=device)
         caches = [Cache() for _ in self.blocks]
-        codes = text.new_empty(rows, 0)
-        x_BSD = self._see(text, text.new_empty(len(text), 0), caches)
-        for n in range(chances_BN.shape[1]):
+        x_BSD = self._see(told, codes.new_empty(total, 0), caches)
+        length = x_BSD.shape[1] - 1
+        keys = functional.pad(self._seen(told, total), (0, self.space.places), value=True)[:, None, None, :]
+        for n in range(self.space.places):
             logits_BK = self.head(x_BSD[:, -1]).float()
             if guided:
-                with_caption, without = logits_BK.chunk(2)
-                logits_BK = without + sampling.guidance * (with_caption - without)
+                with_told, without = logits_BK.chunk(2)
+                logits_BK = without + sampling.guidance * (with_told - without)
             codes = torch.cat([codes, draw(logits_BK, chances_BN[:, n], sampling)[:, None]], dim=1)
-            if n + 1 < chances_BN.shape[1]:
-                newest = self._embed_codes(codes[:, -1:].repeat(len(text) // rows, 1), first=n + 1)
+            if n + 1 < self.space.places:
+                newest = self._embed_codes(codes[:, -1:].repeat(total // rows, 1), first=n + 1)
                 turn = self._code_rotary[:, n + 1 : n + 2]
-                x_BSD = self._blocks(newest, turn, keys[..., : text.shape[1] + n + 2], caches)
-        return codes.view(rows, *self.grid)
+                x_BSD = self._blocks(newest, turn, keys[..., : length + n + 2], caches)
+        return codes.view(rows, *self.space.shape)
 
-    def _see(self, text_BT: torch.Tensor, codes_BM: torch.Tensor, caches: list[Cache] | None = None) -> torch.Tensor:
-        """The trunk's output (B, T + 1 + M, D) over caption, start and codes."""
-        start = codes_BM.new_full((len(codes_BM), 1), self.codebook_size)
-        words_BTD = self.text(text_BT) + self.text_position.weight[: text_BT.shape[1]]
+    def _see(self, told: Told, codes_BM: torch.Tensor, caches: list[Cache] | None = None) -> torch.Tensor:
+        """The trunk's output (B, T + 1 + M, D) over prefix, start and codes."""
+        start = codes_BM.new_full((len(codes_BM), 1), self.space.codes)
         pictures_BND = self._embed_codes(torch.cat([start, codes_BM], dim=1), first=0)
-        x_BSD = torch.cat([words_BTD, pictures_BND], dim=1)
-        length = text_BT.shape[1]
-        turns = torch.cat([self._text_rotary[:, :length], self._code_rotary[:, : x_BSD.shape[1] - length]], dim=1)
-        return self._blocks(x_BSD, turns, self._mask(text_BT, x_BSD.shape[1]), caches)
+        parts = [told.vector[:, None]] if told.vector is not None else []
+        parts += [told.tokens] if told.tokens is not None else []
+        x_BSD = torch.cat([*parts, pictures_BND], dim=1)
+        seen_BT = self._seen(told, len(codes_BM))
+        return self._blocks(x_BSD, self._turns(told, seen_BT, x_BSD.shape[1]), self._mask(seen_BT, x_BSD), caches)
+
+    def _seen(self, told: Told, rows: int) -> torch.Tensor:
+        """(B, T): which positions of the prefix are no padding."""
+        every = torch.ones(rows, 1, dtype=torch.bool, device=self.code.weight.device)
+        parts = [every] if told.vector is not None else []
+        if told.tokens is not None:
+            parts.append(every.expand(-1, told.tokens.shape[1]) if told.seen is None else told.seen)
+        return torch.cat(parts, dim=1) if parts else every[:, :0]
+
+    def _turns(self, told: Told, seen_BT: torch.Tensor, total: int) -> torch.Tensor:
+        """The rotary table of all positions: (2, S, K), or (2, B, 1, S, K) where rows differ."""
+        first, length = int(told.vector is None), seen_BT.shape[1]
+        codes = self._code_rotary[:, : total - length]
+        if self.conditions.saying_tokens < 2:
+            return torch.cat([self._prefix_rotary[:, first : first + length], codes], dim=1)
+        # A row's places count what is there, so that they do not depend on how far others are padded.
+        place_BT = first + (seen_BT.cumsum(dim=1) - 1).clamp(min=0)
+        codes = codes[:, None].expand(-1, len(place_BT), -1, -1)
+        return torch.cat([self._prefix_rotary[:, place_BT], codes], dim=2)[:, :, None]
 
     def _blocks(
         self, x_BSD: torch.Tensor, turns: torch.Tensor, mask: torch.Tensor, caches: list[Cache] | None
@@ -143,24 +166,32 @@ class AutoregressivePrior(nn.Module):
             x_BSD = block(x_BSD, turns, mask, caches[i] if caches else None)
         return self.norm(x_BSD)
 
-    def _mask(self, text_BT: torch.Tensor, total: int) -> torch.Tensor:
-        """(B, 1, S, S): a code sees the caption and the codes before it; the caption sees itself."""
-        length = text_BT.shape[1]
-        mask = torch.ones(total, total, dtype=torch.bool, device=text_BT.device).tril()
+    def _mask(self, seen_BT: torch.Tensor, x_BSD: torch.Tensor) -> torch.Tensor:
+        """(B, 1, S, S): a code sees the prefix and the codes before it; the prefix sees itself."""
+        length, total = seen_BT.shape[1], x_BSD.shape[1]
+        mask = torch.ones(total, total, dtype=torch.bool, device=x_BSD.device).tril()
         if self.text_head is None:
             mask[:length, :length] = True
-        return mask & functional.pad(text_BT > 0, (0, total - length), value=True)[:, None, None, :]
+        return mask & functional.pad(seen_BT, (0, total - length), value=True)[:, None, None, :]
 
     def _embed_codes(self, codes_BM: torch.Tensor, first: int) -> torch.Tensor:
         place = torch.arange(first, first + codes_BM.shape[1], device=codes_BM.device)
-        return self.code(codes_BM) + self.row(place // self.grid[1]) + self.column(place % self.grid[1])
+        columns = self.space.shape[1]
+        return self.code(codes_BM) + self.row(place // columns) + self.column(place % columns)
 
+    def _text_head(self) -> nn.Linear:
+        """Predicts the next word of the caption, which has to be all that is told."""
+        words = list(self.conditions.each.values())
+        if len(words) != 1 or not isinstance(words[0], Words):
+            raise ValueError("With text_loss a prior is told words of an own vocabulary, and nothing beside.")
+        head = nn.Linear(self.config.width, words[0].words.num_embeddings, bias=False)
+        return begins(head, weight=constant(0.0))
 
-def _chances(seeds: list[int], count: int) -> torch.Tensor:
-    """(B, count) float64 uniforms in [0, 1), row b from `seeds[b]`."""
-    return torch.stack(
-        [torch.rand(count, generator=torch.Generator().manual_seed(s), dtype=torch.double) for s in seeds]
-    )
+    def _caption(self, batch: Batch) -> torch.Tensor:
+        """Word ids (B, T), as they are heard."""
+        (words,) = self.conditions.each.values()
+        assert isinstance(words, Words)
+        return words.ids(batch, self.conditions.dropped(batch, words.name))
 
 
 def _cross_entropy(logits_BNK: torch.Tensor, targets_BN: torch.Tensor, weight_BN: torch.Tensor) -> torch.Tensor:

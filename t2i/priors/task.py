@@ -1,37 +1,35 @@
-"""The training of a prior: captions drawn from the mixture, some of them dropped, and the codes of the images."""
+"""The training of a prior: what it is told of each row, some of it dropped, and the values of the pictures."""
 
+import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, load_model, save_model
 
 from infra import storage, strict
 from infra.config import from_dict, setting, to_dict
-from infra.train.draw import pick
+from infra.train.draw import pick, uniforms
 from infra.train.optim import OptimConfig
 from infra.train.task import Draw, Update
 from t2i.captions import choose
-from t2i.priors.autoregressive import AutoregressiveConfig, AutoregressivePrior
-from t2i.vocabulary import NULL, TextVocabulary
+from t2i.conditions.hearing import DROPPED
+from t2i.conditions.words import WordsConfig
+from t2i.priors.autoregressive import AutoregressiveConfig
+from t2i.protocol import Asked, Rows, Space
+from t2i.task import TRAIN, updates_of
+from t2i.vocabulary import TextVocabulary
 
-TRAIN = "train"  # the split that is trained on
+CAPTION = "caption"  # what a condition reads that hears the caption
 ALT, ALTS, SHARES = "alt", "captions_alt?", "weights_alt?"  # several alt texts of a row, and the shares of each
 PriorConfig = AutoregressiveConfig  # or that of another prior: docs/adding-a-model.md
-PRIORS: dict[type, Any] = {AutoregressiveConfig: AutoregressivePrior}  # by their configs
-
-
-def check_sizes(config: PriorConfig, sizes: Sequence[str]) -> None:
-    """ValueError where pictures have several sizes, and a prior of this config knows one grid of codes alone."""
-    if len(sizes) > 1 and not getattr(PRIORS[type(config)], "several_grids", False):
-        raise ValueError(
-            f"The prior of {type(config).__name__} learns pictures of one size, but buckets give them "
-            f"{len(sizes)} ({', '.join(sizes)}): train it on a corpus with an image_size; a tokenizer takes buckets."
-        )
+ConditionKind = WordsConfig  # or that of another condition
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,31 +37,30 @@ class PriorShape:
     """What a prior has to know beside its own sizes."""
 
     model: PriorConfig = setting(was=AutoregressiveConfig)
-    vocabulary_size: int
-    text_length: int
-    codebook_size: int
-    grid: tuple[int, int]
+    space: Space
+    conditions: tuple[ConditionKind, ...]
 
-    def build(self) -> Any:
-        """The prior, with fresh weights: a module that follows `Prior`."""
-        return PRIORS[type(self.model)](
-            self.model,
-            vocabulary_size=self.vocabulary_size,
-            text_length=self.text_length,
-            codebook_size=self.codebook_size,
-            grid=self.grid,
-        )
+    def build(self, folder: str = "") -> Any:
+        """The prior, a module that follows `Prior`; its weights are still to be filled.
+
+        Its conditions find in `folder`, local or s3://, what they keep beside them.
+        """
+        prior = self.model.build(self.space, self.conditions)
+        if folder:
+            with storage.fetched(folder) as local:
+                prior.conditions.load(local)
+        return prior
 
 
 @dataclass(frozen=True, kw_only=True)
 class PriorTask:
-    """Learn p(codes | caption) on the rows that the mixture keeps."""
+    """Learn p(values | what is told) on the rows that the mixture keeps."""
 
     shape: PriorShape
-    vocabulary: str  # the folder of the text vocabulary
+    folder: str = ""  # of what the conditions keep, such as a vocabulary; none: they keep nothing
     styles: tuple[str, ...]  # of the captions that the mixture reads
     optim: OptimConfig
-    drop: float = 0.1  # share of the captions that are dropped, for classifier-free guidance (arXiv 2207.12598)
+    drop: float = 0.1  # share of rows to which a condition's null is told, where its config does not say
     text_weight: float = 1 / 7  # of the caption's loss against that of the codes, where the model learns it
     seed: int = 0
 
@@ -73,62 +70,139 @@ class PriorTask:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Codes, and the captions with their shares; of a corpus with several alt texts a picture all of them."""
+        """Codes, and what the conditions read: of captions all styles' with their shares, and all alt texts."""
+        named = dict.fromkeys(name for condition in self.shape.conditions for name in condition.reads)
+        if CAPTION not in named:
+            return ("codes", *named)
         several = (ALTS, SHARES) if ALT in self.styles else ()
-        return ("codes", *several, *(f"{kind}_{style}" for style in self.styles for kind in ("caption", "weight")))
+        captions = (f"{kind}_{style}" for style in self.styles for kind in (CAPTION, "weight"))
+        return ("codes", *several, *captions, *(name for name in named if name != CAPTION))
 
     def where(self, columns: dict[str, np.ndarray]) -> np.ndarray:
         """Rows of the training split that the mixture keeps."""
         return (columns["split"] == TRAIN) & columns["keep"].astype(bool)
 
     def updates(self) -> list[Update]:
-        """The prior's."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            prior = self.shape.build()
-        return [Update("prior", prior, self.optim, {"text": self.text_weight})]
+        """Those of the prior's turns."""
+        weights = {"prior": {"text": self.text_weight}}
+        return updates_of(self.shape.build(self.folder), {"prior": self.optim}, self.seed, weights)
 
     def collate(self, rows: dict[str, list], draw: Draw) -> dict[str, np.ndarray]:
-        """Word ids (B, T) and codes (B, N), both int64."""
+        """`values` (B, N) int64, the conditions' arrays, which of them are dropped, and a `noise_key` a row."""
+        if any(CAPTION in condition.reads for condition in self.shape.conditions):
+            rows = {**rows, CAPTION: self._captions(rows, draw)}
+        arrays = {"values": np.stack(rows["codes"], dtype=np.int64)}
+        arrays["noise_key"] = (draw("noise") * 2.0**53).astype(np.int64)
+        for condition, its_rows in zip(self.shape.conditions, _rows(self.shape.conditions, self.folder), strict=True):
+            arrays |= its_rows(rows, draw)
+            share = self.drop if condition.drop is None else condition.drop
+            if share:
+                arrays[DROPPED + condition.name] = draw(_salt(condition.name)) < share
+        return arrays
+
+    def export(self, modules: dict[str, torch.nn.Module], folder: str) -> None:
+        """The prior, and what its conditions keep."""
+        save_model(modules["prior"], str(Path(folder) / "model.safetensors"))
+        Path(folder, "config.json").write_text(strict.dumps(to_dict(self.shape), indent=2) + "\n")
+        if self.folder:
+            with storage.fetched(self.folder) as kept:
+                shutil.copytree(kept, folder, dirs_exist_ok=True)
+
+    def _captions(self, rows: Mapping[str, list], draw: Draw) -> list[str]:
         captions = {style: rows[f"caption_{style}"] for style in self.styles}
         if any(texts is not None for texts in rows.get(ALTS, ())):
             places = pick(rows[ALTS], draw(ALT), rows[SHARES])
             drawn = zip(rows[ALTS], places, captions[ALT], strict=True)
             captions[ALT] = [first if texts is None else texts[place] for texts, place, first in drawn]
         weights = {style: np.array(rows[f"weight_{style}"], dtype=np.float64) for style in self.styles}
-        chosen = choose(captions, weights, draw("caption"))
-        dropped = draw("drop") < self.drop
-        vocabulary = _vocabulary(self.vocabulary)
-        text = vocabulary.encode(["" if drop else caption for caption, drop in zip(chosen, dropped, strict=True)])
-        return {"text": text, "codes": np.stack(rows["codes"], dtype=np.int64)}
-
-    def export(self, modules: dict[str, torch.nn.Module], folder: str) -> None:
-        """The prior and its vocabulary."""
-        save_model(modules["prior"], str(Path(folder) / "model.safetensors"))
-        Path(folder, "config.json").write_text(strict.dumps(to_dict(self.shape), indent=2) + "\n")
-        _vocabulary(self.vocabulary).save(folder)
+        return choose(captions, weights, draw("caption"))
 
 
-def load_prior(folder: str) -> tuple[Any, TextVocabulary]:
-    """The prior in a folder, local or s3://, ready for use, and the words that it reads."""
+def _salt(name: str) -> str:
+    return "drop" if name == WordsConfig.name else f"drop/{name}"
+
+
+Ask = Callable[..., Asked]
+
+
+def load_prior(folder: str) -> tuple[Any, Ask]:
+    """The prior in a folder, local or s3://, ready for use, and the way to ask it: `ask` without its first argument."""
     with storage.fetched(folder) as local:
-        prior = from_dict(PriorShape, storage.read_json(storage.join(local, "config.json"))).build()
-        load_model(prior, str(Path(local) / "model.safetensors"))
-        return prior.eval().requires_grad_(False), TextVocabulary.load(local)
+        told = storage.read_json(storage.join(local, "config.json"))
+        weights = str(Path(local) / "model.safetensors")
+        if "space" in told:
+            shape = from_dict(PriorShape, told)
+            prior = shape.build(local)
+            load_model(prior, weights)
+        else:
+            shape = _before_conditions(told)
+            prior = shape.build()
+            prior.load_state_dict({_RENAMED.get(name, name): value for name, value in load_file(weights).items()})
+        hearing = tuple((condition, condition.rows(local)) for condition in shape.conditions)
+        return prior.eval().requires_grad_(False), partial(ask, hearing)
 
 
-def null_text() -> torch.Tensor:
-    """What stands for a dropped caption, (1,) int64."""
-    return torch.tensor([NULL])
+def ask(
+    hearing: Sequence[tuple[ConditionKind, Rows]],
+    told: Mapping[str, list],
+    seeds: Sequence[int],
+    negative: Sequence[str] = (),
+) -> Asked:
+    """What is asked of a prior: columns such as `caption`, one value a seed, as its conditions hear them.
+
+    `negative` prompts stand where guidance else puts the nulls of the captions. ValueError where a condition hears of
+    a column that is not told.
+    """
+
+    def draw(salt: str) -> np.ndarray:
+        return uniforms(0, np.zeros(len(seeds)), np.array([seed % 2**64 for seed in seeds], np.uint64), salt)
+
+    def heard(conditions: Iterable[tuple[ConditionKind, Rows]], columns: Mapping[str, list]) -> dict[str, torch.Tensor]:
+        arrays: dict[str, np.ndarray] = {}
+        for condition, rows in conditions:
+            if missing := [name for name in condition.reads if name.removesuffix("?") not in columns]:
+                raise ValueError(
+                    f"The condition '{condition.name}' of this prior hears of '{missing[0]}', which nobody told: there "
+                    f"is {', '.join(columns) or 'nothing'}."
+                )
+            arrays |= rows(columns, draw)
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    captions = [pair for pair in hearing if CAPTION in pair[0].reads]
+    without = heard(captions, {CAPTION: list(negative)}) if negative else {}
+    return Asked(len(seeds), heard(hearing, told), without)
 
 
-_VOCABULARIES: dict[str, TextVocabulary] = {}  # one a process: a feed collates many batches
+def check_sizes(config: PriorConfig, sizes: Sequence[str]) -> None:
+    """ValueError where pictures have several sizes, and a prior of this config knows one grid of codes alone."""
+    if len(sizes) > 1 and not getattr(config, "several_grids", False):
+        raise ValueError(
+            f"The prior of {type(config).__name__} learns pictures of one size, but buckets give them "
+            f"{len(sizes)} ({', '.join(sizes)}): train it on a corpus with an image_size; a tokenizer takes buckets."
+        )
 
 
-def _vocabulary(folder: str) -> TextVocabulary:
-    if folder not in _VOCABULARIES:
-        _VOCABULARIES[folder] = load_vocabulary(folder)
-    return _VOCABULARIES[folder]
+# Parameters of priors that were exported before there were conditions.
+_RENAMED = {
+    "text.weight": "conditions.each.text.words.weight",
+    "text_position.weight": "conditions.each.text.places.weight",
+}
+
+
+def _before_conditions(told: Mapping[str, Any]) -> PriorShape:
+    """The shape of a prior that was exported then: its words stood beside its own sizes."""
+    words = WordsConfig(vocabulary_size=told["vocabulary_size"], length=told["text_length"])
+    return PriorShape(
+        model=from_dict(AutoregressiveConfig, told["model"]),
+        space=Space(tuple(told["grid"]), codes=told["codebook_size"]),
+        conditions=(words,),
+    )
+
+
+@cache  # one a process: a feed collates many batches
+def _rows(conditions: tuple[ConditionKind, ...], folder: str) -> tuple[Rows, ...]:
+    with storage.fetched(folder) if folder else nullcontext("") as local:
+        return tuple(condition.rows(local) for condition in conditions)
 
 
 def load_vocabulary(url: str) -> TextVocabulary:

@@ -18,7 +18,7 @@ from infra.train.loop import Left, TrainConfig, train
 from infra.train.optim import OptimConfig
 from infra.train.worker import Training
 from t2i.evaluate.reconstruction import reconstruction_scores
-from t2i.priors.autoregressive import AutoregressiveConfig, AutoregressivePrior
+from t2i.priors.autoregressive import AutoregressiveConfig
 from t2i.priors.task import check_sizes
 from t2i.stages import Encode
 from t2i.tokenizers.losses import CriticConfig, LossConfig, scale
@@ -217,5 +217,5 @@ def test_a_prior_hears_several_sizes_only_if_it_says_so(monkeypatch):
     check_sizes(config, ["8x8"])
     with pytest.raises(ValueError, match=r"of AutoregressiveConfig learns .* give them 2 \(8x8, 8x16\)"):
         check_sizes(config, ["8x8", "8x16"])
-    monkeypatch.setattr(AutoregressivePrior, "several_grids", True, raising=False)
+    monkeypatch.setattr(AutoregressiveConfig, "several_grids", True, raising=False)
     check_sizes(config, ["8x8", "8x16"])

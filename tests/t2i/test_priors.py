@@ -8,14 +8,17 @@ from torch.nn import functional
 
 from infra.train.engine import PlainEngine
 from infra.train.optim import OptimConfig
+from t2i.conditions.words import WordsConfig
 from t2i.nn.transformer import Attention, rotary
-from t2i.priors.autoregressive import AutoregressiveConfig, AutoregressivePrior
-from t2i.priors.protocol import SamplingConfig, draw
-from t2i.priors.task import PriorShape, PriorTask, load_prior, null_text, save_vocabulary
+from t2i.priors.autoregressive import AutoregressiveConfig
+from t2i.priors.sampling import SamplingConfig, draw
+from t2i.priors.task import PriorShape, PriorTask, load_prior, save_vocabulary
+from t2i.protocol import Asked, Space
 from t2i.vocabulary import NULL, TextVocabulary
 
 pytestmark = pytest.mark.family("prior")
 GRID, CODES, WORDS = (3, 4), 11, 17
+TEXT = WordsConfig(vocabulary_size=WORDS, length=9)
 PRIORS = {
     "autoregressive": AutoregressiveConfig(width=32, layers=2, heads=2),
     "autoregressive, text learned": AutoregressiveConfig(width=32, layers=2, heads=2, text_loss=True),
@@ -25,9 +28,7 @@ PRIORS = {
 @pytest.fixture(params=PRIORS)
 def prior(request):
     """Every weight random: a fresh prior predicts nothing, since its outputs start at zero."""
-    shape = PriorShape(
-        model=PRIORS[request.param], vocabulary_size=WORDS, text_length=9, codebook_size=CODES, grid=GRID
-    )
+    shape = PriorShape(model=PRIORS[request.param], space=Space(GRID, codes=CODES), conditions=(TEXT,))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         prior = shape.build()
@@ -43,6 +44,14 @@ def inputs(rows=3, length=5):
     return text, torch.randint(CODES, (rows, GRID[0] * GRID[1]), generator=generator)
 
 
+def asked(text):
+    return Asked(len(text), {"text": text})
+
+
+def logits(prior, text, codes):
+    return prior.logits(prior.conditions.asked(asked(text)), codes)
+
+
 def close(a, b):
     torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
 
@@ -52,37 +61,35 @@ def test_a_code_is_predicted_from_those_before_it_alone(prior):
     for n in (0, 4, 10):
         changed = codes.clone()
         changed[:, n] = (changed[:, n] + 1) % CODES
-        before, after = prior.logits(text, codes[:, :-1]), prior.logits(text, changed[:, :-1])
+        before, after = logits(prior, text, codes[:, :-1]), logits(prior, text, changed[:, :-1])
         close(before[:, : n + 1], after[:, : n + 1])
         assert (before[:, n + 1] - after[:, n + 1]).abs().max() > 1e-3
-    close(prior.logits(text, codes[:, :4]), prior.logits(text, codes[:, :-1])[:, :5])
+    close(logits(prior, text, codes[:, :4]), logits(prior, text, codes[:, :-1])[:, :5])
 
 
 def test_padding_is_never_looked_at(prior):
     text, codes = inputs()
-    close(prior.logits(text, codes[:, :-1]), prior.logits(functional.pad(text, (0, 4)), codes[:, :-1]))
-    alone = prior.logits(text[:1, :3], codes[:1, :-1])
-    close(prior.logits(text, codes[:, :-1])[:1], alone)
+    close(logits(prior, text, codes[:, :-1]), logits(prior, functional.pad(text, (0, 4)), codes[:, :-1]))
+    alone = logits(prior, text[:1, :3], codes[:1, :-1])
+    close(logits(prior, text, codes[:, :-1])[:1], alone)
 
 
 def test_losses_are_sums_over_counted_targets(prior):
     text, codes = inputs()
-    batch = {"text": text, "codes": codes, "weight": torch.tensor([1.0, 1.0, 0.0])}
+    batch = {"text": text, "values": codes, "weight": torch.tensor([1.0, 1.0, 0.0])}
     losses, counts = prior(batch), prior.targets(batch)
     assert losses.keys() == counts.keys()
-    logits = prior.logits(text[:2], codes[:2, :-1])
-    close(losses["codes"], functional.cross_entropy(logits.flatten(0, 1), codes[:2].flatten(), reduction="sum"))
+    said = logits(prior, text[:2], codes[:2, :-1])
+    close(losses["codes"], functional.cross_entropy(said.flatten(0, 1), codes[:2].flatten(), reduction="sum"))
     assert counts["codes"] == 2 * 12
     if "text" in counts:
         assert counts["text"] == 2 + 4  # all words but the first of each caption
 
 
 def test_a_learned_caption_is_read_in_order():
-    prior = AutoregressivePrior(
-        PRIORS["autoregressive, text learned"], vocabulary_size=WORDS, text_length=9, codebook_size=CODES, grid=GRID
-    )
+    prior = PRIORS["autoregressive, text learned"].build(Space(GRID, codes=CODES), (TEXT,))
     text, _ = inputs()
-    mask = prior._mask(text, 6)
+    mask = prior._mask(text > 0, torch.empty(3, 6, 32))
     assert mask[1, 0, :5, :5].tolist() == torch.ones(5, 5).tril().bool().tolist()
     assert mask[0, 0, 5].tolist() == [True, True, True, False, False, True]
 
@@ -90,35 +97,35 @@ def test_a_learned_caption_is_read_in_order():
 def greedy(prior, text, null, guidance):
     """Without cache: the likeliest code, one after the other."""
     codes = text.new_empty(len(text), 0)
-    for _ in range(prior.grid[0] * prior.grid[1]):
-        conditional = prior.logits(text, codes)[:, -1]
-        without = prior.logits(null.expand(len(text), -1), codes)[:, -1]
+    for _ in range(prior.space.places):
+        conditional = logits(prior, text, codes)[:, -1]
+        without = logits(prior, null.expand(len(text), -1), codes)[:, -1]
         codes = torch.cat([codes, (without + guidance * (conditional - without)).argmax(1, keepdim=True)], dim=1)
-    return codes.view(-1, *prior.grid)
+    return codes.view(-1, *prior.space.shape)
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.0, 3.0])
 def test_cached_sampling_is_the_plain_one(prior, guidance):
     text, _ = inputs()
-    sampled = prior.sample(text, null_text(), [0, 1, 2], SamplingConfig(temperature=0, guidance=guidance))
+    sampled = prior.sample(asked(text), [0, 1, 2], SamplingConfig(temperature=0, guidance=guidance))
     assert sampled.shape == (3, *GRID)
     assert torch.equal(sampled, greedy(prior, text, torch.tensor([[NULL]]), guidance))
 
 
 def test_guidance_of_one_is_the_conditional(prior):
     text, _ = inputs()
-    plain = prior.sample(text, null_text(), [3, 4, 5], SamplingConfig())
-    nearly = prior.sample(text, null_text(), [3, 4, 5], SamplingConfig(guidance=1 + 1e-9))
+    plain = prior.sample(asked(text), [3, 4, 5], SamplingConfig())
+    nearly = prior.sample(asked(text), [3, 4, 5], SamplingConfig(guidance=1 + 1e-9))
     assert torch.equal(plain, nearly)
 
 
 def test_a_picture_does_not_depend_on_its_batch(prior):
     text, _ = inputs()
     sampling = SamplingConfig(guidance=2.0, top_k=7, top_p=0.9)
-    together = prior.sample(text, null_text(), [7, 8, 9], sampling)
-    alone = torch.cat([prior.sample(text[i : i + 1], null_text(), [7 + i], sampling) for i in range(3)])
+    together = prior.sample(asked(text), [7, 8, 9], sampling)
+    alone = torch.cat([prior.sample(asked(text[i : i + 1]), [7 + i], sampling) for i in range(3)])
     assert torch.equal(together, alone)
-    twins = prior.sample(text[[1, 1]], null_text(), [1, 2], sampling)
+    twins = prior.sample(asked(text[[1, 1]]), [1, 2], sampling)
     assert not torch.equal(twins[0], twins[1])
 
 
@@ -180,14 +187,12 @@ def task(tmp_path):
     save_vocabulary(vocabulary, str(tmp_path / "words"))
     shape = PriorShape(
         model=AutoregressiveConfig(width=32, layers=2, heads=2),
-        vocabulary_size=len(vocabulary),
-        text_length=8,
-        codebook_size=CODES,
-        grid=(2, 2),
+        space=Space((2, 2), codes=CODES),
+        conditions=(WordsConfig(vocabulary_size=len(vocabulary), length=8),),
     )
     return PriorTask(
         shape=shape,
-        vocabulary=str(tmp_path / "words"),
+        folder=str(tmp_path / "words"),
         styles=("alt", "short"),
         optim=OptimConfig(lr=1e-2),
         drop=0.25,
@@ -219,8 +224,13 @@ def test_the_task_travels_and_its_first_weights_come_from_its_seed(task):
 
 
 def test_captions_are_dropped_by_the_draw(task):
-    assert (collate(task)["text"][:, 1:] > 0).any()
-    assert collate(task, chances=0.1)["text"].tolist() == [[NULL]] * 4
+    words = task.shape.build().conditions.each["text"]
+    for chances, dropped in ((0.5, False), (0.1, True)):
+        batch = collate(task, chances)
+        ids = words.ids(batch, batch["dropped_text"])
+        assert batch["dropped_text"].tolist() == [dropped] * 4
+        assert ids[:, 0].eq(NULL).all() == dropped
+        assert (ids[:, 1:] > 0).any() != dropped
 
 
 def test_a_prior_learns_four_pictures_and_comes_back(task, tmp_path):
@@ -232,8 +242,7 @@ def test_a_prior_learns_four_pictures_and_comes_back(task, tmp_path):
         engine.step(1e-2)
     assert loss < 0.05
     task.export({"prior": update.module.eval()}, str(tmp_path))
-    assert json.loads((tmp_path / "config.json").read_text())["codebook_size"] == CODES
-    prior, words = load_prior(str(tmp_path))
-    text = torch.from_numpy(words.encode(CAPTIONS))
-    drawn = prior.sample(text, null_text(), [0, 1, 2, 3], SamplingConfig(temperature=0.5))
+    assert json.loads((tmp_path / "config.json").read_text())["space"]["codes"] == CODES
+    prior, ask = load_prior(str(tmp_path))
+    drawn = prior.sample(ask({"caption": CAPTIONS}, [0, 1, 2, 3]), [0, 1, 2, 3], SamplingConfig(temperature=0.5))
     assert torch.equal(drawn, torch.arange(4).view(4, 1, 1).expand(4, 2, 2))

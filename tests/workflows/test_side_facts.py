@@ -23,8 +23,10 @@ from infra.data.work import StageWork
 from infra.store import Artifact, Store
 from infra.train.draw import pick, uniforms
 from infra.train.optim import OptimConfig
+from t2i.conditions.words import WordsConfig
 from t2i.priors.autoregressive import AutoregressiveConfig
 from t2i.priors.task import PriorShape, PriorTask, save_vocabulary
+from t2i.protocol import Space
 from t2i.vocabulary import TextVocabulary
 from tests.infra.data.zoo import encode, picture, tar
 from tests.workflows import test_export as plain  # its steps need no Ray
@@ -394,12 +396,12 @@ def test_a_corpus_of_one_text_a_picture_is_read_as_before(tmp_path, epoch):
     words = TextVocabulary.train(["alt short long " + " ".join(map(str, range(12)))] * 9, 64, 8)
     save_vocabulary(words, str(tmp_path / "words"))
     shape = PriorShape(
-        model=AutoregressiveConfig(width=32, layers=1, heads=2), vocabulary_size=len(words), text_length=8,
-        codebook_size=4, grid=(2, 2),
+        model=AutoregressiveConfig(width=32, layers=1, heads=2), space=Space((2, 2), codes=4),
+        conditions=(WordsConfig(vocabulary_size=len(words), length=8),),
     )  # fmt: skip
     styles = {"a": "alt", "s": "short", "l": "long"}
     task = PriorTask(
-        shape=shape, vocabulary=str(tmp_path / "words"), styles=(*styles.values(),), optim=OptimConfig(), drop=0
+        shape=shape, folder=str(tmp_path / "words"), styles=(*styles.values(),), optim=OptimConfig(), drop=0
     )
     texts = {style: [f"{style} {n}" for n in range(12)] for style in styles.values()}
     texts["short"] = [text if n % 3 else None for n, text in enumerate(texts["short"])]
@@ -464,23 +466,23 @@ def prior_task(tmp_path):
     words = TextVocabulary.train([text for texts, _ in ROWS.values() for text in texts], 64, 8)
     save_vocabulary(words, str(tmp_path / "words"))
     shape = PriorShape(
-        model=AutoregressiveConfig(width=32, layers=1, heads=2), vocabulary_size=len(words), text_length=8,
-        codebook_size=4, grid=(2, 2),
+        model=AutoregressiveConfig(width=32, layers=1, heads=2), space=Space((2, 2), codes=4),
+        conditions=(WordsConfig(vocabulary_size=len(words), length=8),),
     )  # fmt: skip
     folder = str(tmp_path / "words")
-    return words, PriorTask(shape=shape, vocabulary=folder, styles=("alt", "short"), optim=OptimConfig(), drop=0)
+    return words, PriorTask(shape=shape, folder=folder, styles=("alt", "short"), optim=OptimConfig(), drop=0)
 
 
 def test_a_prior_reads_one_of_several_by_its_weights(tmp_path):
     words, task = prior_task(tmp_path)
     rows = {"codes": [np.zeros(4, np.int32)] * 3, "caption_short": [None] * 3, "weight_short": [0.0] * 3}
     rows |= {"caption_alt": ["a red boat", "a black cat", "x"], "weight_alt": [1.0] * 3}
-    before = task.collate(rows, drawing("caption", "drop"))
+    before = task.collate(rows, drawing("caption", "noise"))
     none = rows | {"captions_alt?": [None] * 3, "weights_alt?": [None] * 3}
-    assert np.array_equal(before["text"], task.collate(none, drawing("caption", "drop"))["text"])
+    assert np.array_equal(before["text"], task.collate(none, drawing("caption", "noise"))["text"])
     several = {"captions_alt?": [["a red boat", "boat at sea"], None, ["x", "two dogs run"]]}
     several["weights_alt?"] = [np.array([0.0, 1.0]), np.array([1.0]), np.array([0.0, 1.0])]
-    after = task.collate(rows | several, drawing("alt", "caption", "drop"))
+    after = task.collate(rows | several, drawing("alt", "caption", "noise"))
     assert np.array_equal(after["text"], words.encode(["boat at sea", "a black cat", "two dogs run"]))
 
 

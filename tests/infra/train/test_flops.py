@@ -10,7 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from infra.train import loop
 from infra.train.flops import Flops, peak
 from infra.train.recompute import recompute
-from t2i.priors.autoregressive import AutoregressiveConfig, AutoregressivePrior
+from t2i.conditions.words import WordsConfig
+from t2i.priors.autoregressive import AutoregressiveConfig
+from t2i.protocol import Space
 from tests.infra.train import toy
 
 ROWS, WORDS, CODES, WIDTH, LAYERS = 5, 10, 16, 48, 3
@@ -20,13 +22,13 @@ ROWS, WORDS, CODES, WIDTH, LAYERS = 5, 10, 16, 48, 3
 def prior():
     torch.manual_seed(0)
     config = AutoregressiveConfig(width=WIDTH, layers=LAYERS, heads=4, text_loss=True)
-    return AutoregressivePrior(config, vocabulary_size=50, text_length=WORDS, codebook_size=32, grid=(4, 4))
+    return config.build(Space((4, 4), codes=32), (WordsConfig(vocabulary_size=50, length=WORDS),))
 
 
 @pytest.fixture
 def batch():
     words, codes = torch.randint(1, 50, (ROWS, WORDS)), torch.randint(0, 32, (ROWS, CODES))
-    return {"text": words, "codes": codes, "weight": torch.ones(ROWS)}
+    return {"text": words, "values": codes, "weight": torch.ones(ROWS)}
 
 
 def passes(module, batch):

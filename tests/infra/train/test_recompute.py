@@ -8,8 +8,10 @@ from infra.train.engine import PlainEngine
 from infra.train.optim import OptimConfig
 from infra.train.recompute import recompute
 from infra.train.task import Update
-from t2i.priors.autoregressive import AutoregressiveConfig, AutoregressivePrior
-from t2i.priors.protocol import SamplingConfig
+from t2i.conditions.words import WordsConfig
+from t2i.priors.autoregressive import AutoregressiveConfig
+from t2i.priors.sampling import SamplingConfig
+from t2i.protocol import Asked, Space
 
 
 class Chance(nn.Module):
@@ -49,12 +51,12 @@ def chance():
 
 def prior():
     config = AutoregressiveConfig(width=16, layers=3, heads=2, text_loss=True)
-    model = AutoregressivePrior(config, vocabulary_size=9, text_length=5, codebook_size=7, grid=(2, 3))
+    model = config.build(Space((2, 3), codes=7), (WordsConfig(vocabulary_size=9, length=5),))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))  # blocks begin as the identity
     text = torch.tensor([[1, 2, 3, 0, 0], [4, 5, 6, 7, 8]])
-    return model, {"text": text, "codes": torch.randint(7, (2, 6)), "weight": torch.ones(2)}
+    return model, {"text": text, "values": torch.randint(7, (2, 6)), "weight": torch.ones(2)}
 
 
 def run(build, light, steps=4):
@@ -104,6 +106,7 @@ def test_a_block_that_remembers_runs_once_a_step():
 def test_a_prior_samples_as_before():
     torch.manual_seed(0)
     model, batch = prior()
-    wanted = model.sample(batch["text"], torch.tensor([1]), [3, 4], SamplingConfig())
+    asked = Asked(2, {"text": batch["text"]})
+    wanted = model.sample(asked, [3, 4], SamplingConfig())
     recompute(model)
-    assert torch.equal(model.sample(batch["text"], torch.tensor([1]), [3, 4], SamplingConfig()), wanted)
+    assert torch.equal(model.sample(asked, [3, 4], SamplingConfig()), wanted)

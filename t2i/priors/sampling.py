@@ -1,19 +1,20 @@
-"""What every text-to-image prior offers: named losses, and codes for a caption."""
+"""How codes are drawn from what a prior says of them."""
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
 
 import torch
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How a picture is drawn from a prior."""
+    """How a picture's codes are drawn from a prior."""
 
     guidance: float = 1.0  # classifier-free guidance (arXiv 2207.12598): 1 is the plain conditional
     temperature: float = 1.0  # 0 always takes the likeliest code
     top_k: int = 0  # draw among the k likeliest codes; 0 is no limit
     top_p: float = 1.0  # draw among the likeliest codes that hold this probability (arXiv 1904.09751)
+    # The conditions that guidance moves away from; None: those that training dropped.
+    guided: tuple[str, ...] | None = field(default=None, metadata={"since": "0.2"})
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or self.top_k < 0:
@@ -35,27 +36,3 @@ def draw(logits_BK: torch.Tensor, chances_B: torch.Tensor, sampling: SamplingCon
     mass_B1 = (shares_BK * kept_BK).sum(dim=1, keepdim=True)
     rank_B1 = (cumulative_BK <= chances_B[:, None] * mass_B1).sum(dim=1, keepdim=True)
     return order_BK.gather(1, rank_B1.clamp(max=logits_BK.shape[1] - 1)).squeeze(1)
-
-
-class Prior(Protocol):
-    """Text is word ids (B, T), padded on the right with 0; codes are (B, N) in raster order within `grid`.
-
-    One that is trained on codes of several grids, in batches of one each, says so: `several_grids = True`.
-    """
-
-    grid: tuple[int, int]
-    codebook_size: int
-
-    def targets(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """How many targets each loss of `forward` sums over."""
-        ...
-
-    def __call__(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Named sums of losses over a batch of `text`, `codes` and `weight`."""
-        ...
-
-    def sample(
-        self, text: torch.Tensor, null_text: torch.Tensor, seeds: list[int], sampling: SamplingConfig
-    ) -> torch.Tensor:
-        """Codes (B, h, w) int64, row b drawn from `seeds[b]` alone."""
-        ...
