@@ -209,6 +209,7 @@ class Condition(Protocol):
     name: str
     says: frozenset[str]  # fields of Told
     length: int  # of its tokens, at most; 0 where it says none
+    channels: int  # of its planes
 
     def __call__(self, batch: Batch, dropped: torch.Tensor) -> Told:
         """What rows are told; where `dropped` (B,) bool, its null. Of tokens every row sees at least one.

@@ -13,6 +13,8 @@ from infra.store import Artifact, step
 from infra.train.fit import Training, fit
 from infra.train.loop import TrainConfig
 from infra.train.optim import OptimConfig
+from t2i.conditions.labels import LabelConfig
+from t2i.conditions.layout import LayoutConfig
 from t2i.conditions.words import WordsConfig
 from t2i.priors.autoregressive import AutoregressiveConfig
 from t2i.priors.task import (
@@ -80,7 +82,7 @@ def train_prior(
     demand_rows(mixture.inputs[0])
     styles = tuple(style for style, weight in mixture.manifest["config"]["weights"].items() if weight > 0)
     folder = storage.join(out, "vocabulary")
-    told = tuple(_with_words(each, inputs, styles, config.vocabulary_rows, folder) for each in config.told)
+    told = tuple(_resolved(each, inputs, styles, config.vocabulary_rows, folder) for each in config.told)
     shape = PriorShape(
         model=config.model,
         space=Space(tuple(codes.summary["grid"]), codes=codes.summary["codebook_size"]),
@@ -100,16 +102,37 @@ def train_prior(
     return {"steps": figures["step"], "rows": figures["rows"], **words, **losses_of(figures)}
 
 
-def _with_words(
+def _resolved(
     condition: ConditionKind, inputs: list[str], styles: tuple[str, ...], rows: int, folder: str
 ) -> ConditionKind:
-    """The condition as it will be built; the vocabulary of words is learned into `folder`, if it is not there."""
+    """The condition as it will be built: with the words, labels or classes of the rows that are trained on.
+
+    The vocabulary of words is learned into `folder`, if it is not there.
+    """
+    if isinstance(condition, LabelConfig) and not condition.labels:
+        return replace(condition, labels=_values(inputs, condition.column))
+    if isinstance(condition, LayoutConfig) and not condition.classes:
+        return replace(condition, classes=_values(inputs, "box_classes"))
     if not isinstance(condition, WordsConfig):
         return condition
     if not storage.exists(storage.join(folder, FILE)):
         words = TextVocabulary.train(_captions(inputs, styles, rows), condition.vocabulary_size, condition.length)
         save_vocabulary(words, folder)
     return replace(condition, vocabulary_size=len(load_vocabulary(folder)))
+
+
+def _values(inputs: list[str], column: str) -> tuple[str, ...]:
+    """All that a column of words, or of lists of words, says of the rows that are trained on, sorted."""
+    found: set[str] = set()
+    for shard in joined_names(inputs):
+        columns = ShardReader(inputs, shard).columns(["split", "keep", column])
+        for value in columns[column][(columns["split"] == TRAIN) & columns["keep"].astype(bool)]:
+            found.update(() if value is None else [value] if isinstance(value, str) else value)
+    if not found - {None}:
+        raise ValueError(
+            f"No row that is trained on has a {column}: ingest with --conditions that say where it stands."
+        )
+    return tuple(sorted(found - {None}))
 
 
 def _inputs(mixture: Artifact, codes: Artifact, tokenizer: Artifact) -> list[str]:

@@ -46,6 +46,11 @@ class Conditions(nn.Module):
         return sum(condition.length for condition in self._modules_of())
 
     @property
+    def channels(self) -> int:
+        """Of all planes."""
+        return sum(condition.channels for condition in self._modules_of())
+
+    @property
     def saying_tokens(self) -> int:
         """How many conditions say tokens."""
         return sum("tokens" in condition.says for condition in self._modules_of())

@@ -53,6 +53,7 @@ class Words(nn.Module):
     """Ids (B, T) to tokens (B, T, D), a learned vector a word and a place; the null is a word of its own, alone."""
 
     says = frozenset({"tokens", "seen"})
+    channels = 0
 
     def __init__(self, config: WordsConfig, width: int) -> None:
         super().__init__()

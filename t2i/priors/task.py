@@ -19,7 +19,12 @@ from infra.train.draw import pick, uniforms
 from infra.train.optim import OptimConfig
 from infra.train.task import Draw, Update
 from t2i.captions import choose
+from t2i.conditions.codes import CodesConfig
 from t2i.conditions.hearing import DROPPED
+from t2i.conditions.labels import LabelConfig
+from t2i.conditions.layout import LayoutConfig
+from t2i.conditions.pictures import EdgesConfig, HoleConfig, MapConfig, SmallerConfig
+from t2i.conditions.vectors import VectorConfig
 from t2i.conditions.words import WordsConfig
 from t2i.priors.autoregressive import AutoregressiveConfig
 from t2i.protocol import Asked, Rows, Space
@@ -29,7 +34,17 @@ from t2i.vocabulary import TextVocabulary
 CAPTION = "caption"  # what a condition reads that hears the caption
 ALT, ALTS, SHARES = "alt", "captions_alt?", "weights_alt?"  # several alt texts of a row, and the shares of each
 PriorConfig = AutoregressiveConfig  # or that of another prior: docs/adding-a-model.md
-ConditionKind = WordsConfig  # or that of another condition
+ConditionKind = (
+    WordsConfig
+    | LabelConfig
+    | VectorConfig
+    | CodesConfig
+    | LayoutConfig
+    | SmallerConfig
+    | MapConfig
+    | EdgesConfig
+    | HoleConfig
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,57 @@
+"""Pictures as arrays: sizes, blur and edges. (H, W, 3) or (H, W) uint8."""
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+def resized(pixels: np.ndarray, size: tuple[int, int], nearest: bool = False) -> np.ndarray:
+    """(H, W, 3) or (H, W) uint8 at a size (h, w); as it is, where it has that."""
+    if pixels.shape[:2] == size:
+        return pixels
+    how = Image.Resampling.NEAREST if nearest else Image.Resampling.BICUBIC  # which takes means where it shrinks
+    return np.asarray(Image.fromarray(pixels).resize(size[::-1], how))
+
+
+def eight_bits(image: Image.Image, channels: int) -> Any:
+    """Grey or colours in 8 bits; numbers of 16 bits keep their upper half."""
+    if image.mode in ("I;16", "I"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def blurred(pixels: np.ndarray, deviation: float) -> np.ndarray:
+    """(H, W, 3) uint8, blurred by a Gaussian of a deviation in pixels; the borders go on as they end."""
+    if deviation < 0.1:
+        return pixels
+    reach = max(1, round(3 * deviation))
+    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / deviation) ** 2)
+    weights /= weights.sum()
+    values = np.pad(pixels.astype(np.float64), ((reach, reach), (reach, reach), (0, 0)), mode="edge")
+    values = sum(weight * values[place : place + pixels.shape[0]] for place, weight in enumerate(weights))
+    values = sum(weight * values[:, place : place + pixels.shape[1]] for place, weight in enumerate(weights))
+    return np.rint(values).astype(np.uint8)
+
+
+def edges(pixels: np.ndarray, threshold: float) -> np.ndarray:
+    """(H, W) uint8: 255 where brightness changes more than `threshold` a pixel, and more than before and behind.
+
+    Of the steps of Canny (1986, doi 10.1109/TPAMI.1986.4767851): a blur, the gradient, and only its crests.
+    """
+    grey = blurred(pixels, 1.0).astype(np.float64).mean(axis=2) / 255
+    dy, dx = np.gradient(np.pad(grey, 1, mode="edge"))
+    size = np.hypot(dx, dy)
+    crest = np.zeros_like(grey, dtype=bool)
+    inner = size[1:-1, 1:-1]
+    turn = (np.round(np.arctan2(dy, dx)[1:-1, 1:-1] / (np.pi / 4)) % 4).astype(int)
+    for number, (down, right) in enumerate(((0, 1), (1, 1), (1, 0), (1, -1))):
+        ahead = np.roll(size, (-down, -right), (0, 1))[1:-1, 1:-1]
+        behind = np.roll(size, (down, right), (0, 1))[1:-1, 1:-1]
+        crest |= (turn == number) & (inner > ahead) & (inner >= behind)
+    return np.where(crest & (inner > threshold / 4), 255, 0).astype(np.uint8)
+
+
+def stacked(pictures: list[np.ndarray]) -> np.ndarray:
+    """(H, W, C) pictures as (B, C, H, W)."""
+    return np.stack(pictures).transpose(0, 3, 1, 2)
