@@ -3,7 +3,13 @@
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+
+
+def to_pixels(images: torch.Tensor) -> list[np.ndarray]:
+    """(B, 3, H, W) in [-1, 1] to (H, W, 3) uint8 arrays."""
+    return list(((images.float() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy())
 
 
 def resized(pixels: np.ndarray, size: tuple[int, int], nearest: bool = False) -> np.ndarray:

@@ -48,7 +48,11 @@ class Turn(NamedTuple):
 
 
 class Learner(Protocol):
-    """What a Task trains: a tokenizer, a prior, a guide, an adapter. A module."""
+    """What a Task trains: a tokenizer, a prior, a guide, an adapter. A module.
+
+    One that begins with weights of another, such as a student's with its teacher's, takes them in `begin()`, which is
+    called when all first weights were filled.
+    """
 
     def targets(self, batch: Batch) -> dict[str, torch.Tensor]:
         """How many targets each loss sums over, by name; rows of weight 0 count nothing."""

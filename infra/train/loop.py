@@ -151,6 +151,8 @@ def train(
                 clock.arrived()
                 writer.check()
                 watch.at("step", step=step)
+                for batch in micro_batches:
+                    batch["step"] = torch.tensor(step)
                 awake = [engine for engine in engines if step >= engine.update.start_step]
                 counts, leaving = _counts(awake, micro_batches, watch.leaving())
                 if leaving:
@@ -159,8 +161,6 @@ def train(
                         save(step)
                     raise Left(f"Left after {step} steps.")
                 watch.uses(step, micro_batches)
-                for batch in micro_batches:
-                    batch["step"] = torch.tensor(step)
                 figures = {}
                 for engine in awake:
                     figures |= _turn(engine, micro_batches, counts[engine.update.name], step, config, flops)

@@ -26,8 +26,10 @@ from t2i.conditions.layout import LayoutConfig
 from t2i.conditions.pictures import EdgesConfig, HoleConfig, MapConfig, SmallerConfig
 from t2i.conditions.vectors import VectorConfig
 from t2i.conditions.words import WordsConfig
+from t2i.pixels import to_pixels
 from t2i.priors.autoregressive import AutoregressiveConfig
 from t2i.protocol import Asked, Rows, Space
+from t2i.random import keys_of
 from t2i.task import TRAIN, updates_of
 from t2i.vocabulary import TextVocabulary
 
@@ -162,12 +164,15 @@ def ask(
     told: Mapping[str, list],
     seeds: Sequence[int],
     negative: Sequence[str] = (),
+    given: Mapping[str, torch.Tensor] | None = None,
 ) -> Asked:
     """What is asked of a prior: columns such as `caption`, one value a seed, as its conditions hear them.
 
-    `negative` prompts stand where guidance else puts the nulls of the captions. ValueError where a condition hears of
-    a column that is not told.
+    `negative` prompts stand where guidance else puts the nulls of the captions. A condition that is `given` values, by
+    its name, hears these; pictures (B, 3, H, W) in [-1, 1] stand for the column `pixels` of one that reads it.
+    ValueError where a condition hears of a column that is not told.
     """
+    given = dict(given or {})
 
     def draw(salt: str) -> np.ndarray:
         return uniforms(0, np.zeros(len(seeds)), np.array([seed % 2**64 for seed in seeds], np.uint64), salt)
@@ -175,17 +180,27 @@ def ask(
     def heard(conditions: Iterable[tuple[ConditionKind, Rows]], columns: Mapping[str, list]) -> dict[str, torch.Tensor]:
         arrays: dict[str, np.ndarray] = {}
         for condition, rows in conditions:
-            if missing := [name for name in condition.reads if name.removesuffix("?") not in columns]:
+            its = columns
+            if condition.name in given and "pixels" in condition.reads:
+                its = {**columns, "pixels": to_pixels(given[condition.name])}
+            elif condition.name in given:
+                continue
+            if missing := [name for name in condition.reads if not (name.endswith("?") or name in its)]:
                 raise ValueError(
                     f"The condition '{condition.name}' of this prior hears of '{missing[0]}', which nobody told: there "
-                    f"is {', '.join(columns) or 'nothing'}."
+                    f"is {', '.join(its) or 'nothing'}."
                 )
-            arrays |= rows(columns, draw)
+            arrays |= rows(its, draw)
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     captions = [pair for pair in hearing if CAPTION in pair[0].reads]
     without = heard(captions, {CAPTION: list(negative)}) if negative else {}
-    return Asked(len(seeds), heard(hearing, told), without)
+    plain = {name: values for name, values in given.items() if not _sees(hearing, name)}
+    return Asked(len(seeds), {"noise_key": keys_of(seeds), **plain, **heard(hearing, told)}, without)
+
+
+def _sees(hearing: Sequence[tuple[ConditionKind, Rows]], name: str) -> bool:
+    return any(condition.name == name and "pixels" in condition.reads for condition, _ in hearing)
 
 
 def check_sizes(config: PriorConfig, sizes: Sequence[str]) -> None:
