@@ -106,7 +106,7 @@ class Consistency(nn.Module):
         """Values (B, *shape) in a few steps; `sampling.guidance` - 1 is the scale that the student is told."""
         scale = torch.full((asked.rows,), sampling.guidance - 1, device=next(self.parameters()).device)
         told = Asked(asked.rows, {**asked.batch, SCALE: scale}, asked.without)
-        few = DiffusionSampling(sampler="consistency", steps=sampling.steps)
+        few = DiffusionSampling(sampler="consistency", steps=sampling.steps, solver_steps=self._solver_steps)
         return self.student.sample(told, seeds, few, start)
 
     def _leads(self, prior: DiffusionPrior, x: torch.Tensor, t: torch.Tensor, told: Told, batch: Batch) -> torch.Tensor:

@@ -35,6 +35,7 @@ class DiffusionSampling:
 
     sampler: Literal["ddim", "ancestral", "dpm_solver_2m", "dpm_solver_2s", "heun", "consistency"] = "ddim"
     steps: int = 50
+    solver_steps: int = 50  # of consistency: among whose times the distillation was
     eta: float = 0.0  # of ddim: 1 is DDPM's noise
     guidance: float = 1.0  # classifier-free guidance (arXiv 2207.12598): 1 is the plain conditional
     guided: tuple[str, ...] | None = None  # conditions that guidance moves away from; None: those that training dropped
@@ -62,7 +63,7 @@ class Hearing(Protocol):
     """What tells a network more at each step: an adapter that was attached."""
 
     def hear(self, x: torch.Tensor, t: torch.Tensor, told: Told, batch: Batch) -> Told:
-        """What it adds to what is told of x at time t."""
+        """What it adds to what is told of x at time t, both as the network has them."""
         ...
 
 
@@ -105,10 +106,11 @@ class DiffusionPrior(nn.Module):
 
     def denoise(self, x: torch.Tensor, t: torch.Tensor, told: Told, batch: Batch) -> Denoised:
         """The network's prediction of x at times t, and its share of the variance where it learns that."""
+        scale = self.process.input_scale(self.process.schedule.lambda_at(t)).to(x.dtype)
+        x, t = x * scale.view(-1, *[1] * (x.dim() - 1)), t.to(torch.float32)
         for adapter in self._attached:
             told = joined([told, adapter.hear(x, t, told, batch)])
-        scale = self.process.input_scale(self.process.schedule.lambda_at(t)).to(x.dtype)
-        said = self.network(x * scale.view(-1, *[1] * (x.dim() - 1)), t.to(torch.float32), told)
+        said = self.network(x, t, told)
         if not self.process.learned_variance:
             return said, None
         prediction, share = said.chunk(2, dim=1)
@@ -169,7 +171,7 @@ class DiffusionPrior(nn.Module):
         schedule = self.process.schedule
         if isinstance(schedule, Betas):
             if sampling.sampler == "consistency":
-                return ladder(schedule, consistency_times(schedule, sampling.steps))
+                return ladder(schedule, consistency_times(schedule, sampling.steps, sampling.solver_steps))
             return ladder(schedule, spaced(schedule, sampling.steps, "trailing"))
         return karras(schedule, sampling.steps) if isinstance(schedule, EDM) else even(schedule, sampling.steps)
 

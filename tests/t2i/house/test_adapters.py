@@ -127,12 +127,8 @@ def test_it_learns_the_hint_and_its_checkpoint_is_small(base):
     assert falls(losses, "adapter/error", to=0.7)
     assert again[-1]["adapter/error"] < 0.7 * losses[0]["adapter/error"]
     module = update.module.eval()
-    for name, value in base.items():
-        held = module.base.state_dict()
-        kept = held.get(
-            name, held.get(name.replace(".weight", ".base_layer.weight").replace(".bias", ".base_layer.bias"))
-        )
-        assert torch.equal(kept, value)  # what is frozen did not move
+    held = {name.replace(".base_layer", ""): value for name, value in module.base.state_dict().items()}
+    assert all(torch.equal(held[name], value) for name, value in base.items())  # what is frozen did not move
     hint = torch.tensor([[0.5, -0.6]]).expand(800, -1)
     asked = asker(LABEL)({"class_label": ["left"] * 800}, list(range(800)))
     drawn = module.base.sample(
@@ -156,5 +152,5 @@ def test_adapters_add_up_in_any_order_up_to_rounding(base):
 
 
 def test_layers_that_are_not_there_are_told(base):
-    with pytest.raises(ValueError, match="[Tt]arget modules"):
+    with pytest.raises(ValueError, match="arget modules"):
         adapted(base, [LoRA(["nowhere"])])

@@ -1,5 +1,7 @@
 """GAN-CLS, small: a generator with two critics in one turn, and texts that are partnered over the global batch."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -48,8 +50,8 @@ def learner():
 
 
 def spot():
-    optim = OptimConfig(lr=1e-3, betas=(0.5, 0.99), warmup_steps=5, schedule="constant", ema_decay=0.995)
-    return Spot(learner, data, {"generator": optim, "critic": optim}, whole_weights=True)
+    optim = OptimConfig(lr=1e-3, betas=(0.0, 0.99), warmup_steps=5, schedule="constant", ema_decay=0.995, clip_norm=0)
+    return Spot(learner, data, {"generator": optim, "critic": replace(optim, lr=4e-3)}, whole_weights=True)
 
 
 def test_turns_hold_their_own_parameters_alone():
@@ -90,11 +92,12 @@ def test_a_row_without_another_text_meets_none():
     assert module.turns()[1].module(batch)["critic_1"] > 0
 
 
+@pytest.mark.long
 def test_it_draws_what_the_texts_say():
-    module, losses = trained(spot(), steps=1200, batch=64)
+    module, losses = trained(spot(), steps=1000)
     assert {"generator/match_0", "generator/between_1", "critic/critic_0", "critic/critic_1"} <= losses[-1].keys()
     noise = torch.randn(1500, NOISE, generator=torch.Generator().manual_seed(0))
     for text in torch.from_numpy(TEXTS):
         mean, covariance = moments(module.generator(noise, text.expand(1500, -1)))
-        torch.testing.assert_close(mean, torch.tensor(A @ text.numpy()), rtol=0, atol=0.25)
-        assert 0.15 < float(covariance.diagonal().sqrt().mean()) < 0.7
+        torch.testing.assert_close(mean, torch.tensor(A @ text.numpy()), rtol=0, atol=0.12)
+        torch.testing.assert_close(covariance, 0.16 * torch.eye(2).double(), rtol=0, atol=0.08)
