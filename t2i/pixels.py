@@ -17,7 +17,7 @@ def resized(pixels: np.ndarray, size: tuple[int, int], nearest: bool = False) ->
     if pixels.shape[:2] == size:
         return pixels
     how = Image.Resampling.NEAREST if nearest else Image.Resampling.BICUBIC  # which takes means where it shrinks
-    return np.asarray(Image.fromarray(pixels).resize(size[::-1], how))
+    return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), how))
 
 
 def eight_bits(image: Image.Image, channels: int) -> Any:
@@ -35,8 +35,10 @@ def blurred(pixels: np.ndarray, deviation: float) -> np.ndarray:
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / deviation) ** 2)
     weights /= weights.sum()
     values = np.pad(pixels.astype(np.float64), ((reach, reach), (reach, reach), (0, 0)), mode="edge")
-    values = sum(weight * values[place : place + pixels.shape[0]] for place, weight in enumerate(weights))
-    values = sum(weight * values[:, place : place + pixels.shape[1]] for place, weight in enumerate(weights))
+    down = np.stack([values[place : place + pixels.shape[0]] for place in range(len(weights))])
+    values = np.tensordot(weights, down, 1)
+    across = np.stack([values[:, place : place + pixels.shape[1]] for place in range(len(weights))])
+    values = np.tensordot(weights, across, 1)
     return np.rint(values).astype(np.uint8)
 
 

@@ -33,7 +33,7 @@ def updates_of(
         begin()
     for turn in turns:
         if hasattr(turn.module, "gather"):
-            turn.module.gather = world.rows
+            turn.module.gather = world.rows  # type: ignore[assignment]
     told: dict[str, Any] = dict(loss_weights or {})
     return [
         Update(

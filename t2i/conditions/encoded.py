@@ -42,7 +42,7 @@ class Encoded(nn.Module):
         self._planes = len(values.shape) == 3
         self.channels = values.shape[0] if self._planes else 0
         self.says = frozenset({"planes" if self._planes else "vector"})
-        self._size = space.shape[-2:]
+        self._size = (space.shape[-2], space.shape[-1]) if self._planes else (1, 1)
         self.project = None if self._planes else nn.Linear(values.places, width)
 
     def load(self, folder: str) -> None:

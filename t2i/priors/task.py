@@ -108,7 +108,7 @@ class PriorTask:
         """`values` (B, N) int64, the conditions' arrays, which of them are dropped, and a `noise_key` a row."""
         if any(CAPTION in condition.reads for condition in self.shape.conditions):
             rows = {**rows, CAPTION: self._captions(rows, draw)}
-        arrays = {"values": np.stack(rows["codes"], dtype=np.int64)}
+        arrays: dict[str, np.ndarray] = {"values": np.stack(rows["codes"], dtype=np.int64)}
         arrays["noise_key"] = (draw("noise") * 2.0**53).astype(np.int64)
         for condition, its_rows in zip(self.shape.conditions, _rows(self.shape.conditions, self.folder), strict=True):
             arrays |= its_rows(rows, draw)
