@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_model, save_model
 
-from infra import storage, strict
+from infra import cache, storage, strict
 from infra.config import from_dict, setting, to_dict
 from infra.train.draw import pick
 from infra.train.optim import OptimConfig
@@ -111,7 +111,7 @@ class PriorTask:
 
 def load_prior(folder: str) -> tuple[Any, TextVocabulary]:
     """The prior in a folder, local or s3://, ready for use, and the words that it reads."""
-    with storage.fetched(folder) as local:
+    with cache.cached(folder) as local:
         prior = from_dict(PriorShape, storage.read_json(storage.join(local, "config.json"))).build()
         load_model(prior, str(Path(local) / "model.safetensors"))
         return prior.eval().requires_grad_(False), TextVocabulary.load(local)
