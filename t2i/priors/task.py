@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, load_model, save_model
 
-from infra import storage, strict
+from infra import cache, storage, strict
 from infra.config import from_dict, setting, to_dict
 from infra.train.draw import pick, uniforms
 from infra.train.optim import OptimConfig
@@ -144,7 +144,7 @@ Ask = Callable[..., Asked]
 
 def load_prior(folder: str) -> tuple[Any, Ask]:
     """The prior in a folder, local or s3://, ready for use, and the way to ask it: `ask` without its first argument."""
-    with storage.fetched(folder) as local:
+    with cache.cached(folder) as local:
         told = storage.read_json(storage.join(local, "config.json"))
         weights = str(Path(local) / "model.safetensors")
         if "space" in told:
@@ -229,7 +229,7 @@ def _before_conditions(told: Mapping[str, Any]) -> PriorShape:
     )
 
 
-@cache  # one a process: a feed collates many batches
+@lru_cache  # one a process: a feed collates many batches
 def _rows(conditions: tuple[ConditionKind, ...], folder: str) -> tuple[Rows, ...]:
     with storage.fetched(folder) if folder else nullcontext("") as local:
         return tuple(condition.rows(local) for condition in conditions)

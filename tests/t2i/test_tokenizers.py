@@ -136,7 +136,7 @@ def test_four_pictures_are_learned(config):
     quarters = colors[pairs].view(4, 2, 2, 3).permute(0, 3, 1, 2)
     pictures = quarters.repeat_interleave(4, 2).repeat_interleave(4, 3)
     batch = {"images": pictures, "weight": torch.ones(4), "step": torch.tensor(0)}
-    turn = GeneratorTurn(build(config), LossConfig(distance="l2"), None)
+    turn = GeneratorTurn(build(config), LossConfig(distance="l2"))
     optimizer = torch.optim.Adam(turn.parameters(), lr=3e-3)
     weights = LossConfig().weights()
     for _ in range(240):

@@ -255,6 +255,14 @@ def copy(job, config):
         writer.save(saved.step, engine.state(), {"updates": {update.name: engine.meta()}})
 
 
+def refused(job, config):
+    """What training a task says that cannot be trained."""
+    try:
+        train_as_told(job, config)
+    except ValueError as error:
+        return str(error)
+
+
 def flops(job, config):
     """Of a row of the model, in a first micro-batch."""
     from infra.train import world
@@ -337,6 +345,7 @@ def work(jobs, result):
             "copy": copy,
             "poison": poison,
             "tear": tear,
+            "refused": refused,
             "compilers": compilers,
             "flops": flops,
         }[job.get("do", "train")]
