@@ -32,7 +32,7 @@ class TrainTokenizerConfig:
     seed: int = 0  # of the first weights
 
 
-@step(version=1)
+@step(version=2)
 def train_tokenizer(
     config: TrainTokenizerConfig, images: Artifact, *, out: str, cluster: Cluster, report: Report
 ) -> dict[str, Any]:

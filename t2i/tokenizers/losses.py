@@ -12,6 +12,8 @@ import torch.distributed as dist
 from torch import nn
 
 from t2i.nn.critics import constant, judge, of_each, please
+from t2i.nn.weights import begins, normal
+from t2i.protocol import Turn
 from t2i.tokenizers.patch_vqgan import PatchVQGAN
 from t2i.tokenizers.vqgan import VQGAN
 
@@ -63,7 +65,7 @@ class Critic(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Conv2d(width, 1, 4, 1, 1))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.02)
+                begins(module, weight=normal(0.02))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.layers(images)
@@ -77,6 +79,16 @@ class GeneratorTurn(nn.Module):
         self.tokenizer, self._losses = tokenizer, losses
         # By the name of its loss, and in no ModuleDict: their parameters are not this turn's.
         self._critics = dict(zip(of_each("adversarial", len(critics)), critics, strict=True))
+
+    def turns(self) -> list[Turn]:
+        """The tokenizer's and, with critics, theirs."""
+        weights, critics = self._losses.weights(), list(self._critics.values())
+        # With critics there are weights that depend on all rows.
+        turns = [Turn("tokenizer", self, mixes_rows=bool(critics), loss_weights=weights)]
+        if critics:
+            judging = CriticTurn(critics, self.tokenizer)
+            turns.append(Turn("critic", judging, start_step=judging.start_step))
+        return turns
 
     def targets(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Rows, for every loss."""

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from t2i.nn.weights import begins, constant
 from t2i.protocol import Space
 from t2i.tokenizers.quantizers import CodebookConfig, FiniteScalarConfig, Quantized, build_quantizer
 
@@ -95,9 +96,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.norm = nn.GroupNorm(groups, channels)
         self.spatial = nn.Conv2d(channels, channels, kernel, padding=kernel // 2)
-        self.pointwise = nn.Conv2d(channels, channels, 1)
-        for parameter in self.pointwise.parameters():
-            nn.init.zeros_(parameter)
+        self.pointwise = begins(nn.Conv2d(channels, channels, 1), weight=constant(0.0), bias=constant(0.0))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.pointwise(functional.silu(self.spatial(self.norm(x))))

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from t2i.nn.weights import begins, identity, normal, uniform
+
 
 class Quantized(NamedTuple):
     """What a quantizer returns."""
@@ -47,15 +49,11 @@ class Codebook(nn.Module):
         super().__init__()
         self.config = config
         self.size, self.width = config.size, config.width
-        vectors = torch.empty(config.size, config.width)
-        if config.normalize or config.linear:
-            nn.init.normal_(vectors, std=config.width**-0.5)
-        else:
-            nn.init.uniform_(vectors, -1 / config.size, 1 / config.size)
-        self.vectors = nn.Parameter(vectors, requires_grad=not config.linear)
-        self.mix = nn.Linear(config.width, config.width, bias=False) if config.linear else None
-        if self.mix is not None:
-            nn.init.eye_(self.mix.weight)
+        self.vectors = nn.Parameter(torch.zeros(config.size, config.width), requires_grad=not config.linear)
+        on_sphere = config.normalize or config.linear
+        begins(self, vectors=normal(config.width**-0.5) if on_sphere else uniform(1 / config.size))
+        mix = nn.Linear(config.width, config.width, bias=False) if config.linear else None
+        self.mix = begins(mix, weight=identity()) if mix is not None else None
 
     def forward(self, z_BDhw: torch.Tensor) -> Quantized:
         """The nearest code at every position; the straight-through estimator carries gradients to `z_BDhw`."""

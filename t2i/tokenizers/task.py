@@ -11,12 +11,12 @@ from infra import cache, storage, strict
 from infra.config import from_dict, to_dict
 from infra.train.optim import OptimConfig
 from infra.train.task import Draw, Update
-from t2i.tokenizers.losses import Critic, CriticConfig, CriticTurn, GeneratorTurn, LossConfig
+from t2i.task import TRAIN, updates_of
+from t2i.tokenizers.losses import Critic, CriticConfig, GeneratorTurn, LossConfig
 from t2i.tokenizers.patch_vqgan import PatchVQGAN, PatchVQGANConfig
 from t2i.tokenizers.vqgan import VQGAN, VQGANConfig
 
 TokenizerConfig = VQGANConfig | PatchVQGANConfig
-TRAIN = "train"  # the split that is trained on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,17 +50,10 @@ class TokenizerTask:
 
     def updates(self) -> list[Update]:
         """The tokenizer's turn and, with a critic, the critics'."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            tokenizer = build_tokenizer(self.model)
-            critics = [Critic(config) for config in self.critics]
-        generator = GeneratorTurn(tokenizer, self.losses, critics)
-        mixes = bool(critics)  # their losses have weights that depend on all rows
-        updates = [Update("tokenizer", generator, self.optim, self.losses.weights(), mixes_rows=mixes)]
-        if critics:
-            turn = CriticTurn(critics, tokenizer)
-            updates.append(Update("critic", turn, self.critic_optim or self.optim, start_step=turn.start_step))
-        return updates
+        critics = [Critic(config) for config in self.critics]
+        learner = GeneratorTurn(build_tokenizer(self.model), self.losses, critics)
+        optims = {"tokenizer": self.optim, "critic": self.critic_optim or self.optim}
+        return updates_of(learner, optims, self.seed)
 
     def collate(self, rows: dict[str, list], draw: Draw) -> dict[str, np.ndarray]:
         """Images (B, 3, H, W) uint8; the module scales them, so that a quarter of the bytes travels."""

@@ -18,6 +18,7 @@ from infra.train.loop import Left, TrainConfig, train
 from infra.train.optim import OptimConfig
 from infra.train.worker import Training
 from t2i.evaluate.reconstruction import reconstruction_scores
+from t2i.nn.weights import initialize
 from t2i.priors.autoregressive import AutoregressiveConfig
 from t2i.priors.task import check_sizes
 from t2i.stages import Encode
@@ -183,9 +184,8 @@ def test_rows_of_weight_0_change_nothing(rows):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_codes_of_pictures_of_several_sizes(tmp_path, model):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        tokenizer = build_tokenizer(MODELS[model])
+    tokenizer = build_tokenizer(MODELS[model])
+    initialize(tokenizer, 0)
     save_tokenizer(tokenizer, str(tmp_path))
     stage, loaded = Encode(str(tmp_path)), load_tokenizer(str(tmp_path))
     stage.setup()
