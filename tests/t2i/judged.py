@@ -29,6 +29,12 @@ class Panel(Noise):
     def critics(self):
         return (self.critic, CriticConfig(channels=4, layers=1, weight=0.3, start_step=self.critic.start_step + 4))
 
+    def updates(self):
+        """The first critic begins as the one of `judged`, which is called otherwise."""
+        updates, alone = super().updates(), judged().updates()
+        updates[1].module.critic[0].load_state_dict(alone[1].module.critic.state_dict())
+        return updates
+
 
 def panel():
     """What `judged` is, with two critics."""
