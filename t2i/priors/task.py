@@ -88,6 +88,10 @@ class PriorTask:
             prior = self.shape.build()
         return [Update("prior", prior, self.optim, {"text": self.text_weight})]
 
+    def picks(self, rows: dict[str, list], draw: Draw) -> dict[str, list[str | None]]:
+        """Nothing: each row has codes of its own."""
+        return {}
+
     def collate(self, rows: dict[str, list], draw: Draw) -> dict[str, np.ndarray]:
         """Word ids (B, T) and codes (B, N), both int64."""
         captions = {style: rows[f"caption_{style}"] for style in self.styles}
