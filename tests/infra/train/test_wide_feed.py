@@ -165,6 +165,16 @@ def requests_to_s3(monkeypatch):
     return calls
 
 
+@pytest.mark.timeout(120)
+def test_ray_gives_what_was_picked(ray_cluster, tmp_path):
+    artifact = write(f"{tmp_path}/a")
+    plan = BatchPlan([ROWS] * SHARDS, BATCH, 0, 2)
+    feed = Feed(Drawn(), [artifact], [f"{shard:06d}" for shard in range(SHARDS)], plan, 2, 0, 1, BATCH, 1)
+    (wanted,) = workers(Drawn(), artifact, 1)
+    for (found,), batch in zip(feed(0), wanted, strict=True):
+        assert all(np.array_equal(found[name], batch[name]) for name in batch)
+
+
 def test_rows_that_fill_a_batch_are_not_read_for_its_sake(tmp_path, monkeypatch):
     artifact = write(f"{tmp_path}/a")
     _, size, _ = needed()
