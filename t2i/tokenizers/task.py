@@ -55,6 +55,10 @@ class TokenizerTask:
         optims = {"tokenizer": self.optim, "critic": self.critic_optim or self.optim}
         return updates_of(learner, optims, self.seed)
 
+    def picks(self, rows: dict[str, list], draw: Draw) -> dict[str, list[str | None]]:
+        """Nothing: each row is its picture."""
+        return {}
+
     def collate(self, rows: dict[str, list], draw: Draw) -> dict[str, np.ndarray]:
         """Images (B, 3, H, W) uint8; the module scales them, so that a quarter of the bytes travels."""
         return {"images": np.stack(rows["pixels"]).transpose(0, 3, 1, 2)}
