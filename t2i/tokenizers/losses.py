@@ -13,11 +13,10 @@ from torch import nn
 
 from t2i.nn.critics import constant, judge, of_each, please
 from t2i.nn.weights import begins, normal
-from t2i.protocol import Turn
+from t2i.protocol import Batch, Turn
 from t2i.tokenizers.patch_vqgan import PatchVQGAN
 from t2i.tokenizers.vqgan import VQGAN
 
-Batch = dict[str, torch.Tensor]
 Tokenizer = VQGAN | PatchVQGAN
 
 
