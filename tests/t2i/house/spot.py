@@ -3,12 +3,14 @@
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
 
 from infra.train import checkpoint
+from infra.train.draw import uniforms
 from infra.train.engine import PlainEngine, load_weights
 from infra.train.loop import TrainConfig, train
 from infra.train.optim import OptimConfig
@@ -89,18 +91,32 @@ def moments(values):
 
 
 def trained(spot, steps=400, batch=128):
-    """A fresh learner with the trained averages of its first turn, and the losses of every tenth step."""
-    config = TrainConfig(steps=steps, batch=batch, log_every_steps=10, save_every_steps=steps)
-    losses = toy.Losses()
+    """A learner with the trained averages, and its losses on rows that it never saw, before and after."""
+    config = TrainConfig(steps=steps, batch=batch, log_every_steps=steps, save_every_steps=steps)
+    updates = spot.updates()
+    before = held_out(spot, updates[0])
     with tempfile.TemporaryDirectory() as folder:
-        saved = train(spot, toy.feed(config, 0, 1, 1, spot), PlainEngine, 1, config, folder, losses)
-        updates = spot.updates()
+        saved = train(spot, toy.feed(config, 0, 1, 1, spot), PlainEngine, 1, config, folder, toy.Losses())
         for update in updates:
             load_weights(update, checkpoint.Checkpoint(saved.url), "ema")
-    return updates[0].module.eval().requires_grad_(False), losses
+    after = held_out(spot, updates[0])
+    return updates[0].module.eval().requires_grad_(False), {name: (before[name], after[name]) for name in before}
+
+
+@torch.no_grad()
+def held_out(spot, update, count=1024):
+    """The mean of each loss over rows that come after those that are trained on."""
+    rows = np.arange(spot.rows, spot.rows + count)
+    draw = partial(uniforms, 9, np.zeros(count), rows.astype(np.uint64))
+    batch = {name: torch.from_numpy(array) for name, array in spot.collate({"row": rows.tolist()}, draw).items()}
+    batch |= {"weight": torch.ones(count), "step": torch.tensor(7)}
+    module = update.module.eval()
+    losses, targets = module(batch), module.targets(batch)
+    module.train()
+    return {name: float(losses[name] / targets[name]) for name in targets}
 
 
 def falls(losses, name, to):
-    """Whether a loss fell to a share of what it was in the first 30 steps."""
-    first, last = (np.mean([each[name] for each in part]) for part in (losses[:3], losses[-5:]))
-    return last < to * first
+    """Whether a loss fell to less than a share of what it was."""
+    before, after = losses[name]
+    return after < to * before

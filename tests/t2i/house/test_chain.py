@@ -80,8 +80,8 @@ def told_of(count):
 
 
 def test_both_links_learn(both):
-    assert falls(both["embedding"][1], "prior/error", to=0.8)
-    assert falls(both["values"][1], "prior/error", to=0.8)
+    assert falls(both["embedding"][1], "error", to=0.8)
+    assert falls(both["values"][1], "error", to=0.8)
 
 
 def test_what_is_painted_has_the_known_moments(both):

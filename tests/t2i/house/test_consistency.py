@@ -71,7 +71,7 @@ def test_the_target_follows_the_student(teacher):
 
 def test_a_student_draws_in_four_steps_what_the_teacher_draws_in_many(teacher):
     student, losses = trained(student_spot(teacher), steps=400)
-    assert falls(losses, "student/consistency", to=0.8)
+    assert falls(losses, "consistency", to=0.8)
     seeds, told = list(range(2000)), {"class_label": [LABEL.labels[row % 2] for row in range(2000)]}
     drawn = student.sample(asker(LABEL)(told, seeds), seeds, DiffusionSampling(steps=4))
     for label in range(2):

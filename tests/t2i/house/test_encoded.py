@@ -80,7 +80,7 @@ def semantic_prior():
 
 def test_an_encoder_that_learned_is_the_space_of_a_prior_that_is_drawn_first():
     second, losses = trained(picture_spot(), steps=300)
-    assert falls(losses, "prior/error", to=0.5)  # without what the encoder says, half would be left
+    assert falls(losses, "error", to=0.5)  # without what the encoder says, half would be left
     tokenizer = FromCondition(second, "semantic")
     assert tokenizer.space((512, 512)) == SEMANTIC
 
@@ -89,7 +89,7 @@ def test_an_encoder_that_learned_is_the_space_of_a_prior_that_is_drawn_first():
         return {"values": tokenizer.encode(images).numpy(), "label": (rows % 2).astype(np.int64)}
 
     first, losses = trained(Spot(semantic_prior, semantic_data), steps=300)
-    assert falls(losses, "prior/error", to=0.8)
+    assert falls(losses, "error", to=0.8)
     sampling = DiffusionSampling(steps=15, sampler="heun")
     links = [
         Link(first, asker(LABEL), sampling, tokenizer, id="semantic"),

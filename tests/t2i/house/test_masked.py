@@ -51,7 +51,7 @@ def prior():
 
 @pytest.mark.long
 def test_it_learns(prior):
-    assert falls(prior[1], "prior/error", to=0.8)
+    assert falls(prior[1], "error", to=0.8)
 
 
 @pytest.mark.long
