@@ -94,6 +94,7 @@ def test_zero_trains_all_like_one_plain_process(tmp_path, references, world):
         alike((final_state(job["folder"]), log), references[job["task"].partition(":")[2]], 1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("world", [1, 2])
 def test_several_critics_that_are_cut_go_on_bit_equal(tmp_path, world):

@@ -50,6 +50,19 @@ def test_micro_batches_change_nothing(tmp_path, references, name, micro_steps):
     alike(plain(tmp_path, name, micro_steps), references[name])
 
 
+@pytest.mark.timeout(120)
+def test_two_workers_train_like_one_plain_process(tmp_path, references):
+    """At one stage each; all of them are below."""
+    jobs = [
+        {"task": PLACE + name, "stage": stages[place % len(stages)], "micro_steps": 1 + place % 2, "small": True,
+         "folder": str(tmp_path / name)}
+        for place, (name, stages) in enumerate(STAGES.items())
+    ]  # fmt: skip
+    for name, job, losses in zip(STAGES, jobs, run_workers(tmp_path, 2, jobs), strict=True):
+        alike((final_state(job["folder"]), losses), references[name])
+
+
+@pytest.mark.long
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("size", [1, 2])
 def test_workers_train_like_one_plain_process_and_cut_ones_go_on_bit_equal(tmp_path, references, size):
