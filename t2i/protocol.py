@@ -240,6 +240,11 @@ class Asked:
     batch: Batch = field(default_factory=dict)
     without: Batch = field(default_factory=dict)
 
+    def to(self, device: torch.device) -> "Asked":
+        """The same on a device."""
+        moved = ({name: column.to(device) for name, column in each.items()} for each in (self.batch, self.without))
+        return Asked(self.rows, *moved)
+
 
 @dataclass(frozen=True)
 class Start:

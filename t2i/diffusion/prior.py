@@ -123,7 +123,7 @@ class DiffusionPrior(nn.Module):
         """Values (B, *shape), row b drawn from `seeds[b]` alone; with `sampling.stops`, at that time's noise."""
         device = next(self.parameters()).device
         keys_B, process, steps = keys_of(seeds, device), self.process, self.ladder(sampling)
-        denoise = self.denoiser(asked, sampling)
+        denoise = self.denoiser(asked.to(device), sampling)
         if start is not None and start.at is not None:
             steps = steps.part(_reached(steps, start.at), len(steps.times))
         if start is not None and start.keep is not None:

@@ -109,9 +109,10 @@ class AutoregressivePrior(nn.Module):
         """Codes (B, h, w) int64, row b drawn from `seeds[b]` alone; guidance moves the logits away from the nulls'."""
         if start is not None:
             raise ValueError("This prior draws codes one after another and cannot begin from given ones.")
-        rows, guided = asked.rows, sampling.guidance != 1
+        device = self.code.weight.device
+        asked, rows, guided = asked.to(device), asked.rows, sampling.guidance != 1
         told = self.conditions.pair(asked, sampling.guided) if guided else self.conditions.asked(asked)
-        device, total = self.code.weight.device, rows * (1 + guided)
+        total = rows * (1 + guided)
         chances_BN = uniforms(keys_of(seeds, device), (self.space.places,), "codes", dtype=torch.float64)
         codes = torch.empty(rows, 0, dtype=torch.int64, device=device)
         caches = [Cache() for _ in self.blocks]

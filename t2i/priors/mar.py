@@ -146,7 +146,9 @@ class MAR(nn.Module):
         """Latents (B, C, h, w), row b drawn from `seeds[b]` alone."""
         if start is not None:
             raise ValueError("MAR draws its tokens one after another and cannot begin from given ones.")
-        keys_B, rows, guided = keys_of(seeds, self.masked.device), asked.rows, sampling.guidance != 1
+        device = self.masked.device
+        keys_B, rows, guided = keys_of(seeds, device), asked.rows, sampling.guidance != 1
+        asked = asked.to(device)
         told = self.conditions.pair(asked, sampling.guided) if guided else self.conditions.asked(asked)
         process, schedule = self.config.process, self.config.process.schedule
         assert isinstance(schedule, Betas)
