@@ -8,6 +8,8 @@ from torch.nn import functional
 
 from infra.train.engine import PlainEngine
 from infra.train.optim import OptimConfig
+from t2i.conditions.codes import CodesConfig
+from t2i.conditions.labels import LabelConfig
 from t2i.conditions.words import WordsConfig
 from t2i.nn.transformer import Attention, rotary
 from t2i.priors.autoregressive import AutoregressiveConfig
@@ -127,6 +129,54 @@ def test_a_picture_does_not_depend_on_its_batch(prior):
     assert torch.equal(together, alone)
     twins = prior.sample(asked(text[[1, 1]]), [1, 2], sampling)
     assert not torch.equal(twins[0], twins[1])
+
+
+@pytest.fixture(params=["several", "a vector alone", "nothing"])
+def told(request):
+    """A prior of other conditions than words alone, and four rows of what it is told."""
+    conditions = {
+        "several": (TEXT, LabelConfig(labels=("cat", "dog")), CodesConfig(name="map", codes=5, places=3)),
+        "a vector alone": (LabelConfig(labels=("cat", "dog")),),
+        "nothing": (),
+    }[request.param]
+    prior = PRIORS["autoregressive"].build(Space(GRID, codes=CODES), conditions)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter.normal_(std=0.3, generator=generator)
+    text = torch.tensor([[3, 4, 0, 0, 0, 0], [5, 6, 7, 8, 9, 2], [3, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]])
+    batch = {"text": text, "label": torch.tensor([0, 1, 2, 0]), "map": torch.arange(12).view(4, 3) % 5}
+    names = {"text", "label", "map"} & {condition.name for condition in conditions}
+    return prior.eval().requires_grad_(False), {name: batch[name] for name in names}
+
+
+def test_what_is_told_of_a_row_does_not_depend_on_others(told):
+    prior, batch = told
+    codes = torch.arange(4 * 5).view(4, 5) % CODES
+    together = prior.logits(prior.conditions.asked(Asked(4, batch)), codes)
+    for row in range(4):
+        alone = {name: column[row : row + 1] for name, column in batch.items()}
+        if "text" in alone:  # as its own batch would pad it
+            alone["text"] = alone["text"][:, : int((alone["text"] > 0).sum())]
+        close(prior.logits(prior.conditions.asked(Asked(1, alone)), codes[row : row + 1])[0], together[row])
+
+
+def test_each_condition_is_heard_and_guided_by(told):
+    prior, batch = told
+    plain = prior.logits(prior.conditions.asked(Asked(4, batch)), torch.zeros(4, 3, dtype=torch.int64))
+    for name in batch:
+        away = prior.conditions.without(Asked(4, batch), [name])
+        changed = (prior.logits(away, torch.zeros(4, 3, dtype=torch.int64)) - plain).abs().amax((1, 2))
+        assert (changed[:2] > 1e-3).all(), name
+    seeds = [1, 2, 3, 4]
+    drawn = prior.sample(Asked(4, batch), seeds, SamplingConfig())
+    assert drawn.shape == (4, *GRID)
+    if batch:
+        guided = prior.sample(Asked(4, batch), seeds, SamplingConfig(guidance=4.0, guided=(next(iter(batch)),)))
+        assert not torch.equal(drawn, guided)
+    else:
+        with pytest.raises(ValueError, match="training dropped none"):
+            prior.sample(Asked(4, batch), seeds, SamplingConfig(guidance=2.0))
 
 
 def test_draw_follows_the_distribution():
