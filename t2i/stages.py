@@ -11,13 +11,17 @@ from t2i.tokenizers.task import load_tokenizer
 
 @dataclass
 class Encode:
-    """Writes `codes`, a list of int32 in raster order, of each image."""
+    """Writes codes, a list of int32 in raster order, of each image into a column."""
 
     tokenizer: str
     cpus: float = 1
     gpus: float = 0
+    column: str = "codes"
     reads: tuple[str, ...] = field(default=("pixels",), init=False)
-    writes: tuple[str, ...] = field(default=("codes",), init=False)
+    writes: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.writes = (self.column,)
 
     def setup(self) -> None:
         """Load the tokenizer."""
@@ -33,4 +37,4 @@ class Encode:
             found = self._model.encode(scale(images.to(self._device))).flatten(1).int().cpu().numpy()
             for place, row in zip(places, found, strict=True):
                 codes[place] = row
-        return {"codes": codes}
+        return {self.column: codes}

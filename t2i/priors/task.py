@@ -80,6 +80,7 @@ class PriorTask:
     drop: float = 0.1  # share of rows to which a condition's null is told, where its config does not say
     text_weight: float = 1 / 7  # of the caption's loss against that of the codes, where the model learns it
     seed: int = 0
+    column: str = "codes"  # of the values
 
     where_reads: tuple[str, ...] = ("split", "keep")
     bucket: str | None = None
@@ -90,10 +91,10 @@ class PriorTask:
         """Codes, and what the conditions read: of captions all styles' with their shares, and all alt texts."""
         named = dict.fromkeys(name for condition in self.shape.conditions for name in condition.reads)
         if CAPTION not in named:
-            return ("codes", *named)
+            return (self.column, *named)
         several = (ALTS, SHARES) if ALT in self.styles else ()
         captions = (f"{kind}_{style}" for style in self.styles for kind in (CAPTION, "weight"))
-        return ("codes", *several, *captions, *(name for name in named if name != CAPTION))
+        return (self.column, *several, *captions, *(name for name in named if name != CAPTION))
 
     def where(self, columns: dict[str, np.ndarray]) -> np.ndarray:
         """Rows of the training split that the mixture keeps."""
@@ -112,7 +113,7 @@ class PriorTask:
         """`values` (B, N) int64, the conditions' arrays, which of them are dropped, and a `noise_key` a row."""
         if any(CAPTION in condition.reads for condition in self.shape.conditions):
             rows = {**rows, CAPTION: self._captions(rows, draw)}
-        arrays: dict[str, np.ndarray] = {"values": np.stack(rows["codes"], dtype=np.int64)}
+        arrays: dict[str, np.ndarray] = {"values": np.stack(rows[self.column], dtype=np.int64)}
         arrays["noise_key"] = (draw("noise") * 2.0**53).astype(np.int64)
         for condition, its_rows in zip(self.shape.conditions, _rows(self.shape.conditions, self.folder), strict=True):
             arrays |= its_rows(rows, draw)
