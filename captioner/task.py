@@ -68,6 +68,10 @@ class BaseTask:
         weights = {"contrastive": self.matching.contrastive, "match": self.matching.match}
         return [Update("base", captioner, self.optim, weights, mixes_rows=bool(self.matching))]
 
+    def picks(self, rows: dict[str, list], draw: Draw) -> dict[str, list[str | None]]:
+        """Nothing: each row is its picture and texts."""
+        return {}
+
     def collate(self, rows: dict[str, list], draw: Draw) -> dict[str, np.ndarray]:
         """Pixels, the tokens of the alt text that is read, and where texts are matched what draws wrong partners."""
         captions = {BASE: (_alts(rows, draw), "")}
@@ -131,6 +135,10 @@ class FilterTask:
         captioner.matching.requires_grad_(True)
         weights = {"contrastive": self.matching.contrastive or 1.0, "match": self.matching.match}
         return [Update("filter", Filter(captioner), self.optim, weights, mixes_rows=True)]
+
+    def picks(self, rows: dict[str, list], draw: Draw) -> dict[str, list[str | None]]:
+        """Nothing: each row is its picture and texts."""
+        return {}
 
     def collate(self, rows: dict[str, list], draw: Draw) -> dict[str, np.ndarray]:
         """Pixels, the tokens of one of each row's texts, and its wrong partners: draws, and an altered text."""
@@ -196,6 +204,10 @@ class FinetuneTask:
         captioner.branch([style.name for style in self.styles])
         captioner.styles = self.styles
         return [Update("finetune", captioner, self.optim)]
+
+    def picks(self, rows: dict[str, list], draw: Draw) -> dict[str, list[str | None]]:
+        """Nothing: each row is its picture and texts."""
+        return {}
 
     def collate(self, rows: dict[str, list], draw: Draw) -> dict[str, np.ndarray]:
         """Pixels and the tokens of each style's reference caption after the row's prompt."""

@@ -10,6 +10,7 @@ from typing import Any
 from infra import storage
 from infra.artifact import Artifact, Step
 from infra.config import from_dict, to_dict
+from infra.data import wide
 from infra.data.ahead import ahead
 from infra.data.growth import Pieces, matching, take_over
 from infra.data.ledger import LEDGER, Ledger, Record
@@ -46,7 +47,7 @@ def regret(work: Step, config: Any, inputs: Sequence[Artifact], path: str, taken
     """RuntimeError where shards that were taken over are not those of what the step then read; all are removed."""
     made = work.shards(config, inputs, path) if work.shards and work.listed and taken else taken
     if any(made.get(name) != piece for name, piece in taken.items()):
-        for name in (FOLDER, LEDGER):
+        for name in (FOLDER, LEDGER, wide.FOLDER):
             storage.remove(storage.join(path, name))
         raise RuntimeError("The corpus changed while it was read. Give the same command again.")
 

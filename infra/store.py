@@ -25,8 +25,8 @@ from infra.metrics import Progress
 from infra.older import grow, look, regret
 from infra.track import check_installed
 
-# What of an artifact its manifest does not vouch for: shards, which the ledger does, and what serves the making only.
-UNLISTED = (MANIFEST, BEGUN, "lease.json", "shards", "parts", "attempts", "checkpoints", "tensorboard")
+# What its manifest does not vouch for: shards and their side files, which the ledger does, and what serves the making.
+UNLISTED = (MANIFEST, BEGUN, "lease.json", "shards", "wide", "parts", "attempts", "checkpoints", "tensorboard")
 LIBRARIES = ("torch", "ray", "deepspeed", "transformers", "diffusers", "pyarrow", "pillow", "numpy")
 
 

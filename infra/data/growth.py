@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 from infra import storage
+from infra.data import wide
 from infra.data.ahead import ahead
 from infra.data.ledger import Ledger, Record
 from infra.data.samples import Source
@@ -69,6 +70,8 @@ def take_over(out: str, older: str, names: Mapping[str, str], records: Mapping[s
     ledger = Ledger(out)
 
     def take(name: str) -> str:
+        for file in records[names[name]].get("wide", ()):
+            storage.copy(*(storage.join(artifact, wide.FOLDER, file) for artifact in (older, out)))
         storage.copy(shard_url(older, names[name]), shard_url(out, name))
         return name
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra import storage, strict
+from infra.data import wide
 from infra.data.ahead import ahead
 from infra.data.plain import check_plain
 from infra.data.shards import shard_names, shard_url
@@ -25,11 +26,16 @@ STATES = (ACCEPTED, REJECTED, FAILED)
 
 COUNTED = b"counted"  # in a shard's schema: columns of few values, which its record has the counts of
 
-Record = dict[str, Any]  # rows_in, a count for each state, reasons, and of the file: size and sha256; perhaps counts
+# rows_in, a count for each state, reasons, and of the file: size and sha256; perhaps counts, and names of side files
+Record = dict[str, Any]
 
 
 def commit(out: str, name: str, table: pa.Table) -> Record:
-    """Write a shard at once, unless it is there already; return the record of what is there then."""
+    """Write a shard at once, unless it is there already; return the record of what is there then.
+
+    Side files of wide columns come before, so that a shard that is there has them.
+    """
+    table = wide.put(out, table)
     data = pack(table)
     try:
         storage.write_bytes(shard_url(out, name), data, overwrite=False)
@@ -52,7 +58,7 @@ def inspect(out: str, name: str) -> Record:
     schema = pq.read_schema(pa.BufferReader(data))
     check_plain(schema, shard_url(out, name))
     columns = ["state", "reason", *counted(schema)]
-    return record_of(pq.read_table(pa.BufferReader(data), columns=columns, use_threads=False), data)
+    return record_of(pq.read_table(pa.BufferReader(data), columns=columns, use_threads=False), data, schema)
 
 
 def counting(table: pa.Table, columns: Sequence[str]) -> pa.Table:
@@ -152,13 +158,14 @@ class Ledger:
         return {name: known[name] for name in present}
 
 
-def record_of(table: pa.Table, data: bytes) -> Record:
-    """The record of a shard that has these rows and these bytes."""
+def record_of(table: pa.Table, data: bytes, schema: pa.Schema | None = None) -> Record:
+    """The record of a shard that has these rows and these bytes; `schema` where the table lacks columns of it."""
     found = table["state"].to_pylist()
     states = Counter(found)
     reasons = Counter(reason.split(":")[0] for reason in table["reason"].to_pylist() if reason is not None)
     accepted = table.filter(pa.array([state == ACCEPTED for state in found], pa.bool_()))
     counts = {name: _counts(accepted[name]) for name in counted(table.schema)}
+    files = [side.file for side in wide.sides(schema or table.schema).values()]
     return {
         "rows_in": table.num_rows,
         **{state: states[state] for state in STATES},
@@ -166,7 +173,13 @@ def record_of(table: pa.Table, data: bytes) -> Record:
         "size": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
         **({"counts": counts} if counts else {}),
+        **({"wide": files} if files else {}),
     }
+
+
+def side_files(records: Iterable[Record]) -> set[str]:
+    """The names of the side files of some shards."""
+    return {file for record in records for file in record.get("wide", ())}
 
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:

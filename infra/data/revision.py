@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra import storage
-from infra.data.ledger import JOURNAL, LEDGER, Ledger
+from infra.data import wide
+from infra.data.ledger import JOURNAL, LEDGER, Ledger, side_files
 from infra.data.parts import PARTS
 from infra.data.plain import check_plain
 from infra.data.shards import shard_url
@@ -39,6 +40,8 @@ def revise(old: str, new: str, only: Sequence[str], leave: Sequence[str]) -> lis
         )
         raise ValueError(f"No row of {old} failed{beside}.")
     again = {shard_url(old, name) for name in shards}
+    kept = side_files(record for name, record in records.items() if name not in shards)
+    again |= {storage.join(old, wide.FOLDER, file) for file in side_files(records.values()) - kept}
     for file in storage.listing(old):
         relative = file.url.removeprefix(storage.absolute(old)).lstrip("/")
         top = relative.split("/")[0]
@@ -71,7 +74,7 @@ class Redo:
         check_plain(table.schema, shard_url(self.of, name))
         if table["sample_id"].to_pylist() != list(sample_ids):
             raise ValueError(f"Shard {name} of {self.of} does not hold the rows that its inputs have now.")
-        return table
+        return wide.whole(self.of, table)
 
     def again(self, table: pa.Table) -> np.ndarray:
         """Which rows (booleans) are to be done again."""

@@ -17,9 +17,10 @@ import ray.exceptions
 from ray.data import ActorPoolStrategy, DataContext
 
 from infra import storage, strict
+from infra.data import wide
 from infra.data.attempts import ATTEMPTS, BEAT_SECONDS, MAX_ATTEMPTS, Attempt, at_work
 from infra.data.clock import clocked, taken
-from infra.data.ledger import Ledger, Record, commit, inspect, pending, total
+from infra.data.ledger import Ledger, Record, commit, inspect, pending, side_files, total
 from infra.data.parts import PARTS, Part, Rows, all_parts, commit_part, cut, gaps, item_of, merge, parts_of, read_item
 from infra.data.portions import split
 from infra.data.revision import Redo
@@ -132,7 +133,9 @@ def run_shards(
     if left := pending(out, names):
         raise RuntimeError(_lost(left, errors, out))
     storage.remove(storage.join(out, PARTS))
-    return total(ledger.close().values()) | {
+    records = ledger.close()
+    wide.sweep(out, side_files(records.values()))
+    return total(records.values()) | {
         "actor_seconds": {part: round(spent, 2) for part, spent in sorted(seconds.items())}
     }
 

@@ -2,38 +2,29 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from infra import storage
+from infra.data import wide
 from infra.data.ahead import ahead
 from infra.data.clock import clocked
-from infra.data.encoded import Place, fetch_images, read_rows
+from infra.data.columns import as_array, as_list, objects
+from infra.data.encoded import fetch_images, read_rows
 from infra.data.images import decode
-from infra.data.plain import check_plain
+from infra.data.sidecar import FOLDER as FOLDER
+from infra.data.sidecar import Sidecar
+from infra.data.sidecar import shard_names as shard_names
+from infra.data.sidecar import shard_url as shard_url
 from infra.data.stage import ACCEPTED
 
-FOLDER = "shards"
 VIRTUAL = ("image", "pixels")
 OPTIONAL = {"optional": "true"}  # metadata of a field that only those shards have in which a row needs it
 
 Where = Callable[[dict[str, np.ndarray]], np.ndarray]
 View = Callable[[np.ndarray], np.ndarray]  # of (H, W, 3) uint8 pixels, what a model sees of them
-
-
-def shard_url(artifact: str, name: str) -> str:
-    """The file of one shard of an artifact."""
-    return storage.join(artifact, FOLDER, f"{name}.parquet")
-
-
-def shard_names(artifact: str) -> list[str]:
-    """The shards that an artifact has, sorted."""
-    names = storage.list_names(storage.join(artifact, FOLDER))
-    return [name.removesuffix(".parquet") for name in names if name.endswith(".parquet")]
 
 
 def joined_names(inputs: Sequence[str]) -> list[str]:
@@ -54,12 +45,13 @@ class ShardReader:
     A row is accepted if every artifact accepted it; `columns` and `rows` show accepted rows only, unless they are to
     show `every` row. A name that is asked for with a mark, as "codes?", is null in a shard that has no such column. The
     virtual column `image` is the encoded image (the resized copy if ingest made one, else read
-    from the source), `pixels` is it decoded, (H, W, 3) uint8.
+    from the source), `pixels` is it decoded, (H, W, 3) uint8. Columns are read whole and kept, but for wide ones, of
+    which those rows are read that are asked for.
     """
 
     def __init__(self, inputs: Sequence[str], name: str, every: bool = False) -> None:
         self.name = name
-        self._tables = [_Sidecar(artifact, name) for artifact in inputs]
+        self._tables = [Sidecar(artifact, name) for artifact in inputs]
         # An ingest says the order, so that images are read as they lie.
         self._index = next((table for table in self._tables if "offset" in table.names), None)
         self.sample_ids: list[str] = (self._index or self._tables[0]).sample_ids
@@ -73,6 +65,8 @@ class ShardReader:
         self.accepted = np.flatnonzero([state == ACCEPTED for state in self.states])
         self._shown = np.arange(len(self.states)) if every else self.accepted
         self._loaded: dict[str, pa.Array] = {}
+        self._kept: dict[str, pa.Array] = {}  # small images, of the index
+        self._wide: dict[tuple[int, str], wide.Column] = {}
 
     def __len__(self) -> int:
         """How many rows are shown."""
@@ -85,7 +79,10 @@ class ShardReader:
 
     def columns(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Whole columns of the shown rows as arrays: numbers as numbers, texts and lists as objects."""
-        return {name: _as_array(column, self._shown) for name, column in self._load(names).items()}
+        asked = self._asked(names, np.arange(len(self)))
+        values = dict(zip(asked, map(objects, wide.fetch(list(asked.values()))), strict=True))
+        narrow = self._load([name for name in names if name not in asked])
+        return {name: values[name] if name in asked else as_array(narrow[name], self._shown) for name in names}
 
     def rows(self, names: Sequence[str], indices: Sequence[int] | np.ndarray) -> dict[str, list[Any]]:
         """Columns at some of the shown rows, virtual ones too; OSError if an image cannot be had."""
@@ -102,13 +99,27 @@ class ShardReader:
 
     def stored(self, names: Sequence[str], indices: np.ndarray) -> dict[str, list[Any]]:
         """Stored columns at some of the shown rows; lists of numbers come as arrays."""
-        rows = self._shown[indices]
-        return {name: _as_list(column, rows) for name, column in self._load(names).items()}
+        asked, rows = self._asked(names, indices), self._shown[indices]
+        values = dict(zip(asked, wide.fetch(list(asked.values())), strict=True))
+        narrow = self._load([name for name in names if name not in asked])
+        return {name: values[name] if name in asked else as_list(narrow[name], rows) for name in names}
 
     def table(self, names: Sequence[str], indices: np.ndarray) -> pa.Table:
         """Stored columns at some of the shown rows, of the types that they are stored in."""
-        taken = pa.array(self._shown[indices])
-        return pa.table({name: column.take(taken) for name, column in self._load(names).items()})
+        asked, taken = self._asked(names, indices), pa.array(self._shown[indices])
+        columns = dict(zip(asked, wide.fetch(list(asked.values())), strict=True))
+        columns = {name: pa.array(values, asked[name].column.side.kind) for name, values in columns.items()}
+        narrow = self._load([name for name in names if name not in asked])
+        return pa.table({name: columns[name] if name in asked else narrow[name].take(taken) for name in names})
+
+    def ask(self, name: str, indices: np.ndarray) -> wide.Ask | None:
+        """What `wide.fetch` takes for a column at some of the shown rows; None where it does not lie in a side file.
+
+        `image` is one where ingest made copies that do.
+        """
+        number = self._holder(name) if name != "image" else self._copied
+        column = None if number is None else self._apart(number, name)
+        return None if column is None else wide.Ask(column, self._shown[indices])
 
     def originals(self, indices: np.ndarray) -> Iterator[bytes | Exception]:
         """What `images` yields, but as the corpus has it, also where ingest made resized copies."""
@@ -124,7 +135,7 @@ class ShardReader:
         if self._index is None:
             raise ValueError("Images are wanted, but none of the artifacts is an ingest. Add it to the inputs.")
         if "image" in self._index.names:
-            return self._copies(self._index, rows.tolist())
+            return self._copies(self._index, rows)
         places = self._index.places
         return fetch_images(places[row] for row in rows)
 
@@ -146,70 +157,63 @@ class ShardReader:
         sizes = self.stored(["width", "height"], indices)
         return max(3 * (w or 0) * (h or 0) for w, h in zip(sizes["width"], sizes["height"], strict=True))
 
-    def _copies(self, index: "_Sidecar", rows: list[int]) -> Iterator[bytes | Exception]:
-        for row, image in zip(rows, read_rows(index.url, "image", rows), strict=True):
+    def _copies(self, index: "Sidecar", rows: np.ndarray) -> Iterator[bytes | Exception]:
+        for row, image in zip(rows.tolist(), self._copies_of(index, rows), strict=True):
             if image is None and self.states[row] != ACCEPTED:  # copies are made of accepted rows only
                 yield from fetch_images([index.places[row]])
             else:
                 yield image if image is not None else ValueError("there is no image")
 
+    def _copies_of(self, index: "Sidecar", rows: np.ndarray) -> Iterator[Any]:
+        if self._copied is not None and (column := self._apart(self._copied, "image")):
+            return column.stream(rows)
+        if not index.has_small_images:  # as it lay before there were side files
+            return read_rows(index.url, "image", rows.tolist())
+        if "image" not in self._kept:
+            self._kept |= index.read(["image"])
+        return iter(as_list(self._kept["image"], rows))
+
+    @property
+    def _copied(self) -> int | None:
+        """The place of the index, where it has copies of the images."""
+        if self._index is None or "image" not in self._index.names:
+            return None
+        return self._tables.index(self._index)
+
+    def _holder(self, name: str) -> int | None:
+        """The place of the artifact that a column comes from; None for a marked one that none has."""
+        plain = name.removesuffix("?")
+        holders = [number for number, table in enumerate(self._tables) if plain in table.names]
+        if not holders and plain == name:
+            known = sorted(self.names | set(VIRTUAL))
+            raise ValueError(f"There is no column {name!r} in the inputs; there are {', '.join(known)}.")
+        return holders[-1] if holders else None
+
+    def _apart(self, number: int, name: str) -> wide.Column | None:
+        """A column of an artifact that lies in a side file."""
+        name = name.removesuffix("?")
+        if name in self._tables[number].sides and (number, name) not in self._wide:
+            self._wide[number, name] = self._tables[number].apart(name)
+        return self._wide.get((number, name))
+
+    def _asked(self, names: Sequence[str], indices: np.ndarray) -> dict[str, wide.Ask]:
+        """Those of some stored columns that lie in side files."""
+        rows = self._shown[indices]
+        held = {name: number for name in names if (number := self._holder(name)) is not None}
+        columns = {name: self._apart(number, name) for name, number in held.items()}
+        return {name: wide.Ask(column, rows) for name, column in columns.items() if column is not None}
+
     def _load(self, names: Sequence[str]) -> dict[str, pa.Array]:
         wanted: dict[int, list[str]] = {}
         for name in set(names) - self._loaded.keys():
-            holders = [number for number, table in enumerate(self._tables) if name.removesuffix("?") in table.names]
-            if not holders and name.endswith("?"):
+            number = self._holder(name)
+            if number is None:
                 self._loaded[name] = pa.nulls(len(self.sample_ids), pa.string())
-                continue
-            if not holders:
-                known = sorted(self.names | set(VIRTUAL))
-                raise ValueError(f"There is no column {name!r} in the inputs; there are {', '.join(known)}.")
-            wanted.setdefault(holders[-1], []).append(name)
+            else:
+                wanted.setdefault(number, []).append(name)
         for number, its_names in wanted.items():
             self._loaded |= self._tables[number].read(its_names)
         return {name: self._loaded[name] for name in names}
-
-
-class _Sidecar:
-    """One artifact's file of a shard, its rows put into the order of the join."""
-
-    def __init__(self, artifact: str, name: str) -> None:
-        self._artifact, self.url = artifact, shard_url(artifact, name)
-        self._order: pa.Array | None = None
-        with storage.open_read(self.url) as file, pq.ParquetFile(file) as parquet:
-            check_plain(parquet.schema_arrow, self.url)
-            self.names = set(parquet.schema_arrow.names)
-            table = parquet.read(["sample_id", "state", "reason"], use_threads=False)
-        self.sample_ids: list[str] = table["sample_id"].to_pylist()
-        self.states: list[str] = table["state"].to_pylist()
-        self.reasons: list[str | None] = table["reason"].to_pylist()
-
-    def read(self, names: Sequence[str]) -> dict[str, pa.Array]:
-        with storage.open_read(self.url) as file, pq.ParquetFile(file) as parquet:
-            table = parquet.read([name.removesuffix("?") for name in names], use_threads=False)
-        columns = {name: table[name.removesuffix("?")].combine_chunks() for name in names}
-        return columns if self._order is None else {name: each.take(self._order) for name, each in columns.items()}
-
-    def align(self, sample_ids: list[str]) -> None:
-        if self.sample_ids == sample_ids:
-            return
-        position = {sample_id: row for row, sample_id in enumerate(self.sample_ids)}
-        if len(position) != len(sample_ids) or any(sample_id not in position for sample_id in sample_ids):
-            raise ValueError(f"{self.url} does not hold the rows of the artifact that it is joined with.")
-        order = [position[sample_id] for sample_id in sample_ids]
-        self.states, self.reasons = [self.states[row] for row in order], [self.reasons[row] for row in order]
-        self.sample_ids, self._order = sample_ids, pa.array(order)
-
-    @cached_property
-    def places(self) -> list[Place]:
-        """Where the rows' images lie; a corpus that was rendered into the artifact is named within it."""
-        columns = self.read(["source", "offset", "length", "sha256"])
-        rows = zip(*(column.to_pylist() for column in columns.values()), strict=True)
-        return [Place(self._resolve(source), *rest) for source, *rest in rows]
-
-    def _resolve(self, source: str | None) -> str:
-        if not source or "://" in source or source.startswith("/"):
-            return source or ""
-        return storage.join(self._artifact, source)
 
 
 def select_rows(
@@ -268,26 +272,3 @@ def _viewed(views: Mapping[str, View], image: bytes | Exception) -> dict[str, np
         except ValueError as error:
             return error
         return {name: view(pixels) for name, view in views.items()}
-
-
-def _is_numbers(kind: pa.DataType) -> bool:
-    return (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_primitive(kind.value_type)
-
-
-def _as_list(column: pa.Array, rows: np.ndarray) -> list[Any]:
-    if not _is_numbers(column.type):
-        return column.take(pa.array(rows)).to_pylist()
-    values, ends = column.values.to_numpy(zero_copy_only=False), column.offsets.to_numpy()
-    arrays = [values[start:stop] for start, stop in zip(ends[rows].tolist(), ends[rows + 1].tolist(), strict=True)]
-    if column.null_count:
-        there = column.is_valid().to_numpy(zero_copy_only=False)[rows].tolist()
-        arrays = [array if valid else None for array, valid in zip(arrays, there, strict=True)]
-    return arrays
-
-
-def _as_array(column: pa.Array, rows: np.ndarray) -> np.ndarray:
-    if _is_numbers(column.type):
-        array = np.empty(len(rows), dtype=object)
-        array[:] = _as_list(column, rows)
-        return array
-    return column.take(pa.array(rows)).to_numpy(zero_copy_only=False)

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra import storage
+from infra.data import wide
 from infra.data.ahead import ahead
 from infra.data.ledger import LEDGER, STATES, record_of, total
 from infra.data.plain import check_plain
@@ -32,8 +33,8 @@ def unlisted(path: str, folder: str, files: dict[str, dict[str, Any]]) -> Iterat
 def verify_shards(path: str, inputs: Sequence[str], summary: dict[str, Any]) -> Iterator[str]:
     """What is wrong with an artifact's shards, against its ledger, its counts and the artifacts that it was made from.
 
-    Reads every shard once. Within a shard no sample id may come twice; over shards none can, for an id is a hash of its
-    shard's name, and each shard must hold the very rows of its inputs.
+    Reads every shard once, and its side files. Within a shard no sample id may come twice; over shards none can, for an
+    id is a hash of its shard's name, and each shard must hold the very rows of its inputs.
     """
     records: dict[str, Any] = storage.read_json(storage.join(path, LEDGER))
     present = shard_names(path)
@@ -71,6 +72,7 @@ def _check(path: str, name: str, record: dict[str, Any], sources: Sequence[str])
             faults.append("has rows that are neither accepted, rejected nor failed")
         if len(set(ids)) != len(ids):
             faults.append(f"holds {len(ids) - len(set(ids))} sample ids twice")
+        faults += [told for side in wide.sides(table.schema).values() if (told := wide.fault(path, side))]
         for source in sources:
             with storage.open_read(shard_url(source, name)) as file:
                 others = pq.read_table(file, columns=["sample_id"], use_threads=False)
@@ -95,8 +97,16 @@ def _same(schema: pa.Schema, other: pa.Schema) -> bool:
 
 
 def _demanded(schema: pa.Schema) -> pa.Schema:
-    """The columns that every shard has to have."""
-    return pa.schema([field for field in schema if "optional" not in _marks(field)])
+    """The columns that every shard has to have, of the types that they have wherever they lie."""
+    return pa.schema([(field.name, _type(field)) for field in schema if "optional" not in _marks(field)])
+
+
+def _type(field: pa.Field) -> pa.DataType:
+    if side := wide.side_of(field):
+        return side.kind
+    if pa.types.is_binary(field.type):
+        return pa.large_binary()
+    return pa.large_list(field.type.value_type) if pa.types.is_list(field.type) else field.type
 
 
 def _marks(field: pa.Field) -> set[str]:

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from infra.data import wide
 from infra.data.clock import clocked
+from infra.data.columns import as_list, is_numbers
 from infra.data.ledger import Ledger, counting
 from infra.data.parts import Rows
 from infra.data.revision import Redo
@@ -88,7 +90,7 @@ class StageShard:
         if work.redo:
             before = work.redo.table(name, self.sample_ids)
             self._states, self._reasons = before["state"].to_pylist(), before["reason"].to_pylist()
-            self._columns |= {name: before[name].to_pylist() for name in self._written if name in before.column_names}
+            self._columns |= {name: _values(before[name]) for name in self._written if name in before.column_names}
             self._todo = np.flatnonzero(work.redo.again(before)[self._reader.accepted])
             self._types = {field.name: field.type for field in before.schema if not pa.types.is_null(field.type)}
         for stage in work.stages:
@@ -136,7 +138,7 @@ class StageShard:
     def _table(self, first: int, end: int) -> pa.Table:
         columns = {"sample_id": self.sample_ids, "state": self._states, "reason": self._reasons} | self._columns
         types = self._types | {"reason": pa.string()}
-        made = {name: pa.array(values[first:end], types.get(name)) for name, values in columns.items()}
+        made = {name: wide.array(values[first:end], types.get(name)) for name, values in columns.items()}
         fields = [
             pa.field(name, made[name].type, metadata=OPTIONAL if name in self._optional else None)
             for name in made
@@ -171,6 +173,13 @@ class StageShard:
                     _fail_lost(batch, seen)
                     batch |= {name: [_of(view, name) for view in seen] for name in views}
             yield part, batch
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    """Lists of numbers as arrays, of which a shard may have gigabytes, unless one has a number that is null."""
+    whole = column.combine_chunks()
+    plain = is_numbers(column.type) and not whole.values.null_count
+    return as_list(whole, np.arange(len(column))) if plain else column.to_pylist()
 
 
 def _type(name: str) -> pa.DataType:

@@ -3,17 +3,18 @@
 import ctypes
 import pickle
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise, zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import ray
 
+from infra.data import wide
 from infra.data.images import decode
 from infra.data.shards import ShardReader, lost, select_rows
 from infra.train.draw import numeric_ids, uniforms
@@ -21,7 +22,8 @@ from infra.train.task import Draw, Task
 
 MOST_SHARDS = 64  # that a process keeps open
 MOST_BYTES = 2**28  # of their columns
-READ_ROWS = 4096  # whose columns are read at a time, so that the first batch of a chunk does not wait for its last
+READ_ROWS = 4096  # whose narrow columns are read at a time: a chunk's first batch does not wait for its last
+WIDE_BYTES = 2**26  # of wide values that are read at a time, or those of one step
 PACK_BYTES = 2**22  # of batches that travel together, at least
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
@@ -43,7 +45,15 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Prepare:
-    """Chunks in, batches out: `rows` of a chunk are one training step of the worker that is fed."""
+    """Chunks in, batches out: `rows` of a chunk are one training step of the worker that is fed.
+
+    Of values in side files no more than WIDE_BYTES are held at a time, or than a single step has, whichever is more;
+    what is read beside them for the sake of fewer requests adds a fifth at most, and pictures, which are cut out, are
+    there twice for a moment. Beside these there are the decoded pictures and arrays of one step, PACK_BYTES of batches
+    that are put together, narrow columns of READ_ROWS rows, and MOST_BYTES of the shards that are open. So a task whose
+    rows have 1.2 MB of features, 32 a step, holds less than 0.2 GB of them, collated ones included. Not bounded so are
+    pictures in the corpus's own files and wide columns of before there were side files: encoded, of READ_ROWS rows.
+    """
 
     task: Task
     inputs: list[str]
@@ -70,13 +80,31 @@ class Prepare:
             yield from self._batches(chunk.part(slice(first, first + at_a_time)))
 
     def _batches(self, chunk: Chunk) -> Iterator[dict[str, np.ndarray]]:
-        columns = self._read(chunk)
+        columns, later = self._read(chunk)
         ids = numeric_ids(columns["sample_id"])
         uniform = cache(partial(uniforms, self.seed, chunk.epoch, ids))  # by salt, for all of these rows at once
-        for first in range(0, len(chunk.row), self.rows):
-            part = slice(first, first + self.rows)
-            arrays = self._collate(columns, chunk, part, lambda salt, part=part: uniform(salt)[part])
-            yield {"weight": chunk.weight[part], "id": ids.view(np.int64)[part], **arrays}
+        apart = {one.name for one in later}
+        narrow = {name: values for name, values in columns.items() if name not in apart}
+        for name, chosen in self.task.picks(narrow, uniform).items():
+            assert name not in columns, (
+                f"{name!r} is one of the columns that are read, and picks must name it otherwise"
+            )
+            columns[name], found = self._picked(chunk, name, chosen)
+            later += found
+        sizes = np.zeros(len(chunk.row), np.int64)
+        for one in later:
+            sizes[one.places] += one.ask.column.lengths(one.ask.rows)
+        steps = sizes.reshape(-1, self.rows).sum(axis=1)
+        for run in wide.cut_runs(np.arange(len(steps)), steps, WIDE_BYTES):
+            rows = slice(int(run[0]) * self.rows, (int(run[-1]) + 1) * self.rows)
+            _fill(columns, later, rows)
+            for first in range(rows.start, rows.stop, self.rows):
+                part = slice(first, first + self.rows)
+                arrays = self._collate(columns, chunk, part, lambda salt, part=part: uniform(salt)[part])
+                yield {"weight": chunk.weight[part], "id": ids.view(np.int64)[part], **arrays}
+                del arrays
+            for one in later:
+                columns[one.name][rows] = [None] * (rows.stop - rows.start)
 
     def _collate(self, columns: dict[str, list], chunk: Chunk, part: slice, draw: Draw) -> dict[str, np.ndarray]:
         """The arrays of one step. A function of its own, for what it decodes to be freed before the next."""
@@ -88,19 +116,44 @@ class Prepare:
             raise ValueError(f"The column {min(taken)!r} of a batch is the feed's own: collate must name it otherwise.")
         return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
-    def _read(self, chunk: Chunk) -> dict[str, list]:
-        """The task's columns of the rows, in their order, images still encoded; a shard of theirs is looked up once."""
+    def _read(self, chunk: Chunk) -> tuple[dict[str, list], "list[_Later]"]:
+        """The task's columns of the rows, in their order, images still encoded; a shard of theirs is looked up once.
+
+        Of those that lie in side files it is said where.
+        """
         names = {"sample_id", *("image" if name == "pixels" else name for name in self.task.reads)}
         columns: dict[str, list] = {name: [None] * len(chunk.row) for name in names}
+        later: list[_Later] = []
         for number, shard in enumerate(chunk.shards):
             places = np.flatnonzero(chunk.shard == number)
             if not len(places):
                 continue
             reader, usable = self._open(shard)
-            for name, values in reader.rows(list(names), usable[chunk.row[places]]).items():
+            rows = usable[chunk.row[places]]
+            asked = {name: ask for name in names if (ask := reader.ask(name, rows)) is not None}
+            later += [_Later(name, places, ask) for name, ask in asked.items()]
+            for name, values in reader.rows([name for name in names if name not in asked], rows).items():
                 for place, value in zip(places, values, strict=True):
                     columns[name][place] = value
-        return columns
+        return columns, later
+
+    def _picked(self, chunk: Chunk, name: str, chosen: Sequence[str | None]) -> tuple[list, "list[_Later]"]:
+        """The values that were picked, or where they lie."""
+        assert len(chosen) == len(chunk.row), f"{len(chosen)} columns were picked as {name!r} for {len(chunk.row)} rows"
+        values: list = [None] * len(chosen)
+        later: list[_Later] = []
+        for source, number in sorted(
+            {(each, number) for each, number in zip(chosen, chunk.shard.tolist(), strict=True) if each}
+        ):
+            places = np.array([p for p in np.flatnonzero(chunk.shard == number).tolist() if chosen[p] == source])
+            reader, usable = self._open(chunk.shards[number])
+            rows = usable[chunk.row[places]]
+            if ask := reader.ask(source, rows):
+                later.append(_Later(name, places, ask))
+                continue
+            for place, value in zip(places, reader.rows([source], rows)[source], strict=True):
+                values[place] = value
+        return values, later
 
     def _open(self, shard: str) -> tuple[ShardReader, np.ndarray]:
         """A shard's reader and usable rows; those of a window are wanted by many chunks, one after another."""
@@ -133,11 +186,30 @@ def _tries() -> int:
 _OPEN: OrderedDict[tuple[str, str], tuple[ShardReader, np.ndarray]] = OrderedDict()
 
 
+class _Later(NamedTuple):
+    """Values of a column of a shard that are read when the steps of their rows come."""
+
+    name: str  # under which a task finds them
+    places: np.ndarray  # of the rows in a chunk, ascending
+    ask: wide.Ask
+
+
+def _fill(columns: dict[str, list], later: Sequence[_Later], rows: slice) -> None:
+    """Read what lies in side files of some rows of a chunk, all of it beside each other."""
+    cuts = [slice(*np.searchsorted(one.places, [rows.start, rows.stop])) for one in later]
+    found = wide.fetch([wide.Ask(one.ask.column, one.ask.rows[cut]) for one, cut in zip(later, cuts, strict=True)])
+    for one, cut, values in zip(later, cuts, found, strict=True):
+        for place, value in zip(one.places[cut], values, strict=True):
+            columns[one.name][place] = value
+
+
 def _decoded(rows: dict[str, list], shards: list[str]) -> list[np.ndarray]:
     """The pictures of some rows; a row that stands in several places is decoded once."""
     found: dict[int, np.ndarray] = {}
     for image, sample_id, shard in zip(rows["image"], rows["sample_id"], shards, strict=True):
         if id(image) not in found:
+            if image is None:
+                raise lost(sample_id, shard, ValueError("there is no image"))
             try:
                 found[id(image)] = decode(image)
             except ValueError as error:

@@ -1,6 +1,6 @@
 """What the one loop trains: a Task builds Updates and turns rows into batches."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -73,6 +73,14 @@ class Task(Protocol):
 
     def updates(self) -> list[Update]:
         """Fresh modules on the CPU, initialised from the task's own seed."""
+        ...
+
+    def picks(self, rows: dict[str, list], draw: Draw) -> Mapping[str, Sequence[str | None]]:
+        """Which further column each row has, by the name under which `collate` finds its value: None for no value.
+
+        `rows` are the columns of `reads` that are narrow, such as texts, and numbers. So of features of several
+        captions those alone are read whose caption is drawn. `draw` gives what it gives in `collate`. `{}`: no column.
+        """
         ...
 
     def collate(self, rows: dict[str, list], draw: Draw) -> dict[str, np.ndarray]:

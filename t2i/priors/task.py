@@ -115,6 +115,10 @@ class PriorTask:
             picked |= condition.picks(heard)
         return picked
 
+    def picks(self, rows: dict[str, list], draw: Draw) -> dict[str, list[str | None]]:
+        """Nothing: each row has codes of its own."""
+        return {}
+
     def collate(self, rows: dict[str, list], draw: Draw) -> dict[str, np.ndarray]:
         """`values` (B, N) int64, the conditions' arrays, which of them are dropped, and a `noise_key` a row."""
         if any(CAPTION in condition.reads for condition in self.shape.conditions):

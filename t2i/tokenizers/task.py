@@ -57,6 +57,10 @@ class TokenizerTask:
             updates.append(Update("critic", turn, self.critic_optim or self.optim, start_step=self.critic.start_step))
         return updates
 
+    def picks(self, rows: dict[str, list], draw: Draw) -> dict[str, list[str | None]]:
+        """Nothing: each row is its picture."""
+        return {}
+
     def collate(self, rows: dict[str, list], draw: Draw) -> dict[str, np.ndarray]:
         """Images (B, 3, H, W) uint8; the module scales them, so that a quarter of the bytes travels."""
         return {"images": np.stack(rows["pixels"]).transpose(0, 3, 1, 2)}

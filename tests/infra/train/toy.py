@@ -88,6 +88,9 @@ class Toy:
         optim = OptimConfig(lr=1e-2, warmup_steps=3, weight_decay=0.1, clip_norm=0.5, ema_decay=0.9)
         return [Update("net", Net(), optim)]
 
+    def picks(self, rows, draw):
+        return {}
+
     def collate(self, rows, draw):
         generator = [np.random.default_rng(row) for row in rows["row"]]
         ids = np.stack([g.integers(1, 11, 7) for g in generator])
