@@ -148,7 +148,7 @@ def look(config: EncodeTextConfig, images: Artifact, captions: Artifact) -> dict
         columns = reader.columns([f"caption_{style}" for style in styles])
         places = _spread(range(len(reader)), -(-LOOKED_AT // min(len(names), SHARDS)))
         for style in styles:
-            taken = {f"caption_{style}": columns[f"caption_{style}"][places]}
+            taken = {f"caption_{style}": columns[f"caption_{style}"][places].tolist()}
             texts = [text for text in texts_of(taken, style, 0) if text is not None]
             rows[style] += len(texts)
             cut[style] += sum(count > tokens.sizes.length for count in tokens.counts(texts))

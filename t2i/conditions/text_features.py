@@ -6,7 +6,7 @@ Shapes: B rows, S tokens, E width of the features, P width of a pooled vector, D
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -43,11 +43,15 @@ class TextFeaturesConfig:
     null: Literal["empty", "zeros"] = "empty"  # the features of "", as GLIDE has it, or zeros in their place, as Imagen
     drop: float | None = None
     sizes: FeatureSizes | None = None  # of a trained prior; else the encoder's own config is asked
-    reads: ClassVar[tuple[str, ...]] = ("caption",)
 
     def __post_init__(self) -> None:
         if self.name in TAKEN:
             raise ValueError(f"Features are called by a word of their own, such as clip, but not '{self.name}'.")
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The caption."""
+        return ("caption",)
 
     def rows(self, folder: str) -> "TextFeaturesRows":
         """Nothing is kept for them; the tokenizer lies with the encoder."""
@@ -181,8 +185,7 @@ class TextFeatures(nn.Module):
         values, seen, pooled = (batch.get(self.name + kind) for kind in ("", SEEN, POOLED))
         if values is not None and values.dtype == torch.int64:
             return self._reader(device)(values, seen)
-        bits = [None if each is None else each.view(torch.bfloat16) for each in (values, pooled)]
-        return Features(bits[0], seen, bits[1])
+        return Features(_numbers(values), seen, _numbers(pooled))
 
     def _nothing(self, device: torch.device) -> Features:
         """The null, one row."""
@@ -222,6 +225,10 @@ def load_null(path: str | Path) -> Features:
     """What `save_null` wrote."""
     held = load_file(path)
     return Features(*(held.get(name) for name in Features._fields))
+
+
+def _numbers(values: torch.Tensor | None) -> torch.Tensor | None:
+    return values.view(torch.bfloat16) if values is not None and values.dtype == torch.uint16 else values
 
 
 def bits_of(features: torch.Tensor | None) -> np.ndarray:

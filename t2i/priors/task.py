@@ -105,7 +105,7 @@ class PriorTask:
         weights = {"prior": {"text": self.text_weight}}
         return updates_of(self.shape.build(self.folder), {"prior": self.optim}, self.seed, weights)
 
-    def picks(self, rows: dict[str, list], draw: Draw) -> dict[str, list[str]]:
+    def picks(self, rows: dict[str, list], draw: Draw) -> Mapping[str, Sequence[str | None]]:
         """Of features of frozen text encoders those of the caption that a row hears."""
         asked = [each for each in self.shape.conditions if each.name in self.cached]
         heard = self._heard(rows, draw) if asked else []
@@ -114,10 +114,6 @@ class PriorTask:
             assert isinstance(condition, TextFeaturesConfig)
             picked |= condition.picks(heard)
         return picked
-
-    def picks(self, rows: dict[str, list], draw: Draw) -> dict[str, list[str | None]]:
-        """Nothing: each row has codes of its own."""
-        return {}
 
     def collate(self, rows: dict[str, list], draw: Draw) -> dict[str, np.ndarray]:
         """`values` (B, N) int64, the conditions' arrays, which of them are dropped, and a `noise_key` a row."""
@@ -155,8 +151,8 @@ class PriorTask:
         """The texts of what rows hear."""
         several = rows.get(ALTS) or [None] * len(heard)
         return [
-            several[row][place] if style == ALT and several[row] is not None else rows[f"caption_{style}"][row] or ""
-            for row, (style, place) in enumerate(heard)
+            texts[place] if style == ALT and texts is not None else rows[f"caption_{style}"][row] or ""
+            for row, ((style, place), texts) in enumerate(zip(heard, several, strict=True))
         ]
 
 

@@ -10,11 +10,15 @@ import torch
 
 from infra import storage
 from infra.config import from_dict, to_dict
+from infra.data import wide
 from infra.data.ledger import Ledger, commit, tally
-from infra.data.shards import ShardReader, joined_names
+from infra.data.shards import ShardReader, count_rows, joined_names
 from infra.data.verify import verify_shards
 from infra.data.work import StageWork
 from infra.store import Artifact, Plan, Store, step
+from infra.train.feed import Feed
+from infra.train.plan import BatchPlan
+from infra.train.prepare import Prepare
 from t2i.conditions.encoders import TextEncoder, TextEncoderConfig
 from t2i.conditions.text_features import TextFeaturesConfig, load_null
 from t2i.conditions.words import WordsConfig
@@ -242,6 +246,45 @@ def test_a_prior_takes_what_was_cached(store, made, folders, trained):
     _, through = trained(prior_config(words, named))
     assert through.task.cached == ()
     assert replace(through.task.shape) == training.task.shape
+
+
+def batches(training):
+    """What a worker is fed in three epochs, without Ray."""
+    task, inputs = training.task, training.inputs
+    counts = count_rows(inputs, task.where, task.where_reads)
+    plan = BatchPlan(list(counts.values()), 4, 0, 2)
+    feed = Feed(task, inputs, list(counts), plan, 3, 0, 1, 4, 1)
+    work = Prepare(task, inputs, 0, feed.rows, 0, feed.key)
+    for chunk in feed.chunks(0, 3, 3):
+        for batch in work.batches(chunk):
+            yield {name: torch.from_numpy(np.array(array)) for name, array in batch.items()}
+
+
+@pytest.mark.parametrize("least", [0, wide.LEAST])
+@pytest.mark.parametrize("family", ["clip", "t5"])
+def test_a_feed_reads_the_features_of_the_caption_that_is_heard(
+    store, made, folders, trained, monkeypatch, family, least
+):
+    """In side files, of which no more is read, or in columns of a shard."""
+    monkeypatch.setattr(wide, "LEAST", least)
+    features = store.step(encode_text, config_of(folders[family]), *made)
+    assert storage.exists(features.url("wide")) == (least == 0)
+    config = prior_config(TextFeaturesConfig(name="told", encoder=config_of(folders[family]).encoder))
+    _, cached = trained(config, features)
+    _, through = trained(config)
+    encoder, seen = TextEncoder(config_of(folders[family]).encoder), 0
+    pairs = zip(batches(cached), batches(through), strict=True)
+    for batch, computed in pairs:
+        assert torch.equal(batch["id"], computed["id"])
+        assert torch.equal(batch["dropped_told"], computed["dropped_told"])
+        read = encoder(computed["told"], computed.get("told_seen"))
+        torch.testing.assert_close(
+            batch["told"].view(torch.bfloat16).float(), read.tokens.float(), rtol=2**-7, atol=2**-7
+        )
+        if read.seen is not None:
+            assert torch.equal(batch["told_seen"], read.seen)
+        seen += len(batch["id"])
+    assert seen == 12
 
 
 def test_what_does_not_fit_is_refused(store, made, folders, trained, tmp_path):
