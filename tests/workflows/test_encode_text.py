@@ -22,6 +22,7 @@ from infra.train.prepare import Prepare
 from t2i.conditions.encoders import TextEncoder, TextEncoderConfig
 from t2i.conditions.text_features import TextFeaturesConfig, load_null
 from t2i.conditions.words import WordsConfig
+from t2i.stages import EncodeText
 from tests.t2i.conditions import tiny
 from tests.workflows import test_export as plain  # its steps need no Ray
 from tests.workflows.test_side_facts import index
@@ -152,6 +153,40 @@ def test_every_caption_is_there_as_the_encoder_has_it(here, store, made, folders
     assert len(summary["weights"]["weights_sha256"]) == 64
     assert not list(verify_shards(artifact.path, [each.path for each in made], summary))
     assert not verbs._verify(artifact)["faults"]
+
+
+def test_a_cut_step_goes_on(here, store, made, folders, monkeypatch, place):
+    """In a store of its own, local or on S3: shards that are there stay, and the whole is as it would have been."""
+    config, encoded, calls = config_of(folders["t5"]), EncodeText.__call__, []
+
+    def dies(stage, batch):
+        if len(calls) == 2:  # of three batches, the last of which is of the second shard
+            raise KeyboardInterrupt
+        calls.append(batch)
+        return encoded(stage, batch)
+
+    other = Store(storage.join(place, "other"), plain.CLUSTER)
+    monkeypatch.setattr(EncodeText, "__call__", dies)
+    with pytest.raises(KeyboardInterrupt):
+        other.step(encode_text, config, *made)
+    monkeypatch.setattr(EncodeText, "__call__", encoded)
+    path = storage.join(other.root, "encode_text", encode_text.identity(config, made))
+    there = [file for file in storage.listing(path) if "/shards/" in file.url]
+    assert len(there) == 1
+    artifact, whole = other.step(encode_text, config, *made), store.step(encode_text, config, *made)
+    assert there[0] in storage.listing(path)
+    assert artifact.records() == whole.records()
+    assert artifact.manifest["files"][NULL] == whole.manifest["files"][NULL]
+
+
+@pytest.mark.long
+def test_actors_encode(ray_cluster, store, made, folders, tmp_path):
+    artifact = store.step(encode_text, config_of(folders["clip"]), *made)
+    here = Store(f"{tmp_path}/here", plain.CLUSTER)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(module, "run_stages", stages_here)
+        patched.setattr(module, "connect", lambda cluster: None)
+        assert artifact.records() == here.step(encode_text, config_of(folders["clip"]), *made).records()
 
 
 def test_captions_that_would_lose_their_end_are_refused(here, store, made, folders):
