@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy, normalize, pad
 from captioner.vocabulary import Vocabulary
 
 Gather = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
-"""Columns of this worker's rows -> the same of all workers' rows, and `first`: the place of this worker's first."""
+"""Columns of this worker's rows -> the same of all workers' rows of weight above 0, and where this worker's begin."""
 
 SEEN = "all_"  # a batch whose columns have this prefix brings the rows of the whole global batch with it
 
@@ -153,14 +153,15 @@ class Matching(nn.Module):
                 losses["contrastive"] = self._contrast(own, seen)
             chosen = self._negatives(seen) if self.config.match else None
         if chosen is not None:
-            losses["match"] = self._discern(features, seen, *chosen, batch)
+            losses["match"] = self._discern(features, own, seen, *chosen, batch)
         return losses
 
     def _contrast(self, own: dict[str, Tensor], seen: dict[str, Tensor]) -> Tensor:
         """InfoNCE from images to texts and back, over rows that are not of the same text."""
-        first, count = int(seen["first"]), len(own["weight"])
+        there = own["weight"] > 0
+        first, count = int(seen["first"]), int(there.sum())
         image, text = (
-            torch.cat([seen[name][:first], own[name], seen[name][first + count :]]) for name in ("image", "text")
+            torch.cat([seen[name][:first], own[name][there], seen[name][first + count :]]) for name in ("image", "text")
         )
         # All who share the batch work out the whole loss; the scale's gradient counts in parts that add up to one.
         scale, share = self._scale(), count / len(image)
@@ -193,6 +194,7 @@ class Matching(nn.Module):
     def _discern(
         self,
         features: Tensor,
+        own: dict[str, Tensor],
         seen: dict[str, Tensor],
         wrong_text: Tensor,
         wrong_image: Tensor,
@@ -203,23 +205,22 @@ class Matching(nn.Module):
         With altered texts, of texts that are right, there are four parts. A pair is judged where its image is: tokens
         travel between workers, features and their gradients need not.
         """
-        first, count = int(seen["first"]), len(features)
-        mine = torch.arange(count, device=features.device)
-        to_ours = torch.nonzero((wrong_image >= first) & (wrong_image < first + count))[:, 0]
-        told = torch.nonzero(wrong_text[first : first + count] >= 0)[:, 0]
-        images = torch.cat([mine, told, wrong_image[to_ours] - first])
-        ids = seen["ids"][torch.cat([mine + first, wrong_text[told + first], to_ours])]
-        weight = seen["weight"][torch.cat([mine + first, told + first, to_ours])]
-        verdict = batch.get("verdict", torch.ones_like(weight[:count]))
-        weight[:count] *= verdict != 0
+        first, there = int(seen["first"]), torch.nonzero(own["weight"] > 0)[:, 0]
+        mine = torch.arange(len(features), device=features.device)
+        to_ours = torch.nonzero((wrong_image >= first) & (wrong_image < first + len(there)))[:, 0]
+        told = torch.nonzero(wrong_text[first : first + len(there)] >= 0)[:, 0]
+        images = torch.cat([mine, there[told], there[wrong_image[to_ours] - first]])
+        ids = torch.cat([own["ids"], seen["ids"][torch.cat([wrong_text[told + first], to_ours])]])
+        verdict = batch.get("verdict", torch.ones_like(own["weight"]))
+        weight = torch.cat([own["weight"] * (verdict != 0), seen["weight"][torch.cat([told + first, to_ours])]])
         altered = batch.get("ids_altered")
         if altered is not None:
             foiled = torch.nonzero((altered != self.vocabulary.pad).any(1) & (verdict > 0))[:, 0]
-            images, weight = torch.cat([images, foiled]), torch.cat([weight, seen["weight"][foiled + first]])
+            images, weight = torch.cat([images, foiled]), torch.cat([weight, own["weight"][foiled]])
             wider = pad(altered[foiled], (0, ids.shape[1] - altered.shape[1]), value=self.vocabulary.pad)
             ids = torch.cat([ids, wider])
         right = torch.zeros(len(images), dtype=torch.long, device=features.device)
-        right[:count] = (verdict > 0).long()
+        right[: len(mine)] = (verdict > 0).long()
         logits = self.itm_head(self._read(ids, self.enc, features[images])).float()
         return (cross_entropy(logits, right, reduction="none") * weight).sum() / (3 if altered is None else 4)
 
@@ -268,7 +269,8 @@ def _draw(odds: Tensor, draws: Tensor) -> Tensor:
 
 
 def _alone(columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {**columns, "first": torch.tensor(0)}
+    there = columns["weight"] > 0
+    return {**{name: column[there] for name, column in columns.items()}, "first": torch.tensor(0)}
 
 
 def _spread(values: Tensor, rows: Sequence[int], count: int) -> list[float | None]:

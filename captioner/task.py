@@ -13,7 +13,7 @@ from captioner.matching import Matching, MatchingConfig
 from captioner.model import BASE, CONFIG, About, Captioner, CaptionerConfig
 from captioner.styles import Style, prompts_of
 from captioner.vocabulary import Vocabulary
-from infra import storage
+from infra import cache, storage
 from infra.train import world
 from infra.train.draw import pick
 from infra.train.optim import OptimConfig
@@ -134,7 +134,7 @@ class FilterTask:
         captioner.matching.gather = world.rows
         captioner.matching.requires_grad_(True)
         weights = {"contrastive": self.matching.contrastive or 1.0, "match": self.matching.match}
-        return [Update("filter", Filter(captioner), self.optim, weights, mixes_rows=True)]
+        return [Update("filter", Filter(captioner), self.optim, weights, mixes_rows=True, rebuilt=("captioner",))]
 
     def picks(self, rows: dict[str, list], draw: Draw) -> dict[str, list[str | None]]:
         """Nothing: each row is its picture and texts."""
@@ -203,7 +203,8 @@ class FinetuneTask:
         captioner = load_captioner(self.source).train()
         captioner.branch([style.name for style in self.styles])
         captioner.styles = self.styles
-        return [Update("finetune", captioner, self.optim)]
+        base = tuple(name for name, _ in captioner.named_children())  # but for the new decoders, which are trained
+        return [Update("finetune", captioner, self.optim, rebuilt=base)]
 
     def picks(self, rows: dict[str, list], draw: Draw) -> dict[str, list[str | None]]:
         """Nothing: each row is its picture and texts."""
@@ -245,7 +246,7 @@ def load_tower(source: str) -> Captioner:
     """What `load_captioner` loads, or retrieval weights, which have no decoder."""
     if storage.is_local(source) and not storage.exists(source):
         return Captioner.load(source)
-    with storage.fetched(source) as local:
+    with cache.cached(source) as local:
         return Captioner.load(local)
 
 

@@ -268,14 +268,18 @@ def fetched(url: str) -> Iterator[str]:
             raise FileNotFoundError(f"{url} does not exist.")
         yield path
         return
-    found = _below(url)
     with tempfile.TemporaryDirectory(prefix="rescribe-") as folder:
         target = os.path.join(folder, name(url))
-        for below in found:
-            os.makedirs(os.path.dirname(target + below), exist_ok=True)
-            with open(target + below, "wb") as file:
-                _download(url.rstrip("/") + below, file)
+        download(url, target)
         yield target
+
+
+def download(url: str, target: str) -> None:
+    """Copy a remote file, or a folder with all below it, to a local path that is not there yet."""
+    for below in _below(url):
+        os.makedirs(os.path.dirname(target + below), exist_ok=True)
+        with open(target + below, "wb") as file:
+            _download(url.rstrip("/") + below, file, target)
 
 
 @contextmanager
@@ -286,7 +290,7 @@ def local_copy(url: str) -> Iterator[IO[bytes]]:
             yield file
         return
     with tempfile.TemporaryFile(prefix="rescribe-") as file:
-        _download(url, file)
+        _download(url, file, tempfile.gettempdir())
         file.seek(0)
         yield file
 
@@ -307,9 +311,9 @@ def remove(url: str) -> None:
                     raise
 
 
-def _download(url: str, file: IO[bytes]) -> None:
-    """Write all of a remote file into a local one."""
-    with open_read(url) as remote, _explained(tempfile.gettempdir()):
+def _download(url: str, file: IO[bytes], place: str) -> None:
+    """Write all of a remote file into a local one, which lies at `place`."""
+    with open_read(url) as remote, _explained(place):
         shutil.copyfileobj(remote, file, _READ_AHEAD)
         file.flush()
 

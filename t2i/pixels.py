@@ -3,7 +3,13 @@
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+
+
+def to_pixels(images: torch.Tensor) -> list[np.ndarray]:
+    """(B, 3, H, W) in [-1, 1] to (H, W, 3) uint8 arrays."""
+    return list(((images.float() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy())
 
 
 def resized(pixels: np.ndarray, size: tuple[int, int], nearest: bool = False) -> np.ndarray:
@@ -11,7 +17,7 @@ def resized(pixels: np.ndarray, size: tuple[int, int], nearest: bool = False) ->
     if pixels.shape[:2] == size:
         return pixels
     how = Image.Resampling.NEAREST if nearest else Image.Resampling.BICUBIC  # which takes means where it shrinks
-    return np.asarray(Image.fromarray(pixels).resize(size[::-1], how))
+    return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), how))
 
 
 def eight_bits(image: Image.Image, channels: int) -> Any:
@@ -29,8 +35,10 @@ def blurred(pixels: np.ndarray, deviation: float) -> np.ndarray:
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / deviation) ** 2)
     weights /= weights.sum()
     values = np.pad(pixels.astype(np.float64), ((reach, reach), (reach, reach), (0, 0)), mode="edge")
-    values = sum(weight * values[place : place + pixels.shape[0]] for place, weight in enumerate(weights))
-    values = sum(weight * values[:, place : place + pixels.shape[1]] for place, weight in enumerate(weights))
+    down = np.stack([values[place : place + pixels.shape[0]] for place in range(len(weights))])
+    values = np.tensordot(weights, down, 1)
+    across = np.stack([values[:, place : place + pixels.shape[1]] for place in range(len(weights))])
+    values = np.tensordot(weights, across, 1)
     return np.rint(values).astype(np.uint8)
 
 

@@ -4,6 +4,7 @@ Shapes: B rows, S tokens, D width, (C, h, w) planes. A batch is a dict of tensor
 gives it: `weight` (B,) float32, 0 for padding, `step`, the training step as a scalar, and what a model's `Rows` wrote.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,7 +49,11 @@ class Turn(NamedTuple):
 
 
 class Learner(Protocol):
-    """What a Task trains: a tokenizer, a prior, a guide, an adapter. A module."""
+    """What a Task trains: a tokenizer, a prior, a guide, an adapter. A module.
+
+    One that begins with weights of another, such as a student's with its teacher's, takes them in `begin()`, which is
+    called when all first weights were filled.
+    """
 
     def targets(self, batch: Batch) -> dict[str, torch.Tensor]:
         """How many targets each loss sums over, by name; rows of weight 0 count nothing."""
@@ -159,13 +164,13 @@ def _seen(told: Told) -> torch.Tensor:
 
 
 def _sum(tensors: Sequence[torch.Tensor]) -> torch.Tensor | None:
-    return sum(tensors[1:], start=tensors[0]) if tensors else None
+    return functools.reduce(torch.add, tensors) if tensors else None
 
 
 def _sums(several: Sequence[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...]:
     if len({len(each) for each in several}) > 1:
         raise ValueError(f"What is added at levels comes for {sorted({len(each) for each in several})} levels at once.")
-    return tuple(sum(each[1:], start=each[0]) for each in zip(*several, strict=True))
+    return tuple(functools.reduce(torch.add, each) for each in zip(*several, strict=True))
 
 
 class Rows(Protocol):

@@ -1,8 +1,11 @@
 """What tests share: an S3 server on loopback and a local Ray, each started once and only if a test asks for it."""
 
+import atexit
 import logging
 import os
+import shutil
 import subprocess
+import tempfile
 import uuid
 
 import hypothesis
@@ -20,6 +23,9 @@ os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
 os.environ["RAY_prestart_worker_first_driver"] = "0"  # noqa: SIM112 - so Ray calls it; else eight processes wait for work
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+os.environ["RESCRIBE_CACHE"] = f"{tempfile.gettempdir()}/rescribe-cache-{uuid.uuid4().hex}"
+atexit.register(shutil.rmtree, os.environ["RESCRIBE_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -107,3 +107,43 @@ def test_every_file_opens_with_a_sentence():
 
 def test_no_torchvision():
     assert not [path for path in FILES if any(within(name, "torchvision") for name in imports(path))]
+
+
+FLOORS = (  # of t2i, from the ground up; who stands on one floor imports from it and below
+    ("protocol", "random", "captions", "vocabulary", "values", "pixels", "partners"),
+    ("nn", "conditions"),
+    ("tokenizers", "diffusion"),
+    ("priors", "gans"),
+    ("adapters", "chain", "stages", "evaluate"),
+)
+BESIDE = ("task",)  # glue: makes Updates of any of them, and knows none
+
+
+def floor(name: str) -> int:
+    return next(number for number, floor in enumerate(FLOORS) if name.split(".")[1] in floor)
+
+
+def test_t2i_is_built_from_the_ground_up():
+    for path in (ROOT / "t2i").rglob("*.py"):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        theirs = {each for each in imports(path) if within(each, "t2i") and each.count(".")}
+        if name == "t2i":
+            continue
+        if name.split(".")[1] in BESIDE:
+            assert {each.split(".")[1] for each in theirs} <= {"nn", "protocol"}
+            continue
+        for each in theirs:
+            assert each.split(".")[1] in BESIDE or floor(each) <= floor(name), f"{name} imports {each}"
+
+
+def test_no_package_imports_in_a_circle():
+    graph = {}
+    for path in FILES:
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        graph[name] = imports(path)
+    graph = {name: {each for each in theirs if each in graph and each != name} for name, theirs in graph.items()}
+    left = dict(graph)
+    while free := [name for name, theirs in left.items() if not theirs & left.keys()]:
+        for name in free:
+            del left[name]
+    assert not {name: sorted(theirs & left.keys()) for name, theirs in left.items()}

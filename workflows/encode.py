@@ -30,7 +30,7 @@ def encode(
 ) -> dict[str, Any]:
     """Write a sidecar with `codes` for every shard of a corpus; the grid of a row's codes is that of its bucket."""
     model, sizes = load_tokenizer(tokenizer.url(MODEL)), image_sizes(images)
-    grids = {bucket_name(size): list(model.grid(size)) for size in sizes}
+    grids = {bucket_name(size): list(model.space(size).shape) for size in sizes}
     connect(cluster)
     stage = Encode(tokenizer.url(MODEL), cluster.cpus_per_actor, cluster.gpus_per_actor)
     counts = run_stages([stage], [images.path], out, batch_size=config.batch, actors=cluster.actors, report=report)

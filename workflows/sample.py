@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
 from infra import storage, strict
 from infra.cluster import Cluster
@@ -14,6 +13,7 @@ from infra.data.images import encode_png
 from infra.data.shards import ShardReader, joined_names
 from infra.metrics import Report
 from infra.store import Artifact, step
+from t2i.pixels import to_pixels
 from t2i.priors.sampling import SamplingConfig
 from t2i.priors.task import load_prior
 from t2i.tokenizers.task import load_tokenizer
@@ -82,11 +82,6 @@ def held_out(images: Artifact, count: int) -> list[Prompt]:
     if not rows:
         raise ValueError(f"{images.path} has no row of the split 'test' with a caption. Give prompts of your own.")
     return rows
-
-
-def to_pixels(images: torch.Tensor) -> list[np.ndarray]:
-    """(B, 3, H, W) in [-1, 1] to (H, W, 3) uint8 arrays."""
-    return list(((images.float() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy())
 
 
 def _test_rows(images: Artifact) -> Iterator[Prompt]:

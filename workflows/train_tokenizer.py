@@ -40,7 +40,7 @@ def train_tokenizer(
     demand_rows(images)
     sizes, model = image_sizes(images), build_tokenizer(config.model)
     for size in sizes:
-        model.grid(size)  # a size that does not fit is said before anything starts
+        model.space(size)  # a size that does not fit is said before anything starts
     task = TokenizerTask(
         model=config.model,
         losses=config.losses,

@@ -45,8 +45,15 @@ class Engine(Protocol):
         """
         ...
 
+    def stepped(self, sums: dict[str, torch.Tensor]) -> None:
+        """Call `module.stepped(sums)` (`Update`), after a step that was taken. ValueError where it cannot be done."""
+        ...
+
     def state(self) -> dict[str, torch.Tensor]:
-        """Copies of this worker's share of the full fp32 state; those of all workers are disjoint and complete."""
+        """Copies of this worker's share of the full fp32 state; those of all workers are disjoint and complete.
+
+        What is built anew (`Update.rebuilt`) is no part of it.
+        """
         ...
 
     def meta(self) -> dict:
@@ -84,10 +91,14 @@ class PlainEngine:
         self._optimizer.zero_grad()
         return norm
 
+    @torch.no_grad()
+    def stepped(self, sums: dict[str, torch.Tensor]) -> None:
+        self._module.stepped(sums)  # type: ignore[operator]
+
     def state(self) -> dict[str, torch.Tensor]:
         name = self.update.name
         state = {key: value.clone() for key, value in buffers(self.update).items()}
-        for key, parameter in self._module.named_parameters():
+        for key, parameter in parameters(self.update).items():
             state[f"{name}/w/{key}"] = parameter.detach().clone()
             for moment in STATE_KEYS:
                 value = self._optimizer.state.get(parameter, {}).get(moment)
@@ -115,16 +126,27 @@ def clip(update: Update, scale: float = 1.0) -> float:
     return norm
 
 
+def parameters(update: Update) -> dict[str, torch.nn.Parameter]:
+    """The module's parameters that a checkpoint holds, by name: not the frozen ones of what is built anew."""
+    named = update.module.named_parameters()
+    return {key: each for key, each in named if each.requires_grad or not _is_rebuilt(update, key)}
+
+
 def buffers(update: Update) -> dict[str, torch.Tensor]:
-    """The module's persistent buffers under their checkpoint names."""
+    """The module's persistent buffers, without those of what is built anew, under their checkpoint names."""
     kept = update.module.state_dict(keep_vars=True)
-    return {f"{update.name}/b/{key}": value.detach() for key, value in update.module.named_buffers() if key in kept}
+    named = {key: each for key, each in update.module.named_buffers() if key in kept and not _is_rebuilt(update, key)}
+    return {f"{update.name}/b/{key}": value.detach() for key, value in named.items()}
+
+
+def _is_rebuilt(update: Update, key: str) -> bool:
+    return any(key.startswith(f"{part}.") for part in update.rebuilt)
 
 
 def load_weights(update: Update, saved: Saved, kind: str = "w") -> None:
     """Copy weights (`kind` "w", or the average "ema" where there is one) and buffers from a checkpoint."""
     with torch.no_grad():
-        for key, parameter in update.module.named_parameters():
+        for key, parameter in parameters(update).items():
             name = f"{update.name}/{kind}/{key}"
             parameter.copy_(saved[name if name in saved else f"{update.name}/w/{key}"])
         for name, buffer in buffers(update).items():

@@ -9,11 +9,12 @@ from typing import Literal, Protocol
 import torch
 
 from infra.train import checkpoint, world
-from infra.train.engine import Engine, EngineFactory
+from infra.train.engine import EngineFactory
 from infra.train.flops import Flops
-from infra.train.optim import learning_rate
 from infra.train.settings import Precision
 from infra.train.task import Batch, Task, Update
+from infra.train.turn import Diverged as Diverged
+from infra.train.turn import counted, turn
 from infra.train.writer import Writer
 
 
@@ -83,18 +84,6 @@ class Left(Exception):  # noqa: N818 - no error
     """Training was told to leave, has saved what it has, and can be continued."""
 
 
-class Diverged(FloatingPointError):  # noqa: N818 - a kind of FloatingPointError
-    """A loss or a gradient of a training step is no finite number, or a loss has exploded: `Diverged(text, step)`."""
-
-    def __str__(self) -> str:
-        return self.args[0]
-
-    @property
-    def step(self) -> int:
-        """The training step, from 1."""
-        return self.args[1]
-
-
 def is_loss(figure: str) -> bool:
     """Whether a logged figure is a loss of an Update, by its name."""
     return "/" in figure and not figure.endswith(("/lr", "/grad_norm"))
@@ -151,19 +140,21 @@ def train(
                 clock.arrived()
                 writer.check()
                 watch.at("step", step=step)
+                for batch in micro_batches:
+                    batch["step"] = torch.tensor(step)
                 awake = [engine for engine in engines if step >= engine.update.start_step]
-                counts, leaving = _counts(awake, micro_batches, watch.leaving())
+                counts, leaving = counted(awake, micro_batches, watch.leaving())
                 if leaving:
                     if figures:
                         _means(figures, step, config.stop_above)
                         save(step)
                     raise Left(f"Left after {step} steps.")
                 watch.uses(step, micro_batches)
-                for batch in micro_batches:
-                    batch["step"] = torch.tensor(step)
                 figures = {}
                 for engine in awake:
-                    figures |= _turn(engine, micro_batches, counts[engine.update.name], step, config, flops)
+                    figures |= turn(
+                        engine, micro_batches, counts[engine.update.name], step, config.steps, config.precision, flops
+                    )
                 done = step + 1
                 saving = done % config.save_every_steps == 0 or done == config.steps
                 logging = done % config.log_every_steps == 0 or done == config.steps
@@ -186,74 +177,6 @@ def train(
             writer.close()
             raise
     return checkpoint.Checkpoint(checkpoint.place(folder, config.steps))
-
-
-def _turn(
-    engine: Engine,
-    micro_batches: list[Batch],
-    counts: dict[str, float],
-    step: int,
-    config: TrainConfig,
-    flops: Flops,
-) -> dict[str, torch.Tensor]:
-    """One optimizer step of one Update: the mean of each loss over all valid targets of the global batch."""
-    update = engine.update
-    if update.mixes_rows and len(micro_batches) > 1:
-        micro_batches = _acquainted(engine, micro_batches)
-    sums: dict[str, torch.Tensor] = {}
-    for batch in micro_batches:
-        with flops.counted(update.name, len(batch["weight"])):
-            losses = engine(batch)
-            terms = [update.loss_weights.get(name, 1.0) * value / counts[name] for name, value in losses.items()]
-            engine.backward(torch.stack([term.float() for term in terms]).sum())
-        for name, value in losses.items():
-            sums[name] = sums.get(name, torch.zeros(())) + value.detach().float().cpu()
-    lr = learning_rate(update.optim, step - update.start_step, config.steps - update.start_step)
-    try:
-        norm = engine.step(lr)
-    except FloatingPointError as error:
-        raise Diverged(f"'{update.name}' at step {step + 1}: {error}", step + 1) from None
-    if not math.isfinite(norm) and config.precision != "fp16":  # there it marks a step that the scale was too large for
-        raise Diverged(f"The gradient of '{update.name}' is no finite number at step {step + 1}.", step + 1)
-    figures = {f"{update.name}/{name}": value / counts[name] for name, value in sums.items()}
-    return figures | {f"{update.name}/lr": torch.tensor(lr), f"{update.name}/grad_norm": torch.tensor(norm)}
-
-
-def _acquainted(engine: Engine, micro_batches: list[Batch]) -> list[Batch]:
-    """Micro-batches that bring what all rows of the global batch show of themselves (GradCache, arXiv 2101.06983).
-
-    A forward pass more, without gradients: else rows would see those of their own micro-batch alone, and how memory is
-    shared out would change what is learned.
-    """
-    with torch.no_grad():
-        shown = [engine({**batch, "survey": torch.tensor(True)}) for batch in micro_batches]
-    seen = world.rows({name: torch.cat([part[name] for part in shown]) for name in shown[0]})
-    first, sizes = seen.pop("first"), [len(batch["weight"]) for batch in micro_batches]
-    columns = {f"all_{name}": column for name, column in seen.items()}
-    return [
-        {**batch, **columns, "all_first": first + sum(sizes[:number])} for number, batch in enumerate(micro_batches)
-    ]
-
-
-def _counts(
-    engines: list[Engine], micro_batches: list[Batch], leaving: bool
-) -> tuple[dict[str, dict[str, float]], bool]:
-    """Targets of each loss of each Update over the global batch, and whether any worker is to leave; one collective.
-
-    A count is at least 1, so that a batch without targets gives a loss of 0.
-    """
-    sums: dict[tuple[str, str], float] = {}
-    for engine in engines:
-        for batch in micro_batches:
-            for name, count in engine.update.module.targets(batch).items():  # type: ignore[operator]
-                key = (engine.update.name, name)
-                sums[key] = sums.get(key, 0.0) + float(count)
-    keys = sorted(sums)
-    *totals, leavers = world.total(torch.tensor([*(sums[key] for key in keys), float(leaving)])).tolist()
-    counts: dict[str, dict[str, float]] = {}
-    for (update, name), value in zip(keys, totals, strict=True):
-        counts.setdefault(update, {})[name] = max(1.0, value)
-    return counts, leavers > 0
 
 
 def _means(figures: dict[str, torch.Tensor], step: int, most: float) -> dict[str, float]:

@@ -143,7 +143,7 @@ def _moves(part: torch.Tensor, shapes: list[tuple[int, ...]], each: bool) -> tor
     same numbers as the others.
     """
     workers, rank = world.size(), world.rank()
-    parts = world.rows({"ahead": part})["ahead"].view(workers, -1)
+    parts = torch.stack(world.tensors(part))
     moves, start = torch.zeros_like(part, dtype=torch.float32), 0
     for shape in shapes:
         count = math.prod(shape)

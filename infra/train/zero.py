@@ -6,6 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if os.path.exists("/dev/nvidiactl") else "cpu")  # read at import
@@ -18,12 +19,13 @@ from deepspeed.utils import logger, safe_get_full_fp32_param, safe_get_full_opti
 from torch.distributed import distributed_c10d
 
 from infra.train import world
-from infra.train.engine import STATE_KEYS, Saved, buffers, clip, load_optimizer, load_weights
+from infra.train.engine import STATE_KEYS, Saved, buffers, clip, load_optimizer, load_weights, parameters
 from infra.train.optim import AdamW, parameter_groups
 from infra.train.recompute import recompute as recompute_blocks
 from infra.train.scale import LossScale
 from infra.train.settings import Offload, Precision, settings
 from infra.train.task import Batch, Losses, Update
+from infra.train.unspread import Unspread
 
 LONG_SECONDS = 1800  # until a collective of all workers is given up; the board misses who hangs long before
 
@@ -123,6 +125,11 @@ class ZeroEngine:
             self._scale.update(math.isfinite(norm))
         return norm
 
+    @torch.no_grad()
+    def stepped(self, sums: dict[str, torch.Tensor]) -> None:
+        with Unspread(self.update.name) if self._stage == 3 else nullcontext():
+            self.update.module.stepped(sums)  # type: ignore[operator]
+
     @property
     def _factor(self) -> float:
         return self._scale.value if self._scale else 1.0
@@ -140,7 +147,7 @@ class ZeroEngine:
     def state(self) -> dict[str, torch.Tensor]:
         """A collective. At stages 1 and 2 a worker keeps what lies whole in its partition; what is cut is summed."""
         self._link()
-        named = dict(self._engine.module.named_parameters())
+        named: dict[str, Any] = dict(parameters(self.update))
         trained = {key: parameter for key, parameter in named.items() if parameter.requires_grad}
         keeper = {key: place % dist.get_world_size() for place, key in enumerate(named)}
         state: dict[str, torch.Tensor] = {}

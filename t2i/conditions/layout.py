@@ -59,7 +59,8 @@ class LayoutRows:
         boxes, classes = np.zeros((len(kept), most, 4), np.float32), np.zeros((len(kept), most), np.int64)
         for row, ((its_boxes, places), names) in enumerate(zip(kept, rows["box_classes"], strict=True)):
             boxes[row, : len(places)] = its_boxes
-            classes[row, : len(places)] = [known.get(names[place] if names else None, 1) for place in places]
+            told = [names[place] if names else None for place in places]
+            classes[row, : len(places)] = [1 if name is None else known.get(name, 1) for name in told]
         return {self.name: boxes, f"{self.name}_class": classes}
 
     def _largest(self, boxes: np.ndarray | list | None) -> tuple[np.ndarray, list[int]]:

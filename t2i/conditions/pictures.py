@@ -229,7 +229,8 @@ class Planes(nn.Module):
         if len(space.shape) < 2:
             raise ValueError(f"Planes lie beside values with rows and columns, but a picture's values are {space}.")
         self.name, self.channels = name, channels
-        self._size, self._labels, self._known = space.shape[-2:], labels, known
+        self._size = (space.shape[-2], space.shape[-1])
+        self._labels, self._known = labels, known
 
     def load(self, folder: str) -> None:
         """It keeps nothing."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -23,11 +22,15 @@ class WordsConfig:
     vocabulary_size: int = 8000  # at most; of a trained prior, as many as there are
     length: int = 64  # word ids of a caption, at most
     drop: float | None = None
-    reads: ClassVar[tuple[str, ...]] = ("caption",)
 
     def __post_init__(self) -> None:
         if self.length < 1 or self.vocabulary_size < 4:
             raise ValueError("Words need a length of at least 1 and a vocabulary of at least 4 entries.")
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The caption that was drawn for the row."""
+        return ("caption",)
 
     def rows(self, folder: str) -> "WordsRows":
         """With the vocabulary in `folder`."""

@@ -114,5 +114,17 @@ def thresholded(process: Process, denoise: Denoiser, bound: float = 1.0, percent
     return guided
 
 
+def held(process: Process, denoise: Denoiser, values: torch.Tensor, keep: torch.Tensor) -> Denoiser:
+    """The estimate of x_0 is `values` where `keep` (bool, broadcast to x) says so: what is known stays, as in GLIDE."""
+
+    def guided(x: torch.Tensor, t: torch.Tensor) -> Denoised:
+        prediction, share = denoise(x, t)
+        lambda_ = process.schedule.lambda_at(t)
+        x0 = process.estimate(prediction, x, lambda_).x0
+        return process.moved(prediction, torch.where(keep, values - x0, 0.0), lambda_), share
+
+    return guided
+
+
 def _deviation(x: torch.Tensor) -> torch.Tensor:
     return x.flatten(1).std(dim=1)

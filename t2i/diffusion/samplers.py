@@ -38,11 +38,13 @@ def ancestral(
     keys_B: torch.Tensor,
     variance: Literal["least", "largest"] = "least",
     shift: Shift | None = None,
+    temperature: float = 1.0,
 ) -> torch.Tensor:
     """DDPM (arXiv 2006.11239, algorithm 2): each step draws from q(x_s | x_t, x_0) with the estimated x_0.
 
     The variance is beta tilde ("least") or beta ("largest"), or what the network says where it says it. With "least" it
-    is `ddim` with eta 1. `shift` adds the variance times a gradient to the mean (arXiv 2105.05233, algorithm 1).
+    is `ddim` with eta 1. `shift` adds the variance times a gradient to the mean (arXiv 2105.05233, algorithm 1). The
+    `temperature` multiplies what is drawn, but not what it begins with (MAR, arXiv 2406.11838, section 3.3).
     """
     for step, before, after in _places(steps):
         (_, share), estimate = _look(process, denoise, x, steps.times[step], before)
@@ -54,7 +56,7 @@ def ancestral(
         deviation = _deviation(exact, share, variance)
         if shift is not None:
             mean = mean + deviation**2 * shift(x, _times(steps.times[step], x))
-        x = mean + deviation * _noise(keys_B, x, "ancestral", steps, step)
+        x = mean + temperature * deviation * _noise(keys_B, x, "ancestral", steps, step)
     return x
 
 

@@ -30,14 +30,14 @@ def begins(module: Module, **fills: Fill) -> Module:
 
 
 def initialize(model: nn.Module, seed: int, skip: Collection[str] = ()) -> None:
-    """Fill every parameter of `model`, but none of the submodules named in `skip` (frozen parts that were loaded).
+    """Fill every parameter of `model`, but none that is frozen in the submodules named in `skip`: these were loaded.
 
     A parameter that stands under several names is filled by the first. Raises ValueError for one without a fill.
     """
-    seen: set[int] = set()
+    loaded = [model.get_submodule(name) for name in skip]
+    seen = {id(each) for module in loaded for each in module.parameters() if not each.requires_grad}
     for name, module in model.named_modules():
-        if not any(name == each or name.startswith(each + ".") for each in skip):
-            fill_own(module, name, seed, seen)
+        fill_own(module, name, seed, seen)
 
 
 @torch.no_grad()

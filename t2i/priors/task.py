@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, load_model, save_model
 
-from infra import storage, strict
+from infra import cache, storage, strict
 from infra.config import from_dict, setting, to_dict
 from infra.train.draw import pick, uniforms
 from infra.train.optim import OptimConfig
@@ -27,8 +27,10 @@ from t2i.conditions.pictures import EdgesConfig, HoleConfig, MapConfig, SmallerC
 from t2i.conditions.text_features import TextFeaturesConfig
 from t2i.conditions.vectors import VectorConfig
 from t2i.conditions.words import WordsConfig
+from t2i.pixels import to_pixels
 from t2i.priors.autoregressive import AutoregressiveConfig
 from t2i.protocol import Asked, Rows, Space
+from t2i.random import keys_of
 from t2i.task import TRAIN, updates_of
 from t2i.vocabulary import TextVocabulary
 
@@ -119,7 +121,7 @@ class PriorTask:
         """`values` (B, N) int64, the conditions' arrays, which of them are dropped, and a `noise_key` a row."""
         if any(CAPTION in condition.reads for condition in self.shape.conditions):
             rows = {**rows, CAPTION: self._captions(rows, self._heard(rows, draw))}
-        arrays = {"values": np.stack(rows["codes"], dtype=np.int64)}
+        arrays: dict[str, np.ndarray] = {"values": np.stack(rows["codes"], dtype=np.int64)}
         arrays["noise_key"] = (draw("noise") * 2.0**53).astype(np.int64)
         for condition, its_rows in zip(self.shape.conditions, _rows(self.shape.conditions, self.folder), strict=True):
             arrays |= its_rows(rows, draw)
@@ -165,7 +167,7 @@ Ask = Callable[..., Asked]
 
 def load_prior(folder: str) -> tuple[Any, Ask]:
     """The prior in a folder, local or s3://, ready for use, and the way to ask it: `ask` without its first argument."""
-    with storage.fetched(folder) as local:
+    with cache.cached(folder) as local:
         told = storage.read_json(storage.join(local, "config.json"))
         weights = str(Path(local) / "model.safetensors")
         if "space" in told:
@@ -185,12 +187,15 @@ def ask(
     told: Mapping[str, list],
     seeds: Sequence[int],
     negative: Sequence[str] = (),
+    given: Mapping[str, torch.Tensor] | None = None,
 ) -> Asked:
     """What is asked of a prior: columns such as `caption`, one value a seed, as its conditions hear them.
 
-    `negative` prompts stand where guidance else puts the nulls of the captions. ValueError where a condition hears of
-    a column that is not told.
+    `negative` prompts stand where guidance else puts the nulls of the captions. A condition that is `given` values, by
+    its name, hears these; pictures (B, 3, H, W) in [-1, 1] stand for the column `pixels` of one that reads it.
+    ValueError where a condition hears of a column that is not told.
     """
+    given = dict(given or {})
 
     def draw(salt: str) -> np.ndarray:
         return uniforms(0, np.zeros(len(seeds)), np.array([seed % 2**64 for seed in seeds], np.uint64), salt)
@@ -198,17 +203,27 @@ def ask(
     def heard(conditions: Iterable[tuple[ConditionKind, Rows]], columns: Mapping[str, list]) -> dict[str, torch.Tensor]:
         arrays: dict[str, np.ndarray] = {}
         for condition, rows in conditions:
-            if missing := [name for name in condition.reads if name.removesuffix("?") not in columns]:
+            its = columns
+            if condition.name in given and "pixels" in condition.reads:
+                its = {**columns, "pixels": to_pixels(given[condition.name])}
+            elif condition.name in given:
+                continue
+            if missing := [name for name in condition.reads if not (name.endswith("?") or name in its)]:
                 raise ValueError(
                     f"The condition '{condition.name}' of this prior hears of '{missing[0]}', which nobody told: there "
-                    f"is {', '.join(columns) or 'nothing'}."
+                    f"is {', '.join(its) or 'nothing'}."
                 )
-            arrays |= rows(columns, draw)
+            arrays |= rows(its, draw)
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     captions = [pair for pair in hearing if CAPTION in pair[0].reads]
     without = heard(captions, {CAPTION: list(negative)}) if negative else {}
-    return Asked(len(seeds), heard(hearing, told), without)
+    plain = {name: values for name, values in given.items() if not _sees(hearing, name)}
+    return Asked(len(seeds), {"noise_key": keys_of(seeds), **plain, **heard(hearing, told)}, without)
+
+
+def _sees(hearing: Sequence[tuple[ConditionKind, Rows]], name: str) -> bool:
+    return any(condition.name == name and "pixels" in condition.reads for condition, _ in hearing)
 
 
 def check_sizes(config: PriorConfig, sizes: Sequence[str]) -> None:
@@ -237,7 +252,7 @@ def _before_conditions(told: Mapping[str, Any]) -> PriorShape:
     )
 
 
-@cache  # one a process: a feed collates many batches
+@lru_cache  # one a process: a feed collates many batches
 def _rows(conditions: tuple[ConditionKind, ...], folder: str) -> tuple[Rows, ...]:
     with storage.fetched(folder) if folder else nullcontext("") as local:
         return tuple(condition.rows(local) for condition in conditions)

@@ -1,22 +1,22 @@
-"""What a tokenizer is trained for: reconstruction, its quantizer's losses and, where wanted, a critic's opinion.
+"""What a tokenizer is trained for: reconstruction, its quantizer's losses and, where wanted, critics' opinions.
 
 Shapes: B rows, images (B, 3, H, W). Every loss is a sum over rows of the row's mean, and counts rows.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn import functional
 
+from t2i.nn.critics import constant, judge, of_each, please
 from t2i.tokenizers.patch_vqgan import PatchVQGAN
 from t2i.tokenizers.vqgan import VQGAN
 
 Batch = dict[str, torch.Tensor]
 Tokenizer = VQGAN | PatchVQGAN
-PULLS = ("reconstruction", "adversarial")  # the losses that the adaptive weight balances
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class LossConfig:
     commitment: float = 0.25  # beta of arXiv 1711.00937, on the encoder's side
 
     def weights(self) -> dict[str, float]:
-        """By the names of the losses; the adversarial one brings its weight along."""
+        """By the names of the losses; an adversarial one brings its weight along."""
         return {"reconstruction": self.reconstruction, "codebook": self.codebook, "commitment": self.commitment}
 
 
@@ -70,34 +70,35 @@ class Critic(nn.Module):
 
 
 class GeneratorTurn(nn.Module):
-    """The tokenizer's turn within a training step."""
+    """The tokenizer's turn within a training step; every critic that is awake has an opinion, weighed by itself."""
 
-    def __init__(self, tokenizer: Tokenizer, losses: LossConfig, critic: Critic | None) -> None:
+    def __init__(self, tokenizer: Tokenizer, losses: LossConfig, critics: Sequence[Critic] = ()) -> None:
         super().__init__()
         self.tokenizer, self._losses = tokenizer, losses
-        # A tuple: its parameters are not this turn's.
-        self._critic: tuple[Critic, ...] = (critic,) if critic is not None else ()
+        # By the name of its loss, and in no ModuleDict: their parameters are not this turn's.
+        self._critics = dict(zip(of_each("adversarial", len(critics)), critics, strict=True))
 
     def targets(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Rows, for every loss."""
-        names = ["reconstruction", *self.tokenizer.quantizer.losses, *(["adversarial"] if self._critic else [])]
+        names = ["reconstruction", *self.tokenizer.quantizer.losses, *self._critics]
         return dict.fromkeys(names, batch["weight"].sum())
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Sums over rows, or what the adaptive weight is made of where the batch is a "survey"."""
-        awake = any(bool(batch["step"] >= critic.config.start_step) for critic in self._critic)
+        """Sums over rows, or what the adaptive weights are made of where the batch is a "survey"."""
+        step = int(batch["step"])
+        awake = {name: critic for name, critic in self._critics.items() if step >= critic.config.start_step}
         if "survey" in batch:
             if not awake:
                 return {"asleep": batch["weight"].new_zeros(1)}
             with torch.enable_grad():
-                return self._pulls(self._sums(batch, awake))
+                return self._pulls(self._sums(batch, awake), awake)
         sums = self._sums(batch, awake)
         if awake:
-            sums["adversarial"] = sums["adversarial"] * self._adaptive(sums, batch)
+            sums |= {name: sums[name] * weight for name, weight in self._adaptive(sums, batch, awake).items()}
         return sums
 
-    def _sums(self, batch: Batch, awake: bool) -> dict[str, torch.Tensor]:
-        """The adversarial loss without its weight; the critic's parameters are constants here."""
+    def _sums(self, batch: Batch, awake: Mapping[str, Critic]) -> dict[str, torch.Tensor]:
+        """The adversarial losses without their weights; the critics' parameters are constants here."""
         images, weight_B = scale(batch["images"]), batch["weight"]
         quantized = self.tokenizer.quantize(images)
         rebuilt = self.tokenizer.reconstruct(quantized.vectors)
@@ -105,55 +106,71 @@ class GeneratorTurn(nn.Module):
         distance_B = difference.abs().mean(1) if self._losses.distance == "l1" else difference.square().mean(1)
         sums = {"reconstruction": (distance_B * weight_B).sum()}
         sums |= {name: (loss_B * weight_B).sum() for name, loss_B in quantized.losses.items()}
-        for critic in self._critic:
-            sums["adversarial"] = weight_B.new_zeros(())
-            if awake:
-                constants = {name: parameter.detach() for name, parameter in critic.named_parameters()}
-                logits = torch.func.functional_call(critic, constants, (rebuilt,))
-                sums["adversarial"] = -(logits.float().flatten(1).mean(1) * weight_B).sum()
+        for name, critic in self._critics.items():
+            sums[name] = weight_B.new_zeros(())
+            if name in awake:
+                sums[name] = (please(constant(critic, rebuilt)) * weight_B).sum()
         return sums
 
-    def _pulls(self, sums: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _pulls(self, sums: dict[str, torch.Tensor], awake: Mapping[str, Critic]) -> dict[str, torch.Tensor]:
         """The gradients at the last layer, (1, P), of what pulls at it; those of parts of a batch add up."""
         last = self.tokenizer.last_layer
         return {
-            name: torch.autograd.grad(sums[name], last, retain_graph=True)[0].float().reshape(1, -1) for name in PULLS
+            name: torch.autograd.grad(sums[name], last, retain_graph=True)[0].float().reshape(1, -1)
+            for name in ("reconstruction", *awake)
         }
 
-    def _adaptive(self, sums: dict[str, torch.Tensor], batch: Batch) -> torch.Tensor | float:
+    def _adaptive(
+        self, sums: dict[str, torch.Tensor], batch: Batch, awake: Mapping[str, Critic]
+    ) -> dict[str, torch.Tensor | float]:
         """lambda of arXiv 2012.09841, eq. 7, from gradients at the last layer, summed over the global batch."""
-        weight = self._critic[0].config.weight
         if not (self.training and torch.is_grad_enabled()):
-            return weight
-        pulls = {name: batch[f"all_{name}"] for name in PULLS if f"all_{name}" in batch}
+            return {name: critic.config.weight for name, critic in awake.items()}
+        names = ("reconstruction", *awake)
+        pulls = {name: batch[f"all_{name}"] for name in names if f"all_{name}" in batch}
         if not pulls:
-            pulls = self._pulls(sums)
+            pulls = self._pulls(sums, awake)
             if dist.is_initialized() and dist.get_world_size() > 1:
                 for pull in pulls.values():
                     dist.all_reduce(pull)
-        distance, adversarial = (pulls[name].sum(0).norm() for name in PULLS)
-        return weight * (distance / (adversarial + 1e-4)).clamp(0, 1e4).detach()
+        sizes = {name: pull.sum(0).norm() for name, pull in pulls.items()}
+        return {
+            name: critic.config.weight * (sizes["reconstruction"] / (sizes[name] + 1e-4)).clamp(0, 1e4).detach()
+            for name, critic in awake.items()
+        }
 
 
 class CriticTurn(nn.Module):
-    """The critic's turn: originals are real, what the tokenizer rebuilds is not."""
+    """The critics' turn: originals are real, what the tokenizer rebuilds is not.
 
-    def __init__(self, critic: Critic, tokenizer: Tokenizer) -> None:
+    It begins at `start_step`, with the first of them. One that sleeps has no gradient: weight decay alone moves it.
+    """
+
+    def __init__(self, critics: Sequence[Critic], tokenizer: Tokenizer) -> None:
         super().__init__()
-        self.critic, self._tokenizer = critic, (tokenizer,)
+        # One is called as it was when there was never another.
+        self.critic = critics[0] if len(critics) == 1 else nn.ModuleList(critics)
+        # A tuple: its parameters are not this turn's.
+        self._tokenizer, self._starts = (tokenizer,), [critic.config.start_step for critic in critics]
+        self.start_step = min(self._starts)
 
     def targets(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Rows."""
-        return {"hinge": batch["weight"].sum()}
+        """Rows, for every critic."""
+        return dict.fromkeys(of_each("hinge", len(self._starts)), batch["weight"].sum())
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Hinge loss (arXiv 1705.02894), half of each side."""
-        images = scale(batch["images"])
+        """Hinge loss (arXiv 1705.02894) of each critic, half of each side."""
+        images, step = scale(batch["images"]), max(int(batch["step"]), self.start_step)
         with torch.no_grad():
             rebuilt = self._tokenizer[0].reconstruct(self._tokenizer[0].quantize(images).vectors)
-        real_B = functional.relu(1 - self.critic(images).float()).flatten(1).mean(1)
-        fake_B = functional.relu(1 + self.critic(rebuilt).float()).flatten(1).mean(1)
-        return {"hinge": ((real_B + fake_B) / 2 * batch["weight"]).sum()}
+        critics = self.critic if isinstance(self.critic, nn.ModuleList) else [self.critic]
+        sums = {}
+        for name, critic, start in zip(self.targets(batch), critics, self._starts, strict=True):
+            sums[name] = batch["weight"].new_zeros(())
+            if step >= start:
+                loss_B = (judge(critic(images), real=True) + judge(critic(rebuilt), real=False)) / 2
+                sums[name] = (loss_B * batch["weight"]).sum()
+        return sums
 
 
 def scale(images: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from t2i.protocol import Space
 from t2i.tokenizers.quantizers import CodebookConfig, FiniteScalarConfig, Quantized, build_quantizer
 
 
@@ -36,6 +37,8 @@ class PatchVQGANConfig:
 class PatchVQGAN(nn.Module):
     """Images (B, 3, H, W) in [-1, 1] to codes (B, H / f, W / f) and back."""
 
+    decodes = True
+
     def __init__(self, config: PatchVQGANConfig) -> None:
         super().__init__()
         self.config = config
@@ -60,11 +63,11 @@ class PatchVQGAN(nn.Module):
         """The weight at which the adaptive weight of a critic is measured."""
         return self.to_pixels.weight
 
-    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of codes for images of `size` (height, width)."""
+    def space(self, size: tuple[int, int]) -> Space:
+        """Codes (h, w) of images of `size` (height, width)."""
         if size[0] % self.config.patch or size[1] % self.config.patch:
             raise ValueError(f"Images of {size[0]}x{size[1]} do not divide into patches of {self.config.patch} pixels.")
-        return size[0] // self.config.patch, size[1] // self.config.patch
+        return Space((size[0] // self.config.patch, size[1] // self.config.patch), codes=self.codebook_size)
 
     def quantize(self, images: torch.Tensor) -> Quantized:
         """Code vectors, codes and the quantizer's losses."""

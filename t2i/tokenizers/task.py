@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_model, save_model
 
-from infra import storage, strict
+from infra import cache, storage, strict
 from infra.config import from_dict, to_dict
 from infra.train.optim import OptimConfig
 from infra.train.task import Draw, Update
@@ -35,26 +35,31 @@ class TokenizerTask:
     bucket: str | None = None  # the column of the pictures' sizes, where they have several
 
     @property
+    def critics(self) -> tuple[CriticConfig, ...]:
+        """Those who judge, all in one turn."""
+        return () if self.critic is None else (self.critic,)
+
+    @property
     def whole_weights(self) -> bool:
-        """The tokenizer is judged by the critic, and the critic judges what the tokenizer rebuilds."""
-        return self.critic is not None
+        """The tokenizer is judged by critics, and these judge what the tokenizer rebuilds."""
+        return bool(self.critics)
 
     def where(self, columns: dict[str, np.ndarray]) -> np.ndarray:
         """Rows of the training split."""
         return columns["split"] == TRAIN
 
     def updates(self) -> list[Update]:
-        """The tokenizer's turn and, with a critic, the critic's."""
+        """The tokenizer's turn and, with a critic, the critics'."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             tokenizer = build_tokenizer(self.model)
-            critic = Critic(self.critic) if self.critic else None
-        generator = GeneratorTurn(tokenizer, self.losses, critic)
-        mixes = critic is not None  # its loss has a weight that depends on all rows
+            critics = [Critic(config) for config in self.critics]
+        generator = GeneratorTurn(tokenizer, self.losses, critics)
+        mixes = bool(critics)  # their losses have weights that depend on all rows
         updates = [Update("tokenizer", generator, self.optim, self.losses.weights(), mixes_rows=mixes)]
-        if critic is not None and self.critic is not None:
-            turn = CriticTurn(critic, tokenizer)
-            updates.append(Update("critic", turn, self.critic_optim or self.optim, start_step=self.critic.start_step))
+        if critics:
+            turn = CriticTurn(critics, tokenizer)
+            updates.append(Update("critic", turn, self.critic_optim or self.optim, start_step=turn.start_step))
         return updates
 
     def picks(self, rows: dict[str, list], draw: Draw) -> dict[str, list[str | None]]:
@@ -90,7 +95,7 @@ def save_tokenizer(tokenizer: VQGAN | PatchVQGAN, folder: str) -> None:
 
 def load_tokenizer(folder: str) -> VQGAN | PatchVQGAN:
     """The tokenizer in a folder, local or s3://, ready for use."""
-    with storage.fetched(folder) as local:
+    with cache.cached(folder) as local:
         tokenizer = build_tokenizer(from_dict(_Saved, storage.read_json(storage.join(local, "config.json"))).model)
         load_model(tokenizer, str(Path(local) / "model.safetensors"))
     return tokenizer.eval().requires_grad_(False)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from t2i.protocol import Space
 from t2i.tokenizers.quantizers import CodebookConfig, FiniteScalarConfig, Quantized, build_quantizer
 
 
@@ -29,6 +30,8 @@ class VQGANConfig:
 
 class VQGAN(nn.Module):
     """Images (B, 3, H, W) in [-1, 1] to codes (B, H / f, W / f) and back, f = 2 ** (levels - 1)."""
+
+    decodes = True
 
     def __init__(self, config: VQGANConfig) -> None:
         from diffusers.models.autoencoders.vae import Decoder, Encoder  # slow to import, and seldom wanted
@@ -60,11 +63,11 @@ class VQGAN(nn.Module):
         """The weight at which the adaptive weight of a critic is measured."""
         return self.decoder.conv_out.weight
 
-    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of codes for images of `size` (height, width)."""
+    def space(self, size: tuple[int, int]) -> Space:
+        """Codes (h, w) of images of `size` (height, width)."""
         if size[0] % self.factor or size[1] % self.factor:
             raise ValueError(f"Images of {size[0]}x{size[1]} do not divide into patches of {self.factor} pixels.")
-        return size[0] // self.factor, size[1] // self.factor
+        return Space((size[0] // self.factor, size[1] // self.factor), codes=self.codebook_size)
 
     def quantize(self, images: torch.Tensor) -> Quantized:
         """Code vectors, codes and the quantizer's losses."""

@@ -194,6 +194,13 @@ def test_wrong_texts_are_told_apart_and_nothing_but_the_head_is_tuned(task, base
     assert max(wrong[:3]) < 0.1
 
 
+def test_a_checkpoint_of_the_filter_holds_the_head_alone(task):
+    (update,) = task.updates()
+    state = PlainEngine(update).state()
+    assert len(state) == len([*update.module.captioner.matching.parameters()])
+    assert all(name.startswith("filter/w/captioner.matching.") for name in state)
+
+
 def test_the_head_begins_as_the_decoder(task):
     captioner = task.updates()[0].module.captioner
     ours, theirs = captioner.matching.text_encoder.state_dict(), captioner.decoders["alt"].bert.state_dict()

@@ -102,6 +102,14 @@ def test_tasks_travel(base_task, trained):
         assert other.where_reads == task.where_reads
 
 
+def test_a_checkpoint_of_styles_holds_their_decoders_alone(trained):
+    (update,) = trained[2].updates()
+    state = PlainEngine(update).state()
+    assert {name.split("/")[2].rsplit(".", 1)[0].split(".")[1] for name in state} == {"short", "descriptive"}
+    assert {name.split("/")[1] for name in state} == {"w"}
+    assert len(state) == 2 * len([*update.module.decoders["alt"].parameters()])
+
+
 def test_rows_to_train_on(base_task, trained):
     split = np.array(["train", "train", "test", "train"], object)
     columns = {"split": split, "caption_alt": np.array(["a", None, "b", ""], object)}

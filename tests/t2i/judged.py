@@ -1,4 +1,6 @@
-"""A tiny tokenizer and its critic on noise, a task for the workers of `tests.infra.train.toy`."""
+"""A tiny tokenizer and its critics on noise, tasks for the workers of `tests.infra.train.toy`."""
+
+from dataclasses import fields
 
 import numpy as np
 
@@ -18,6 +20,20 @@ class Noise(TokenizerTask):
     def collate(self, rows, draw):
         pixels = [np.random.default_rng(row).integers(0, 256, (8, 8, 3), dtype=np.uint8) for row in rows["row"]]
         return super().collate({"pixels": pixels}, draw)
+
+
+class Panel(Noise):
+    """A second critic, smaller and of less weight, wakes four steps after the first."""
+
+    @property
+    def critics(self):
+        return (self.critic, CriticConfig(channels=4, layers=1, weight=0.3, start_step=self.critic.start_step + 4))
+
+
+def panel():
+    """What `judged` is, with two critics."""
+    one = judged()
+    return Panel(**{field.name: getattr(one, field.name) for field in fields(one)})
 
 
 def judged():

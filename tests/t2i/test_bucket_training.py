@@ -193,7 +193,7 @@ def test_codes_of_pictures_of_several_sizes(tmp_path, model):
     found = stage({"pixels": pictures})["codes"]
     for codes, pixels in zip(found, pictures, strict=True):
         alone = loaded.encode(scale(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]))
-        assert len(codes) == np.prod(loaded.grid(pixels.shape[:2]))
+        assert len(codes) == np.prod(loaded.space(pixels.shape[:2]).shape)
         assert np.array_equal(codes, alone.flatten().numpy())
 
 

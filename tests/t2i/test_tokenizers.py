@@ -105,7 +105,7 @@ def test_codes_and_pictures_have_their_shapes(config):
     tokenizer = build(config)
     codes = tokenizer.encode(scale(images()))
     assert codes.dtype == torch.int64
-    assert codes.shape == (3, *tokenizer.grid((8, 12))) == (3, 4, 6)
+    assert codes.shape == (3, *tokenizer.space((8, 12)).shape) == (3, 4, 6)
     assert 0 <= codes.min() <= codes.max() < tokenizer.codebook_size
     decoded = tokenizer.decode(codes)
     assert decoded.shape == (3, 3, 8, 12)
@@ -114,7 +114,7 @@ def test_codes_and_pictures_have_their_shapes(config):
 
 def test_a_size_that_does_not_fit_is_told(config):
     with pytest.raises(ValueError, match="do not divide"):
-        build(config).grid((8, 11))
+        build(config).space((8, 11))
 
 
 def test_codes_say_all_that_the_decoder_hears(config):
@@ -136,7 +136,7 @@ def test_four_pictures_are_learned(config):
     quarters = colors[pairs].view(4, 2, 2, 3).permute(0, 3, 1, 2)
     pictures = quarters.repeat_interleave(4, 2).repeat_interleave(4, 3)
     batch = {"images": pictures, "weight": torch.ones(4), "step": torch.tensor(0)}
-    turn = GeneratorTurn(build(config), LossConfig(distance="l2"), None)
+    turn = GeneratorTurn(build(config), LossConfig(distance="l2"))
     optimizer = torch.optim.Adam(turn.parameters(), lr=3e-3)
     weights = LossConfig().weights()
     for _ in range(240):

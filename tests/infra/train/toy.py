@@ -19,6 +19,7 @@ from torch import nn
 
 from infra import storage
 from infra.train.checkpoint import COMMIT, Checkpoint, newest
+from infra.train.draw import uniforms
 from infra.train.engine import PlainEngine
 from infra.train.loop import TrainConfig, is_loss, train
 from infra.train.optim import OptimConfig
@@ -158,14 +159,17 @@ def write_rows(folder):
 
 
 def feed(config, rank, world, micro_steps, task=None):
-    plan = BatchPlan([ROWS // 2, ROWS - ROWS // 2], config.batch, config.seed, 2)
+    count = getattr(task, "rows", ROWS)
+    plan = BatchPlan([count // 2, count - count // 2], config.batch, config.seed, 2)
     share = -(-config.batch // world)
     micro = -(-share // micro_steps)
 
     def batches(start):
         for step in range(start, config.steps):
             rows, weight = plan.share(step, step + 1, rank, world, micro * micro_steps)
-            arrays = (task or Toy()).collate({"row": (rows.shard * ROWS + rows.row).tolist()}, None)
+            numbers = rows.shard * count + rows.row
+            draw = functools.partial(uniforms, config.seed, rows.epoch, numbers.astype(np.uint64))
+            arrays = (task or Toy()).collate({"row": numbers.tolist()}, draw)
             batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
             batch["weight"] = torch.from_numpy(weight)
             yield [{name: column.chunk(micro_steps)[i] for name, column in batch.items()} for i in range(micro_steps)]
@@ -254,6 +258,14 @@ def copy(job, config):
         writer.save(saved.step, engine.state(), {"updates": {update.name: engine.meta()}})
 
 
+def refused(job, config):
+    """What training a task says that cannot be trained."""
+    try:
+        train_as_told(job, config)
+    except ValueError as error:
+        return str(error)
+
+
 def flops(job, config):
     """Of a row of the model, in a first micro-batch."""
     from infra.train import world
@@ -336,6 +348,7 @@ def work(jobs, result):
             "copy": copy,
             "poison": poison,
             "tear": tear,
+            "refused": refused,
             "compilers": compilers,
             "flops": flops,
         }[job.get("do", "train")]

@@ -12,7 +12,7 @@ from infra.train import checkpoint
 from tests.infra.train import toy
 
 # Workers are forked from a process that has imported all this once, which takes several seconds; ZeRO 3 loads dynamo.
-LOADED = [toy.__name__, "infra.train.zero", "torch._dynamo", "tests.captioner.worker"]
+LOADED = [toy.__name__, "infra.train.zero", "torch._dynamo", "tests.captioner.worker", "tests.infra.train.followers"]
 multiprocessing.get_context("forkserver").set_forkserver_preload(LOADED)
 
 # Nothing that trains compiles anything: workers find no compiler, and nothing that was compiled before.

@@ -131,7 +131,7 @@ def test_fills_have_their_law():
 def test_tied_weights_are_filled_once_and_frozen_parts_are_not():
     model = nn.ModuleDict({"words": nn.Embedding(9, 4), "head": nn.Linear(4, 9, bias=False), "tower": nn.Linear(4, 4)})
     model["head"].weight = model["words"].weight
-    tower = model["tower"].weight.clone()
+    tower = model["tower"].requires_grad_(False).weight.clone()
     initialize(model, 0, skip=["tower"])
     alone = nn.ModuleDict({"words": nn.Embedding(9, 4)})
     initialize(alone, 0)

@@ -1,0 +1,194 @@
+"""A diffusion prior: a network, the process that it undoes, and the conditions that it is told.
+
+Shapes: B rows of values (B, *shape) of a space without codes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import nn
+
+from t2i.conditions.hearing import Conditions
+from t2i.diffusion.guidance import classifier_free, held, thresholded
+from t2i.diffusion.ladder import Ladder, consistency_times, even, karras, ladder, spaced
+from t2i.diffusion.process import Denoised, Denoiser, Process
+from t2i.diffusion.samplers import (
+    ancestral,
+    beginning,
+    consistency,
+    consistent,
+    ddim,
+    dpm_solver_2m,
+    dpm_solver_2s,
+    heun,
+)
+from t2i.diffusion.schedules import EDM, Betas
+from t2i.protocol import Asked, Batch, Space, Start, Told, Turn, joined
+from t2i.random import keys_of, normals, uniforms
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionSampling:
+    """How values are drawn from a diffusion prior."""
+
+    sampler: Literal["ddim", "ancestral", "dpm_solver_2m", "dpm_solver_2s", "heun", "consistency"] = "ddim"
+    steps: int = 50
+    solver_steps: int = 50  # of consistency: among whose times the distillation was
+    eta: float = 0.0  # of ddim: 1 is DDPM's noise
+    guidance: float = 1.0  # classifier-free guidance (arXiv 2207.12598): 1 is the plain conditional
+    guided: tuple[str, ...] | None = None  # conditions that guidance moves away from; None: those that training dropped
+    interval: tuple[float, float] = (0.0, float("inf"))  # of sigma / alpha where there is guidance (arXiv 2404.07724)
+    rescale: float = 0.0  # phi of arXiv 2305.08891
+    percentile: float | None = None  # of dynamic thresholding (arXiv 2205.11487), for values that have a bound
+    stops: float | None = None  # a time of the process: drawing ends there, and what is left is another's to do
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"Values are drawn in at least one step, but steps is {self.steps}.")
+
+
+class Network(Protocol):
+    """Says what it predicts of x. A module."""
+
+    hears: frozenset[str]  # fields of Told that it knows of
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, told: Told) -> torch.Tensor:
+        """x (B, *shape) and times (B,) to (B, *shape); with a learned variance, twice as many along axis 1."""
+        ...
+
+
+class Hearing(Protocol):
+    """What tells a network more at each step: an adapter that was attached."""
+
+    def hear(self, x: torch.Tensor, t: torch.Tensor, told: Told, batch: Batch) -> Told:
+        """What it adds to what is told of x at time t, both as the network has them."""
+        ...
+
+
+class DiffusionPrior(nn.Module):
+    """p(values | told), as the process says, undone step by step by a network."""
+
+    def __init__(self, network: nn.Module, process: Process, space: Space, conditions: Conditions) -> None:
+        super().__init__()
+        if space.codes:
+            raise ValueError(f"A diffusion draws continuous values, but these are {space}.")
+        self.network, self.conditions = network, conditions
+        self.process, self.space = process, space
+        self._attached: list[Hearing] = []  # no parameters of this prior
+
+    def attach(self, adapter: Hearing) -> None:
+        """Have the network hear an adapter, too, beside what is told and after those that were attached before."""
+        self._attached.append(adapter)
+
+    def turns(self) -> list[Turn]:
+        """Its own, alone."""
+        return [Turn("prior", self)]
+
+    def targets(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Rows, for each loss."""
+        names = ("error", "bound") if self.process.learned_variance else ("error",)
+        return dict.fromkeys(names, batch["weight"].sum())
+
+    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Sums over rows of the process's losses on `values` (B, *shape), noised by `noise_key` (B,)."""
+        x0, epsilon, t = self.drawn(batch)
+        x = self.process.noised(x0, epsilon, self.process.schedule.lambda_at(t))
+        losses = self.process.losses(self.denoise(x, t, self.conditions(batch), batch), x0, epsilon, t)
+        return {name: (loss_B * batch["weight"]).sum() for name, loss_B in losses.items()}
+
+    def drawn(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """x_0 and epsilon (B, *shape), and times (B,) of a training step."""
+        x0, keys_B = batch["values"].float(), batch["noise_key"]
+        t = self.process.schedule.drawn(uniforms(keys_B, (1,), "time", dtype=torch.float64)[:, 0])
+        return x0, normals(keys_B, x0.shape[1:], "noise").to(x0.device), t
+
+    def denoise(self, x: torch.Tensor, t: torch.Tensor, told: Told, batch: Batch) -> Denoised:
+        """The network's prediction of x at times t, and its share of the variance where it learns that."""
+        scale = self.process.input_scale(self.process.schedule.lambda_at(t)).to(x.dtype)
+        x, t = x * scale.view(-1, *[1] * (x.dim() - 1)), t.to(torch.float32)
+        for adapter in self._attached:
+            told = joined([told, adapter.hear(x, t, told, batch)])
+        said = self.network(x, t, told)
+        if not self.process.learned_variance:
+            return said, None
+        prediction, share = said.chunk(2, dim=1)
+        return prediction, share
+
+    @torch.no_grad()
+    def sample(
+        self, asked: Asked, seeds: Sequence[int], sampling: DiffusionSampling, start: Start | None = None
+    ) -> torch.Tensor:
+        """Values (B, *shape), row b drawn from `seeds[b]` alone; with `sampling.stops`, at that time's noise."""
+        device = next(self.parameters()).device
+        keys_B, process, steps = keys_of(seeds, device), self.process, self.ladder(sampling)
+        denoise = self.denoiser(asked, sampling)
+        if start is not None and start.at is not None:
+            steps = steps.part(_reached(steps, start.at), len(steps.times))
+        if start is not None and start.keep is not None:
+            denoise = held(process, denoise, start.values.to(device), start.keep.to(device))
+        if sampling.stops is not None:
+            steps = steps.part(0, max(1, _reached(steps, sampling.stops)))
+        x = beginning(process, steps, keys_B, self.space.shape)
+        if start is not None and start.at is not None:
+            x = start.values.to(device)
+            if not start.noised:
+                noise = normals(keys_B, self.space.shape, "start")
+                x = process.noised(x, noise, steps.lambdas[0])
+        x = self._along(sampling, denoise, x, steps, keys_B)
+        if start is not None and start.keep is not None and sampling.stops is None:
+            x = torch.where(start.keep.to(device), start.values.to(x), x)  # to the bit, not up to rounding
+        return x
+
+    def denoiser(self, asked: Asked, sampling: DiffusionSampling) -> Denoiser:
+        """The network told what is asked, guided and held within the space's bound."""
+        process, batch = self.process, asked.batch
+        told = self.conditions.asked(asked)
+
+        def alone(x: torch.Tensor, t: torch.Tensor) -> Denoised:
+            return self.denoise(x, t, told, batch)
+
+        denoise: Denoiser = alone
+        if sampling.guidance != 1:
+            both = self.conditions.pair(asked, sampling.guided)
+            twice = {name: torch.cat([column, column]) for name, column in batch.items() if column.dim()}
+
+            def pair(x: torch.Tensor, t: torch.Tensor) -> tuple[Denoised, Denoised]:
+                prediction, share = self.denoise(torch.cat([x, x]), torch.cat([t, t]), both, twice)
+                (first, second), shares = prediction.chunk(2), (None, None) if share is None else share.chunk(2)
+                return (first, shares[0]), (second, shares[1])
+
+            denoise = classifier_free(
+                process, pair, sampling.guidance, interval=sampling.interval, alone=alone, rescale=sampling.rescale
+            )
+        if self.space.bound is not None:
+            denoise = thresholded(process, denoise, self.space.bound, sampling.percentile)
+        return denoise
+
+    def ladder(self, sampling: DiffusionSampling) -> Ladder:
+        """The steps of a sampler: trailing ones of Betas, Karras' of EDM, even ones of others."""
+        schedule = self.process.schedule
+        if isinstance(schedule, Betas):
+            if sampling.sampler == "consistency":
+                return ladder(schedule, consistency_times(schedule, sampling.steps, sampling.solver_steps))
+            return ladder(schedule, spaced(schedule, sampling.steps, "trailing"))
+        return karras(schedule, sampling.steps) if isinstance(schedule, EDM) else even(schedule, sampling.steps)
+
+    def _along(
+        self, sampling: DiffusionSampling, denoise: Denoiser, x: torch.Tensor, steps: Ladder, keys_B: torch.Tensor
+    ) -> torch.Tensor:
+        process = self.process
+        if sampling.sampler == "ddim":
+            return ddim(process, denoise, x, steps, keys_B, sampling.eta)
+        if sampling.sampler == "ancestral":
+            return ancestral(process, denoise, x, steps, keys_B)
+        if sampling.sampler == "consistency":
+            return consistency(process, consistent(process, denoise), x, steps, keys_B)
+        without_keys: dict[str, Any] = {"dpm_solver_2m": dpm_solver_2m, "dpm_solver_2s": dpm_solver_2s, "heun": heun}
+        return without_keys[sampling.sampler](process, denoise, x, steps)
+
+
+def _reached(steps: Ladder, time: float) -> int:
+    """How many steps begin before, that is at a larger time than, `time`."""
+    return min(int((steps.times > time).sum()), len(steps.times) - 1)

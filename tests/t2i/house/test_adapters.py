@@ -1,0 +1,156 @@
+"""ControlNet's way, small: skips that depend on x and t, mixed with LoRA inside a frozen base."""
+
+import copy
+import tempfile
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from infra.train import checkpoint
+from infra.train.engine import PlainEngine
+from infra.train.loop import TrainConfig, train
+from t2i.adapters.learner import Adapted
+from t2i.adapters.lora import LoRA
+from t2i.conditions.hearing import Conditions
+from t2i.conditions.labels import LabelConfig
+from t2i.diffusion.prior import DiffusionPrior, DiffusionSampling
+from t2i.diffusion.process import Process
+from t2i.diffusion.schedules import Flow
+from t2i.nn.weights import begins, constant
+from t2i.protocol import Asked, Space, Told
+from tests.infra.train import toy
+from tests.t2i.house.spot import Net, Spot, asker, falls, moments, normal, trained
+
+LABEL = LabelConfig(labels=("left", "right"), drop=0.1)
+SPACE, WIDTH = Space((2,)), 64
+MEANS = np.array([[-1.0, 0.0], [1.0, 0.0]])
+
+
+def base_data(rows, draw):
+    label = rows % 2
+    values = MEANS[label] + 0.5 * normal(rows, 0, 2)
+    return {"values": values.astype(np.float32), "label": label.astype(np.int64), "dropped_label": draw("drop") < 0.1}
+
+
+def base_prior():
+    conditions = Conditions((LABEL,), WIDTH, SPACE, {"vector"})
+    network = Net(2, hears=("vector", "skips"))
+    return DiffusionPrior(network, Process(schedule=Flow(), prediction="velocity"), SPACE, conditions)
+
+
+def base_spot():
+    return Spot(base_prior, base_data)
+
+
+class Control(nn.Module):
+    """A copy of the network's first layers that sees a hint, and a layer that begins at zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.hint = nn.Linear(2, WIDTH)
+        self.copy = Net(2)
+        self.leave = begins(nn.Linear(WIDTH, WIDTH), weight=constant(0.0), bias=constant(0.0))
+
+    def attach(self, prior):
+        self._originals = tuple(prior.network.parameters())  # before anything is injected
+        prior.attach(self)
+
+    def begin(self, prior):
+        for mine, original in zip(self.copy.parameters(), self._originals, strict=True):
+            mine.copy_(original)
+
+    def hear(self, x, t, told, batch):
+        inner = self.copy
+        waves = t[:, None] * 2.0 ** torch.arange(8)
+        seen = inner.enter(torch.cat([x, waves.sin(), waves.cos()], dim=1)) + inner.tell(told.vector)
+        return Told(skips=(self.leave(torch.relu(seen + self.hint(batch["hint"]))),))
+
+
+def adapter_data(rows, draw):
+    """x lies at the hint, whatever the label."""
+    hint = normal(rows, 1, 2) * 0.7
+    return {**base_data(rows, draw), "hint": hint, "values": (hint + 0.15 * normal(rows, 2, 2)).astype(np.float32)}
+
+
+@pytest.fixture(scope="module")
+def base():
+    prior, _ = trained(base_spot(), steps=200)
+    return prior.state_dict()
+
+
+def adapted(state, adapters=None):
+    prior = base_prior()
+    prior.load_state_dict(state)
+    return Adapted(prior, [Control(), LoRA(["middle", "enter"], rank=4)] if adapters is None else adapters)
+
+
+def batch_of(rows=6):
+    numbers = np.arange(rows)
+    arrays = adapter_data(numbers, lambda salt: np.full(rows, 0.5))
+    batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return batch | {"weight": torch.ones(rows), "noise_key": torch.arange(rows), "step": torch.tensor(0)}
+
+
+def test_it_begins_as_the_base_to_the_bit(base):
+    plain = base_prior()
+    plain.load_state_dict(base)
+    (update,) = Spot(lambda: adapted(base), adapter_data).updates()
+    assert torch.equal(update.module(batch_of())["error"], plain(batch_of())["error"])
+    update.module(batch_of())["error"].backward()
+    gradients = {name: parameter.grad for name, parameter in update.module.named_parameters()}
+    assert gradients["adapters.0.leave.weight"].abs().max() > 0
+    assert gradients["adapters.0.hint.weight"].abs().max() == 0  # behind the zeros
+    assert all(gradients[name] is None for name in gradients if "base_layer" in name)
+    copied = update.module.adapters[0].copy.enter.weight
+    assert torch.equal(copied, base["network.enter.weight"])
+
+
+def test_it_learns_the_hint_and_its_checkpoint_is_small(base):
+    spot = Spot(lambda: adapted(base), adapter_data)
+    config, losses = TrainConfig(steps=300, batch=128, log_every_steps=10, save_every_steps=150), toy.Losses()
+    with tempfile.TemporaryDirectory() as folder:
+        train(spot, toy.feed(config, 0, 1, 1, spot), PlainEngine, 1, config, folder, losses)
+        saved = checkpoint.Checkpoint(checkpoint.newest(folder))
+        names = [name.removeprefix("adapter/w/") for name in saved.names if name.startswith("adapter/w/")]
+        assert not [name for name in names if name.startswith("base.") and "lora" not in name]
+        assert [name for name in names if "lora_B" in name]
+        again, (update,) = toy.Losses(), spot.updates()
+        more = TrainConfig(steps=310, batch=128, log_every_steps=10, save_every_steps=310)
+        train(spot, toy.feed(more, 0, 1, 1, spot), PlainEngine, 1, more, folder, again)
+        state = checkpoint.Checkpoint(checkpoint.newest(folder))
+        with torch.no_grad():
+            for name, parameter in update.module.named_parameters():
+                if f"adapter/w/{name}" in state:
+                    parameter.copy_(state[f"adapter/w/{name}"])
+    assert falls(losses, "adapter/error", to=0.7)
+    assert again[-1]["adapter/error"] < 0.7 * losses[0]["adapter/error"]
+    module = update.module.eval()
+    held = {name.replace(".base_layer", ""): value for name, value in module.base.state_dict().items()}
+    assert all(torch.equal(held[name], value) for name, value in base.items())  # what is frozen did not move
+    hint = torch.tensor([[0.5, -0.6]]).expand(800, -1)
+    asked = asker(LABEL)({"class_label": ["left"] * 800}, list(range(800)))
+    drawn = module.base.sample(
+        Asked(800, {**asked.batch, "hint": hint}), list(range(800)), DiffusionSampling(steps=15, sampler="heun")
+    )
+    mean, covariance = moments(drawn)
+    torch.testing.assert_close(mean, hint[0].double(), rtol=0, atol=0.15)
+    assert covariance.diagonal().sqrt().max() < 0.35 < MEANS[1, 0]
+
+
+def test_adapters_add_up_in_any_order_up_to_rounding(base):
+    """Two controls, attached one after the other or the other way round."""
+    controls = [Control(), Control()]
+    for control in controls:
+        nn.init.normal_(control.leave.weight, std=0.1)
+    said = []
+    for order in (controls, controls[::-1]):
+        prior = adapted(base, [copy.deepcopy(each) for each in order]).base
+        said.append(prior.denoise(torch.ones(6, 2), torch.full((6,), 0.5), prior.conditions(batch_of()), batch_of())[0])
+    torch.testing.assert_close(*said, rtol=0, atol=1e-5)
+
+
+def test_layers_that_are_not_there_are_told(base):
+    with pytest.raises(ValueError, match="arget modules"):
+        adapted(base, [LoRA(["nowhere"])])
