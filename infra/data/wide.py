@@ -58,11 +58,15 @@ def sides(schema: pa.Schema) -> dict[str, Side]:
 
 
 def side_of(field: pa.Field) -> Side | None:
-    """What a field says of its side file; ValueError where that leads out of the artifact."""
+    """What a field says of its side file; ValueError where that makes no sense, or leads out of the artifact."""
     told = (field.metadata or {}).get(MARK)
     if told is None:
         return None
-    side = Side(**json.loads(told))
+    try:
+        side = Side(**json.loads(told))
+        _ = side.kind
+    except (TypeError, ValueError, pa.ArrowException) as error:
+        raise ValueError(f"The column {field.name!r} does not say where its values lie: {error}.") from None
     if "/" in side.file or side.file.startswith("."):
         raise ValueError(f"The column {field.name!r} names {side.file!r} as its side file, which is no plain name.")
     return side

@@ -49,13 +49,17 @@ class Plan(ABC):
     def share(self, start: int, stop: int, rank: int, world: int, padded: int) -> tuple[Rows, np.ndarray]:
         """What `rank` of `world` computes of steps [start, stop): its rows, `padded` a step, and weights (1 or 0).
 
-        The global batch is cut into `world` runs of ceil(batch / world) rows; places left over hold a row at weight 0.
+        The global batch is cut into `world` runs of ceil(batch / world) rows; places left over hold a row at weight 0,
+        one that is the rank's anyway where it has any, so that nothing is read for its sake.
         """
         size = -(-self.batch // world)
         assert padded >= size
         local = rank * size + np.arange(padded)
         mine = (np.arange(padded) < size) & (local < self.batch)
-        index = np.where(mine, local, 0)[None, :] + (np.arange(stop - start) * self.batch)[:, None]
+        index = (
+            np.where(mine, local, min(rank * size, self.batch - 1))[None, :]
+            + (np.arange(stop - start) * self.batch)[:, None]
+        )
         picked = self.steps(start, stop)[index.ravel()]
         return picked, picked.weight * np.tile(mine.astype(np.float32), stop - start)
 

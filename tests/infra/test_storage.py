@@ -30,6 +30,7 @@ def test_what_is_written_is_read(place):
     assert storage.read_bytes(url, 8) == b"89"
     assert storage.read_bytes(url, 8, 100) == b"89"
     assert storage.read_bytes(url, 8, 0) == b""
+    assert storage.read_bytes(url, 11, 5) == storage.read_bytes(url, 10, 5) == b""  # behind the end there is nothing
     with storage.open_read(url) as file:
         file.seek(5)
         assert file.read(2) == b"56"

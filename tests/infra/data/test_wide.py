@@ -3,6 +3,7 @@
 import json
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -193,6 +194,32 @@ def test_a_shard_that_names_a_file_elsewhere_is_not_read(tmp_path):
     pq.write_table(table, url)
     with pytest.raises(ValueError, match=r"'features' names '../../secret' as its side file"):
         ShardReader([str(tmp_path)], "000000")
+
+
+def test_any_changed_byte_is_found_and_its_shard_named(tmp_path):
+    """Also one of what a column says of its side file."""
+    artifact = str(tmp_path)
+    record = write(artifact, {"features": features(3), "image": [bytes(5000), None, b"x"]}, wide.LEAST)
+    Ledger(artifact).close()
+    generator = np.random.default_rng(0)
+    urls = [shard_url(artifact, "000000"), *(f"{artifact}/wide/{file}" for file in record["wide"])]
+    assert len(urls) == 2, "two values of a byte and of 5,000 are small on average"
+    for url in urls:
+        data = storage.read_bytes(url)
+        for place in generator.choice(len(data), 400, replace=False).tolist():
+            Path(url).write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :])
+            found = list(verify_shards(artifact, [], {}))
+            assert found, place
+            assert all(told.startswith("shard 000000 ") for told in found)
+        Path(url).write_bytes(data)
+    assert faults(artifact) == ""
+
+
+@pytest.mark.parametrize("changed", [{"dtype": "imt64"}, {"dtype": "O"}, {"sise": 1}])
+def test_a_column_that_does_not_say_where_its_values_lie_is_a_sentence(changed):
+    told = json.dumps({"file": "features-0", "dtype": "uint8", "size": 1, "sha256": ""} | changed)
+    with pytest.raises(ValueError, match="'features' does not say where its values lie"):
+        wide.side_of(pa.field("features", wide.PLACE, metadata={wide.MARK: told}))
 
 
 def test_a_shard_is_there_only_with_its_side_files(tmp_path, monkeypatch):

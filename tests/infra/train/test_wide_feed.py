@@ -65,13 +65,13 @@ def write(artifact, least=wide.LEAST):
     return artifact
 
 
-def workers(task, artifact, world, epochs=1):
-    """The batches of each worker over some epochs, without Ray, an epoch a chunk."""
+def workers(task, artifact, world, epochs=1, padding=0):
+    """The batches of each worker, without Ray, an epoch a chunk; of a step `padding` rows or more have weight 0."""
     counts = count_rows([artifact], task.where, task.where_reads)
     plan = BatchPlan(list(counts.values()), BATCH, 0, 2)
     steps = plan.rows_per_epoch * epochs // BATCH
     for rank in range(world):
-        feed = Feed(task, [artifact], list(counts), plan, steps, rank, world, BATCH // world, 1)
+        feed = Feed(task, [artifact], list(counts), plan, steps, rank, world, BATCH // world + padding, 1)
         work = prepare.Prepare(task, [artifact], 0, feed.rows, 0, feed.key)
         yield [batch for chunk in feed.chunks(0, steps, steps // epochs) for batch in work.batches(chunk)]
 
@@ -163,6 +163,25 @@ def requests_to_s3(monkeypatch):
 
     monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", count)
     return calls
+
+
+@pytest.mark.timeout(120)
+def test_ray_gives_what_was_picked(ray_cluster, tmp_path):
+    artifact = write(f"{tmp_path}/a")
+    plan = BatchPlan([ROWS] * SHARDS, BATCH, 0, 2)
+    feed = Feed(Drawn(), [artifact], [f"{shard:06d}" for shard in range(SHARDS)], plan, 2, 0, 1, BATCH, 1)
+    (wanted,) = workers(Drawn(), artifact, 1)
+    for (found,), batch in zip(feed(0), wanted, strict=True):
+        assert all(np.array_equal(found[name], batch[name]) for name in batch)
+
+
+def test_rows_that_fill_a_batch_are_not_read_for_its_sake(tmp_path, monkeypatch):
+    artifact = write(f"{tmp_path}/a")
+    _, size, _ = needed()
+    counter = Counter(monkeypatch)
+    for batches in workers(Drawn(), artifact, 64, padding=1):
+        assert all(batch["weight"].tolist() == [1, 1, 0] for batch in batches)
+    assert counter.bytes == size
 
 
 def test_without_side_files_an_epoch_reads_many_times_as_much(tmp_path, monkeypatch):
