@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from captioner.provenance import identify
 from infra import storage
 from infra.artifact import Planned
+from infra.cache import cached
 from infra.cluster import Cluster, connect
 from infra.config import to_dict
 from infra.data.ahead import ahead
@@ -100,7 +102,8 @@ def encode_text(
         _write_null(config.encoder, storage.join(out, NULL))
     connect(cluster)
     counts = run_stages([stage], inputs, out, batch_size=config.batch, actors=cluster.actors, report=report)
-    weights = identify(config.encoder.model, config.encoder.revision)
+    with cached(config.encoder.model) if "://" in config.encoder.model else nullcontext(config.encoder.model) as local:
+        weights = identify(local, config.encoder.revision) | {"model": config.encoder.model}
     return counts | {
         "name": config.name,
         "encoder": to_dict(config.encoder),

@@ -6,14 +6,17 @@ Shapes: B texts, S tokens, E width of the features, P width of a pooled vector.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+
+# A local path of what lies at an address, for as long as it is read. `t2i/priors/task.py` says how s3:// comes here.
+fetched: Callable[[str], AbstractContextManager[str]] = nullcontext
 
 CLIP, T5 = "clip", "t5"
 KINDS = {"clip": CLIP, "clip_text_model": CLIP, "t5": T5}  # by a config's model_type
@@ -31,7 +34,9 @@ class TextEncoderConfig:
     Stable Diffusion 3 T5 with `masked=False`; PixArt and DeepFloyd take T5 as it stands here.
     """
 
-    model: str = ""  # a folder, or a hub's name, after which a folder may follow (owner/name/text_encoder)
+    model: str = (
+        ""  # a folder, also on s3://, or a hub's name, after which a folder may follow (owner/name/text_encoder)
+    )
     tokenizer: str = ""  # likewise, where it lies elsewhere (owner/name/tokenizer)
     revision: str = ""  # of a model from a hub: a branch, a tag, or best a commit
     length: int = 0  # tokens of a text, at most, with those that open and close it; 0: all that the encoder takes
@@ -74,8 +79,7 @@ def sizes_of(config: TextEncoderConfig) -> Sizes:
     """The sizes; FileNotFoundError where there is no encoder, ValueError where it is none or cannot be used so."""
     import transformers
 
-    name, folder = _place(config.model)
-    with _told(config.model):
+    with _at(config.model) as (name, folder):
         found: Any = transformers.AutoConfig.from_pretrained(
             name, **folder, revision=config.revision or None, trust_remote_code=False
         )
@@ -189,8 +193,10 @@ def _model(config: TextEncoderConfig, kind: str) -> Any:
 
     whole = "CLIPTextModelWithProjection" if config.pooled == "projected" else "CLIPTextModel"
     found: Any = getattr(transformers, whole if kind == CLIP else "T5EncoderModel")
-    name, folder = _place(config.model)
-    with _told(config.model), _quiet():  # of a whole CLIP, or one with a projection, some weights are not wanted
+    with (
+        _at(config.model) as (name, folder),
+        _quiet(),
+    ):  # of a whole CLIP, or one with a projection, some weights are not wanted
         model, report = found.from_pretrained(
             name,
             **folder,
@@ -210,8 +216,7 @@ def _model(config: TextEncoderConfig, kind: str) -> Any:
 def _tokenizer(config: TextEncoderConfig) -> Any:
     import transformers
 
-    name, folder = _place(config.tokenizer or config.model)
-    with _told(config.tokenizer or config.model):
+    with _at(config.tokenizer or config.model) as (name, folder):
         return transformers.AutoTokenizer.from_pretrained(
             name, **folder, revision=config.revision or None, trust_remote_code=False
         )
@@ -242,10 +247,11 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _told(named: str) -> Iterator[None]:
-    """What transformers says of a missing file, in our words."""
-    try:
-        yield
-    except OSError as error:
-        said = str(error).strip().split("\n")[0][:300]
-        raise FileNotFoundError(f"There is no text encoder at {named}, or it lacks a file: {said}") from error
+def _at(named: str) -> Iterator[tuple[str, Mapping[str, str]]]:
+    """What transformers finds a model by; what it says of a missing file is told in our words."""
+    with fetched(named) if "://" in named else nullcontext(named) as local:
+        try:
+            yield _place(local)
+        except OSError as error:
+            said = str(error).strip().split("\n")[0][:300]
+            raise FileNotFoundError(f"There is no text encoder at {named}, or it lacks a file: {said}") from error

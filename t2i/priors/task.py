@@ -19,6 +19,7 @@ from infra.train.draw import pick, uniforms
 from infra.train.optim import OptimConfig
 from infra.train.task import Draw, Update
 from t2i.captions import choose_styles
+from t2i.conditions import encoders
 from t2i.conditions.codes import CodesConfig
 from t2i.conditions.hearing import DROPPED
 from t2i.conditions.labels import LabelConfig
@@ -49,6 +50,8 @@ ConditionKind = (
     | EdgesConfig
     | HoleConfig
 )
+
+encoders.fetched = cache.cached  # text encoders on s3://, once a node
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -179,6 +179,17 @@ def test_a_cut_step_goes_on(here, store, made, folders, monkeypatch, place):
     assert artifact.manifest["files"][NULL] == whole.manifest["files"][NULL]
 
 
+def test_an_encoder_lies_on_s3(here, store, made, folders, s3):
+    config = config_of(folders["clip"])
+    storage.upload(folders["clip"], f"{s3}/clip")
+    away = replace(config, encoder=replace(config.encoder, model=f"{s3}/clip"))
+    artifact, whole = store.step(encode_text, away, *made), store.step(encode_text, config, *made)
+    assert artifact.records() == whole.records()
+    assert artifact.summary["weights"] == whole.summary["weights"] | {"model": f"{s3}/clip"}
+    with pytest.raises(FileNotFoundError):
+        look(replace(away, encoder=replace(away.encoder, model=f"{s3}/none")), *made)
+
+
 @pytest.mark.long
 def test_actors_encode(ray_cluster, store, made, folders, tmp_path):
     artifact = store.step(encode_text, config_of(folders["clip"]), *made)
