@@ -19,7 +19,7 @@ from infra.data.run import run_stages
 from infra.data.shards import ShardReader, joined_names
 from infra.metrics import Report
 from infra.store import Artifact, by_shard, step
-from t2i.conditions.encoders import TextEncoder, TextEncoderConfig, sizes_of, tokens_of
+from t2i.conditions.encoders import TextEncoder, TextEncoderConfig, place_of, sizes_of, tokens_of
 from t2i.conditions.text_features import save_null, sizes_told
 from t2i.priors.task import ALT, ALTS
 from t2i.stages import EncodeText, cut_column, texts_of
@@ -103,7 +103,7 @@ def encode_text(
     connect(cluster)
     counts = run_stages([stage], inputs, out, batch_size=config.batch, actors=cluster.actors, report=report)
     with cached(config.encoder.model) if "://" in config.encoder.model else nullcontext(config.encoder.model) as local:
-        weights = identify(local, config.encoder.revision) | {"model": config.encoder.model}
+        weights = identify(place_of(local)[0], config.encoder.revision) | {"model": config.encoder.model}
     return counts | {
         "name": config.name,
         "encoder": to_dict(config.encoder),

@@ -34,10 +34,8 @@ class TextEncoderConfig:
     Stable Diffusion 3 T5 with `masked=False`; PixArt and DeepFloyd take T5 as it stands here.
     """
 
-    model: str = (
-        ""  # a folder, also on s3://, or a hub's name, after which a folder may follow (owner/name/text_encoder)
-    )
-    tokenizer: str = ""  # likewise, where it lies elsewhere (owner/name/tokenizer)
+    model: str = ""  # a folder, local or s3://, or a hub's name and perhaps a folder: owner/name/text_encoder
+    tokenizer: str = ""  # likewise, where it lies elsewhere: owner/name/tokenizer
     revision: str = ""  # of a model from a hub: a branch, a tag, or best a commit
     length: int = 0  # tokens of a text, at most, with those that open and close it; 0: all that the encoder takes
     masked: bool | None = None  # whether padding is hidden, from the encoder and from who hears it; None: T5's alone
@@ -193,10 +191,7 @@ def _model(config: TextEncoderConfig, kind: str) -> Any:
 
     whole = "CLIPTextModelWithProjection" if config.pooled == "projected" else "CLIPTextModel"
     found: Any = getattr(transformers, whole if kind == CLIP else "T5EncoderModel")
-    with (
-        _at(config.model) as (name, folder),
-        _quiet(),
-    ):  # of a whole CLIP, or one with a projection, some weights are not wanted
+    with _at(config.model) as (name, folder), _quiet():  # not all weights of a whole CLIP are wanted
         model, report = found.from_pretrained(
             name,
             **folder,
@@ -216,13 +211,15 @@ def _model(config: TextEncoderConfig, kind: str) -> Any:
 def _tokenizer(config: TextEncoderConfig) -> Any:
     import transformers
 
-    with _at(config.tokenizer or config.model) as (name, folder):
+    named = config.tokenizer or config.model
+    revision = config.revision if place_of(named)[0] == place_of(config.model)[0] else ""
+    with _at(named) as (name, folder):
         return transformers.AutoTokenizer.from_pretrained(
-            name, **folder, revision=config.revision or None, trust_remote_code=False
+            name, **folder, revision=revision or None, trust_remote_code=False
         )
 
 
-def _place(named: str) -> tuple[str, Mapping[str, str]]:
+def place_of(named: str) -> tuple[str, Mapping[str, str]]:
     """A folder, or the name of a hub's repository and the folder in it."""
     parts = named.split("/")
     if os.path.isdir(named) or len(parts) < 3 or parts[0] in ("", ".", "..", "~"):
@@ -251,7 +248,7 @@ def _at(named: str) -> Iterator[tuple[str, Mapping[str, str]]]:
     """What transformers finds a model by; what it says of a missing file is told in our words."""
     with fetched(named) if "://" in named else nullcontext(named) as local:
         try:
-            yield _place(local)
+            yield place_of(local)
         except OSError as error:
             said = str(error).strip().split("\n")[0][:300]
             raise FileNotFoundError(f"There is no text encoder at {named}, or it lacks a file: {said}") from error

@@ -6,7 +6,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t2i.conditions.encoders import TextEncoder, TextEncoderConfig, sizes_of, tokens_of
+from t2i.conditions.encoders import TextEncoder, TextEncoderConfig, place_of, sizes_of, tokens_of
 from tests.t2i.conditions import tiny
 
 pytestmark = pytest.mark.family("encoder")
@@ -125,12 +125,10 @@ def test_bf16_is_near(folders):
         assert (exact - rounded).abs().mean() < 0.05 * exact.abs().mean()
 
 
-def test_names_of_a_hub_may_have_a_folder(monkeypatch):
-    from t2i.conditions.encoders import _place
-
-    assert _place("owner/name") == ("owner/name", {})
-    assert _place("owner/name/text_encoder") == ("owner/name", {"subfolder": "text_encoder"})
-    assert _place("./a/b/c") == ("./a/b/c", {})
+def test_names_of_a_hub_may_have_a_folder():
+    assert place_of("owner/name") == ("owner/name", {})
+    assert place_of("owner/name/text_encoder") == ("owner/name", {"subfolder": "text_encoder"})
+    assert place_of("./a/b/c") == ("./a/b/c", {})
 
 
 def test_what_cannot_be_is_told(folders, tmp_path):
