@@ -94,7 +94,8 @@ class Step:
     """A function from a config and artifacts to a folder and its summary; `version` rises when its result changes.
 
     A step that makes each shard by itself says of what (`shards`, see `infra/data/growth.py`): of the artifact at a
-    path, or of one to be made now.
+    path, or of one to be made now. One with more to say in a plan than whether it will run has lines of it (`told`):
+    of its artifact, or of one that is not made yet.
     """
 
     work: Callable[..., dict[str, Any]]
@@ -102,6 +103,7 @@ class Step:
     key: Callable[[Any], Any] | None
     shards: Callable[[Any, Sequence[Artifact], str | None], Pieces] | None = None
     listed: str = ""  # the field of the config that says no more than which shards there are
+    told: Callable[[Any, Sequence[Artifact], Artifact | None], list[str]] | None = None
 
     @property
     def name(self) -> str:
@@ -136,9 +138,10 @@ def step(
     key: Callable[[Any], Any] | None = None,
     shards: Callable[[Any, Sequence[Artifact], str | None], Pieces] | None = None,
     listed: str = "",
+    told: Callable[[Any, Sequence[Artifact], Artifact | None], list[str]] | None = None,
 ) -> Callable[[Callable], Step]:
     """Make a Step of `work(config, *artifacts, out, cluster, report) -> summary`.
 
     `key(config)` adds what the config does not say to the artifact's id, as the listing of a corpus.
     """
-    return lambda work: Step(work, version, key, shards, listed)
+    return lambda work: Step(work, version, key, shards, listed, told)

@@ -130,6 +130,7 @@ class Plan:
     def __init__(self, root: str) -> None:
         self.root = storage.absolute(root)
         self.lines: list[tuple[str, str, str]] = []  # step, id, "done" or the reason to run
+        self.told: dict[str, list[str]] = {}  # by id, what a step says besides
 
     def step(self, work: Step, config: Any, *inputs: Artifact) -> Artifact:
         """Note whether `work(config, *inputs)` is done; returns what stands for its artifact."""
@@ -141,11 +142,14 @@ class Plan:
         reason = self._reason(path, work, made_of)
         if reason == "done":
             self.lines.append((work.name, identity, reason))
-            return Artifact.open(path)
+            made = Artifact.open(path)
+            self.told[identity] = work.told(config, inputs, made) if work.told else []
+            return made
         wanted, found = look(work, config, inputs, path)
         if found:
             reason += f"; {len(wanted) - len(found)} of {len(wanted)} shards are new"
         self.lines.append((work.name, identity, reason))
+        self.told[identity] = work.told(config, inputs, None) if work.told else []
         foreseen = {name: found[name].record if name in found else None for name in wanted} if work.shards else None
         return Planned(path, made_of, foreseen)
 

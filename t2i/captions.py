@@ -29,7 +29,14 @@ def shares(
 def choose(
     captions: Mapping[str, Sequence[str | None]], weights: Mapping[str, float | np.ndarray], uniforms: np.ndarray
 ) -> list[str]:
-    """One caption a row, drawn by its weights (DALL-E 3, Betker et al. 2023, section 2: blended as rows are sampled).
+    """One caption a row: that of the style that `choose_styles` draws."""
+    return [captions[style][row] or "" for row, style in enumerate(choose_styles(captions, weights, uniforms))]
+
+
+def choose_styles(
+    captions: Mapping[str, Sequence[str | None]], weights: Mapping[str, float | np.ndarray], uniforms: np.ndarray
+) -> list[str]:
+    """One style a row, drawn by its weights (DALL-E 3, Betker et al. 2023, section 2: blended as rows are sampled).
 
     `uniforms` are (B,) numbers in [0, 1) keyed by (seed, epoch, sample id); nothing else enters, so the blend is the
     same whatever the batch, the order or the number of workers. Raises ValueError for a row that has no caption.
@@ -46,4 +53,4 @@ def choose(
     last = len(styles) - 1 - np.argmax(np.stack([columns[style] for style in reversed(styles)]) > 0, axis=0)
     # Rounding may leave the last bound a hair under 1, and no row may fall to a style that it lacks.
     picks = np.minimum((upper <= uniforms).sum(axis=0), last)
-    return [captions[styles[pick]][row] or "" for row, pick in enumerate(picks.tolist())]
+    return [styles[pick] for pick in picks.tolist()]

@@ -25,6 +25,7 @@ READ = (
     "samples",
     "hashes",
     "verdicts",
+    "more",
     "path",
     "paths",
 )

@@ -17,13 +17,16 @@ from workflows.caption_with import caption_with
 from workflows.corpora.shapes import ShapesConfig
 from workflows.deduplicate import deduplicate, hash_images
 from workflows.direct import DirectOptions
+from workflows.encode_text import encode_text
 from workflows.examine import examine
 from workflows.export import ExportOptions
 from workflows.ingest import IngestConfig
 from workflows.text_to_image import STEPS, Recipe
 
 STORE = "runs"
-WORK: dict[str, Step] = {work.name: work for work in (*STEPS, caption_with, hash_images, deduplicate, examine)}
+WORK: dict[str, Step] = {
+    work.name: work for work in (*STEPS, encode_text, caption_with, hash_images, deduplicate, examine)
+}
 ONE_KIND = (tyro.conf.AvoidSubcommands,)  # a field of several types keeps that of its default
 _FLAT = tyro.conf.arg(name="")  # its fields are options of the command itself
 

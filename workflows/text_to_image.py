@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
+from infra.config import setting
 from infra.data.fitting import bucket_name
 from infra.store import Artifact, Plan, Store
 from t2i.priors.task import check_sizes
 from workflows.encode import EncodeConfig, encode
+from workflows.encode_text import EncodeTextConfig, encode_text
 from workflows.evaluate import ReportConfig, evaluate
 from workflows.ingest import IngestConfig, ingest
 from workflows.mix import MixConfig, mix
@@ -32,6 +34,8 @@ class Recipe:
     prior: TrainPriorConfig
     sample: SampleConfig
     report: ReportConfig
+    # Features of frozen text encoders, an artifact each, where the prior hears them.
+    text_features: tuple[EncodeTextConfig, ...] = setting((), since="0.2")
 
     def __post_init__(self) -> None:
         check_sizes(self.prior.model, [bucket_name(size) for size in self.corpus.sizes])
@@ -45,6 +49,7 @@ def run(recipe: Recipe, store: Store | Plan) -> Artifact:
     mixture = store.step(mix, recipe.mix, images, captions)
     tokenizer = store.step(train_tokenizer, recipe.tokenizer, images)
     codes = store.step(encode, recipe.codes, images, tokenizer)
-    prior = store.step(train_prior, recipe.prior, mixture, codes, tokenizer)
+    features = [store.step(encode_text, each, images, captions) for each in recipe.text_features]
+    prior = store.step(train_prior, recipe.prior, mixture, codes, tokenizer, *features)
     samples = store.step(sample, recipe.sample, mixture, prior, tokenizer)
     return store.step(evaluate, recipe.report, images, captions, captioner, tokenizer, prior, samples)

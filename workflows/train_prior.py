@@ -1,20 +1,22 @@
 """Train a text-to-image prior: the probability of an image's codes, given one of its captions."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from infra import storage
 from infra.cluster import Cluster
-from infra.config import setting
+from infra.config import from_dict, setting
 from infra.data.shards import ShardReader, joined_names
 from infra.metrics import Report
 from infra.store import Artifact, step
 from infra.train.fit import Training, fit
 from infra.train.loop import TrainConfig
 from infra.train.optim import OptimConfig
+from t2i.conditions.encoders import TextEncoderConfig
 from t2i.conditions.labels import LabelConfig
 from t2i.conditions.layout import LayoutConfig
+from t2i.conditions.text_features import FeatureSizes, TextFeaturesConfig, null_file
 from t2i.conditions.words import WordsConfig
 from t2i.priors.autoregressive import AutoregressiveConfig
 from t2i.priors.task import (
@@ -31,6 +33,7 @@ from t2i.priors.task import (
 from t2i.protocol import Space
 from t2i.task import TRAIN
 from t2i.vocabulary import FILE, TextVocabulary
+from workflows.encode_text import NULL, anchored
 from workflows.splits import demand_rows
 from workflows.train_tokenizer import losses_of
 
@@ -49,7 +52,7 @@ class TrainPriorConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     seed: int = 0  # of the first weights
     # What the prior is told; None: words of an own vocabulary, as the fields above say.
-    conditions: tuple[ConditionKind, ...] | None = setting(None, since="0.2")
+    conditions: tuple[ConditionKind, ...] | None = setting(None, since="0.2", was=WordsConfig)
 
     def __post_init__(self) -> None:
         if self.vocabulary_size < 64 or self.text_length < 1:
@@ -71,18 +74,33 @@ def train_prior(
     mixture: Artifact,
     codes: Artifact,
     tokenizer: Artifact,
-    *,
+    *more: Artifact,
     out: str,
     cluster: Cluster,
     report: Report,
 ) -> dict[str, Any]:
-    """Train a prior on the captions of a mixture and the codes of the same images."""
+    """Train a prior on the captions of a mixture and the codes of the same images.
+
+    `more` are features of these captions by frozen text encoders, which are then not computed again, and codes of the
+    images by other tokenizers, in columns of their own.
+    """
     check_sizes(config.model, list(codes.summary.get("grids", ())))
+    other = [each for each in more if each.step == "encode"]
+    features = _features(mixture, [each for each in more if each not in other])
     inputs = _inputs(mixture, codes, tokenizer)
+    inputs += [*_other_codes(codes, other), *(each.path for each in features.values())]
     demand_rows(mixture.inputs[0])
     styles = tuple(style for style, weight in mixture.manifest["config"]["weights"].items() if weight > 0)
     folder = storage.join(out, "vocabulary")
-    told = tuple(_resolved(each, inputs, styles, config.vocabulary_rows, folder) for each in config.told)
+    told = tuple(
+        _with_features(each, features, styles, folder)
+        if isinstance(each, TextFeaturesConfig)
+        else _resolved(each, inputs, styles, config.vocabulary_rows, folder)
+        for each in config.told
+    )
+    if unheard := features.keys() - {each.name for each in told if isinstance(each, TextFeaturesConfig)}:
+        name = min(unheard)
+        raise ValueError(f"No condition of the prior hears the features '{name}' of {features[name].path}.")
     shape = PriorShape(
         model=config.model,
         space=Space(tuple(codes.summary["grid"]), codes=codes.summary["codebook_size"]),
@@ -95,6 +113,8 @@ def train_prior(
         optim=config.optim,
         text_weight=config.text_weight,
         seed=config.seed,
+        column=_column(codes),
+        cached=tuple(features),
     )
     figures = fit([Training(task, inputs, config.train, out)], cluster, report)
     sizes = [each.vocabulary_size for each in told if isinstance(each, WordsConfig)]
@@ -119,6 +139,64 @@ def _resolved(
         words = TextVocabulary.train(_captions(inputs, styles, rows), condition.vocabulary_size, condition.length)
         save_vocabulary(words, folder)
     return replace(condition, vocabulary_size=len(load_vocabulary(folder)))
+
+
+def _features(mixture: Artifact, more: Sequence[Artifact]) -> dict[str, Artifact]:
+    """Features of text encoders by name; ValueError where they are of other captions than those of the mixture."""
+    features: dict[str, Artifact] = {}
+    for each in more:
+        if each.step != "encode_text":
+            raise ValueError(f"{each.path} was made by {each.step}; a prior takes what encode and encode_text made.")
+        name = each.summary["name"]
+        if name in features:
+            raise ValueError(f"{features[name].path} and {each.path} are both called '{name}'.")
+        if [one.id for one in each.inputs] != [one.id for one in mixture.inputs[:2]]:
+            raise ValueError(
+                f"{each.path} are features of other captions than those of the mixture {mixture.path}: "
+                f"encode {mixture.inputs[1].path}."
+            )
+        features[name] = each
+    return features
+
+
+def _other_codes(codes: Artifact, other: Sequence[Artifact]) -> list[str]:
+    """Codes by other tokenizers; ValueError where they are of other images, or two lie in one column."""
+    columns = [_column(codes)]
+    for each in other:
+        if each.inputs[0].id != codes.inputs[0].id:
+            raise ValueError(f"{each.path} are codes of other images than {codes.path}.")
+        if _column(each) in columns:
+            raise ValueError(
+                f"Codes of two tokenizers lie in the column '{_column(each)}': encode one of them into a column of its "
+                "own, as --column map_codes does."
+            )
+        columns.append(_column(each))
+    return [each.path for each in other]
+
+
+def _column(codes: Artifact) -> str:
+    return codes.manifest["config"].get("column", "codes")
+
+
+def _with_features(
+    condition: TextFeaturesConfig, features: Mapping[str, Artifact], styles: tuple[str, ...], folder: str
+) -> TextFeaturesConfig:
+    """The condition with the encoder and the sizes of its features; their null is put into `folder`."""
+    found = features.get(condition.name)
+    if found is None:
+        return replace(condition, encoder=anchored(condition.asked)).resolved()
+    encoder = from_dict(TextEncoderConfig, found.summary["encoder"])
+    if condition.encoder is not None and anchored(condition.encoder) != encoder:
+        raise ValueError(
+            f"The condition '{condition.name}' and {found.path} name two encoders, {condition.encoder} and {encoder}. "
+            "Leave the condition's out."
+        )
+    if missing := [style for style in styles if style not in found.summary["styles"]]:
+        raise ValueError(
+            f"The mixture reads captions of the style '{missing[0]}', but {found.path} has no features of them."
+        )
+    storage.write_bytes(storage.join(folder, null_file(condition.name)), storage.read_bytes(found.url(NULL)))
+    return replace(condition, encoder=encoder, sizes=from_dict(FeatureSizes, found.summary["sizes"]))
 
 
 def _values(inputs: list[str], column: str) -> tuple[str, ...]:

@@ -71,7 +71,10 @@ def plan(arguments: list[str]) -> dict[str, Any]:
     text_to_image.run(options.recipe, drawn)
     for step, identity, reason in drawn.lines:
         print(f"{step:<16} {identity}  {'done' if reason == 'done' else 'RUN: ' + reason}")
-    return {"steps": [dict(zip(("step", "id", "reason"), line, strict=True)) for line in drawn.lines]}
+        for line in drawn.told[identity]:
+            print(f"{'':<16} {line}")
+    steps = [dict(zip(("step", "id", "reason"), line, strict=True)) for line in drawn.lines]
+    return {"steps": [each | ({"told": told} if (told := drawn.told[each["id"]]) else {}) for each in steps]}
 
 
 def show(arguments: list[str]) -> dict[str, Any]:

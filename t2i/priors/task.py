@@ -18,12 +18,14 @@ from infra.config import from_dict, setting, to_dict
 from infra.train.draw import pick, uniforms
 from infra.train.optim import OptimConfig
 from infra.train.task import Draw, Update
-from t2i.captions import choose
+from t2i.captions import choose_styles
+from t2i.conditions import encoders
 from t2i.conditions.codes import CodesConfig
 from t2i.conditions.hearing import DROPPED
 from t2i.conditions.labels import LabelConfig
 from t2i.conditions.layout import LayoutConfig
 from t2i.conditions.pictures import EdgesConfig, HoleConfig, MapConfig, SmallerConfig
+from t2i.conditions.text_features import TextFeaturesConfig
 from t2i.conditions.vectors import VectorConfig
 from t2i.conditions.words import WordsConfig
 from t2i.pixels import to_pixels
@@ -38,6 +40,7 @@ ALT, ALTS, SHARES = "alt", "captions_alt?", "weights_alt?"  # several alt texts 
 PriorConfig = AutoregressiveConfig  # or that of another prior: docs/adding-a-model.md
 ConditionKind = (
     WordsConfig
+    | TextFeaturesConfig
     | LabelConfig
     | VectorConfig
     | CodesConfig
@@ -48,6 +51,8 @@ ConditionKind = (
     | HoleConfig
 )
 
+encoders.fetched = cache.cached  # text encoders on s3://, once a node
+
 
 @dataclass(frozen=True, kw_only=True)
 class PriorShape:
@@ -55,7 +60,7 @@ class PriorShape:
 
     model: PriorConfig = setting(was=AutoregressiveConfig)
     space: Space
-    conditions: tuple[ConditionKind, ...]
+    conditions: tuple[ConditionKind, ...] = setting(was=WordsConfig)
 
     def build(self, folder: str = "") -> Any:
         """The prior, a module that follows `Prior`; its weights are still to be filled.
@@ -81,6 +86,7 @@ class PriorTask:
     text_weight: float = 1 / 7  # of the caption's loss against that of the codes, where the model learns it
     seed: int = 0
     column: str = "codes"  # of the values
+    cached: tuple[str, ...] = ()  # conditions whose features of every caption lie in columns
 
     where_reads: tuple[str, ...] = ("split", "keep")
     bucket: str | None = None
@@ -105,14 +111,20 @@ class PriorTask:
         weights = {"prior": {"text": self.text_weight}}
         return updates_of(self.shape.build(self.folder), {"prior": self.optim}, self.seed, weights)
 
-    def picks(self, rows: dict[str, list], draw: Draw) -> dict[str, list[str | None]]:
-        """Nothing: each row has codes of its own."""
-        return {}
+    def picks(self, rows: dict[str, list], draw: Draw) -> Mapping[str, Sequence[str | None]]:
+        """Of features of frozen text encoders those of the caption that a row hears."""
+        asked = [each for each in self.shape.conditions if each.name in self.cached]
+        heard = self._heard(rows, draw) if asked else []
+        picked: dict[str, list[str]] = {}
+        for condition in asked:
+            assert isinstance(condition, TextFeaturesConfig)
+            picked |= condition.picks(heard)
+        return picked
 
     def collate(self, rows: dict[str, list], draw: Draw) -> dict[str, np.ndarray]:
         """`values` (B, N) int64, the conditions' arrays, which of them are dropped, and a `noise_key` a row."""
         if any(CAPTION in condition.reads for condition in self.shape.conditions):
-            rows = {**rows, CAPTION: self._captions(rows, draw)}
+            rows = {**rows, CAPTION: self._captions(rows, self._heard(rows, draw))}
         arrays: dict[str, np.ndarray] = {"values": np.stack(rows[self.column], dtype=np.int64)}
         arrays["noise_key"] = (draw("noise") * 2.0**53).astype(np.int64)
         for condition, its_rows in zip(self.shape.conditions, _rows(self.shape.conditions, self.folder), strict=True):
@@ -130,14 +142,24 @@ class PriorTask:
             with storage.fetched(self.folder) as kept:
                 shutil.copytree(kept, folder, dirs_exist_ok=True)
 
-    def _captions(self, rows: Mapping[str, list], draw: Draw) -> list[str]:
+    def _heard(self, rows: Mapping[str, list], draw: Draw) -> list[tuple[str, int]]:
+        """The style of the caption that each row hears and, of several alt texts, the place of the one."""
         captions = {style: rows[f"caption_{style}"] for style in self.styles}
+        places = [0] * len(captions[self.styles[0]])
         if any(texts is not None for texts in rows.get(ALTS, ())):
             places = pick(rows[ALTS], draw(ALT), rows[SHARES])
-            drawn = zip(rows[ALTS], places, captions[ALT], strict=True)
-            captions[ALT] = [first if texts is None else texts[place] for texts, place, first in drawn]
+            captions[ALT] = self._captions(rows, [(ALT, place) for place in places])
         weights = {style: np.array(rows[f"weight_{style}"], dtype=np.float64) for style in self.styles}
-        return choose(captions, weights, draw("caption"))
+        styles = choose_styles(captions, weights, draw("caption"))
+        return [(style, place if style == ALT else 0) for style, place in zip(styles, places, strict=True)]
+
+    def _captions(self, rows: Mapping[str, list], heard: Sequence[tuple[str, int]]) -> list[str]:
+        """The texts of what rows hear."""
+        several = rows.get(ALTS) or [None] * len(heard)
+        return [
+            texts[place] if style == ALT and texts is not None else rows[f"caption_{style}"][row] or ""
+            for row, ((style, place), texts) in enumerate(zip(heard, several, strict=True))
+        ]
 
 
 def _salt(name: str) -> str:

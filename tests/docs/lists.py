@@ -7,6 +7,7 @@ INSTEAD = {
     "http://localhost:8000/v1": "SERVER",  # tests/captioner/backends/server.py; it refuses one caption with 400
     "Salesforce/blip-image-captioning-base": "BLIP",  # random weights: tests/captioner/backends/tiny.py
     "llava-hf/llava-1.5-7b-hf": "LLAVA",  # likewise
+    "google/t5-v1_1-large": "T5",  # likewise: tests/t2i/conditions/tiny.py
     "run demo": "run debug",  # trainings of six steps
     "{00000..00099}": "{00000..00001}",
     "--image-size 256 256": "--image-size 32 32",

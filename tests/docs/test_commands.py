@@ -16,6 +16,7 @@ from tests.captioner.backends import server, tiny
 from tests.docs.lists import ELSEWHERE, INSTEAD, NOT_RUN
 from tests.docs.pages import PAGES, ROOT, Command, Page
 from tests.docs.shell import Ended, Shell, filled, without_settings
+from tests.t2i.conditions import tiny as encoders
 from workflows.corpora.shapes import ShapesConfig, write_shards
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600), pytest.mark.xdist_group("docs")]
@@ -66,6 +67,7 @@ def places(ray_for_pages, s3, tmp_path):
         "SERVER": endpoint.url,
         "BLIP": tiny.blip(tmp_path / "blip"),
         "LLAVA": tiny.llava(tmp_path / "llava"),
+        "T5": encoders.t5(tmp_path / "t5", length=512),
     }
     endpoint.close()
 

@@ -136,7 +136,9 @@ def known_options() -> frozenset[str]:
 def test_options_that_are_spoken_of_exist(page):
     for text in page.code:
         for option in re.findall(r"(?<!\S)(--[a-z][\w.-]*)", text):
-            assert option in known_options() or option.replace("--no-", "--") in known_options(), f"{page}: {option}"
+            assert option in known_options() or re.sub(r"(--|\.)no-", r"\1", option) in known_options(), (
+                f"{page}: {option}"
+            )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
