@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from t2i.pixels import to_pixels
 from t2i.protocol import Asked, Prior, Start, Tokenizer
 from t2i.random import child, keys_of
 
@@ -63,8 +64,8 @@ def paint(
             values = mine
         else:
             start = mine if mine is not None else left
-            heard = _heard(link, brought, drawn, picture, tokenizers)
-            values = _best(link, number, told, seeds, heard, start, negative)
+            columns, heard = _heard(link, brought, drawn, picture, tokenizers)
+            values = _best(link, number, {**told, **columns}, seeds, heard, start, negative)
         stops = getattr(link.sampling, "stops", None)
         left = None if stops is None else Start(values, at=stops, noised=True)
         drawn[link.id] = values
@@ -81,17 +82,19 @@ def _heard(
     drawn: Mapping[str, torch.Tensor],
     picture: torch.Tensor | None,
     tokenizers: Mapping[str, Tokenizer],
-) -> dict[str, torch.Tensor]:
-    """What each given condition hears."""
-    heard = {}
+) -> tuple[dict[str, list], dict[str, torch.Tensor]]:
+    """Columns and values that the given conditions hear; a picture is the column `pixels`, seen as in training."""
+    columns: dict[str, list] = {}
+    heard: dict[str, torch.Tensor] = {}
     for condition, space in link.given.items():
         told = brought.get(condition)
-        if isinstance(told, torch.Tensor):
+        shown = told if isinstance(told, torch.Tensor) else picture
+        if space == PICTURE and shown is not None:
+            columns[PICTURE] = to_pixels(shown)
+        elif isinstance(told, torch.Tensor):
             heard[condition] = told
         elif space in drawn:
             heard[condition] = drawn[space]
-        elif picture is not None and space == PICTURE:
-            heard[condition] = picture
         elif picture is not None and space in tokenizers:
             heard[condition] = tokenizers[space].encode(picture)
         else:
@@ -99,7 +102,7 @@ def _heard(
                 f"The condition '{condition}' hears values of {space}, but nothing was drawn or brought there, nor is "
                 "there a picture to encode."
             )
-    return heard
+    return columns, heard
 
 
 def _best(

@@ -28,7 +28,8 @@ def seen(batch: Batch, shown: Mapping[str, torch.Tensor], gather: Gather) -> dic
 
 def mismatched(texts_ND: torch.Tensor, draws_N: torch.Tensor) -> torch.Tensor:
     """(N,) int64: for each row another one, of another text, by its draw in [0, 1); -1 where all texts are equal."""
-    other_NN = (texts_ND[:, None] != texts_ND[None]).flatten(2).any(-1)
+    kind_N = texts_ND.flatten(1).unique(dim=0, return_inverse=True)[1]
+    other_NN = kind_N[:, None] != kind_N[None]
     count_N = other_NN.sum(1)
     rank_N = (draws_N * count_N).long().clamp(max=(count_N - 1).clamp(min=0))
     place_NN = other_NN.cumsum(1) - 1

@@ -43,9 +43,10 @@ def blurred(pixels: np.ndarray, deviation: float) -> np.ndarray:
 
 
 def edges(pixels: np.ndarray, threshold: float) -> np.ndarray:
-    """(H, W) uint8: 255 where brightness changes more than `threshold` a pixel, and more than before and behind.
+    """(H, W) uint8: 255 on the crest of a change of brightness that is more than `threshold` in all.
 
-    Of the steps of Canny (1986, doi 10.1109/TPAMI.1986.4767851): a blur, the gradient, and only its crests.
+    Of the steps of Canny (1986, doi 10.1109/TPAMI.1986.4767851): a blur, the gradient, and only its crests. A blurred
+    step of size s has a gradient of about s / 4 where it is steepest.
     """
     grey = blurred(pixels, 1.0).astype(np.float64).mean(axis=2) / 255
     dy, dx = np.gradient(np.pad(grey, 1, mode="edge"))

@@ -176,8 +176,11 @@ def _sums(several: Sequence[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ..
 class Rows(Protocol):
     """Rows of a corpus to arrays: NumPy alone. It runs in the feed, and on prompts when pictures are drawn."""
 
-    def __call__(self, rows: Mapping[str, list], draw: Draw) -> dict[str, np.ndarray]:
-        """`rows` has the columns that the config `reads`, B values each; returns arrays with first axis B."""
+    def __call__(self, rows: Mapping[str, list], draw: Draw | None) -> dict[str, np.ndarray]:
+        """`rows` has the columns that the config `reads`, B values each; returns arrays with first axis B.
+
+        Without a `draw` pictures are asked for: nothing is corrupted then.
+        """
         ...
 
 
@@ -232,18 +235,19 @@ class Condition(Protocol):
 class Asked:
     """What pictures are asked for: the conditions' arrays of B rows and, under `without`, negative prompts.
 
-    `without` holds arrays of some conditions, such as the words of what is not wanted; they stand where guidance else
-    puts those conditions' nulls.
+    `without` holds the arrays of the conditions that are `negated`, such as the words of what is not wanted; they stand
+    where guidance else puts those conditions' nulls.
     """
 
     rows: int
     batch: Batch = field(default_factory=dict)
     without: Batch = field(default_factory=dict)
+    negated: frozenset[str] = frozenset()
 
     def to(self, device: torch.device) -> "Asked":
         """The same on a device."""
         moved = ({name: column.to(device) for name, column in each.items()} for each in (self.batch, self.without))
-        return Asked(self.rows, *moved)
+        return Asked(self.rows, *moved, self.negated)
 
 
 @dataclass(frozen=True)

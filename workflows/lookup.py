@@ -17,7 +17,7 @@ MAKERS = {
     "mixture": ("mix",),
     "tokenizer": ("train_tokenizer",),
     "codes": ("encode",),
-    "more": ("encode_text",),
+    "more": ("encode_text", "encode"),
     "prior": ("train_prior",),
     "samples": ("sample",),
     "hashes": ("hash_images",),

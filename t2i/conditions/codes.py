@@ -16,7 +16,7 @@ class CodesConfig:
     """A column of `places` codes a row, each below `codes`."""
 
     name: str = "codes"
-    column: str = "codes"
+    column: str  # not that of the codes that the prior draws
     codes: int
     places: int
     drop: float | None = None
@@ -47,7 +47,7 @@ class CodesRows:
     column: str
     places: int
 
-    def __call__(self, rows: Mapping[str, list], draw: Draw) -> dict[str, np.ndarray]:
+    def __call__(self, rows: Mapping[str, list], draw: Draw | None) -> dict[str, np.ndarray]:
         codes = np.stack(rows[self.column]).astype(np.int64).reshape(len(rows[self.column]), -1)
         if codes.shape[1] != self.places:
             raise ValueError(f"'{self.column}' holds {codes.shape[1]} codes a row, but {self.places} were said.")
@@ -55,7 +55,7 @@ class CodesRows:
 
 
 class Codes(nn.Module):
-    """Codes (B, S) to tokens (B, S, D), a learned vector a code and a place; the null is a code of its own."""
+    """Codes (B, S), or (B, h, w), to tokens (B, S, D), a vector a code and a place; the null is one more code."""
 
     says = frozenset({"tokens", "seen"})
     channels = 0
@@ -70,6 +70,6 @@ class Codes(nn.Module):
         """It keeps nothing but its weights."""
 
     def forward(self, batch: Batch, dropped: torch.Tensor) -> Told:
-        codes_BS = batch[self.name].masked_fill(dropped[:, None], self._null)
+        codes_BS = batch[self.name].flatten(1).masked_fill(dropped[:, None], self._null)
         tokens = self.codes(codes_BS) + self.places.weight
         return Told(tokens=tokens, seen=tokens.new_ones(tokens.shape[:2], dtype=torch.bool))

@@ -23,22 +23,25 @@ class EncodedRows:
     name: str
     size: tuple[int, int]
 
-    def __call__(self, rows: Mapping[str, list], draw: Draw) -> dict[str, np.ndarray]:
+    def __call__(self, rows: Mapping[str, list], draw: Draw | None) -> dict[str, np.ndarray]:
         return {f"{self.name}_pixels": stacked([resized(each, self.size) for each in rows["pixels"]])}
 
 
 class Encoded(nn.Module):
     """Values of an encoder: as planes, where they have rows and columns, else as a vector. The null is zeros.
 
-    `encoder` maps pictures (B, 3, H, W) in [-1, 1] to values (B, *values.shape); it stands in this module and learns
+    `encoder` maps pictures (B, 3, *size) in [-1, 1] to values (B, *values.shape); it stands in this module and learns
     with the prior, whose rows and columns are those of `space`.
     """
 
     length = 0
 
-    def __init__(self, name: str, encoder: nn.Module, values: Space, width: int, space: Space) -> None:
+    def __init__(
+        self, name: str, encoder: nn.Module, size: tuple[int, int], values: Space, width: int, space: Space
+    ) -> None:
         super().__init__()
         self.name, self.encoder, self.values = name, encoder, values
+        self._seen = size
         self._planes = len(values.shape) == 3
         self.channels = values.shape[0] if self._planes else 0
         self.says = frozenset({"planes" if self._planes else "vector"})
@@ -49,7 +52,9 @@ class Encoded(nn.Module):
         """It keeps nothing but its weights."""
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Values of pictures in [-1, 1]."""
+        """Values of pictures in [-1, 1] of any size."""
+        if images.shape[-2:] != self._seen:
+            images = functional.interpolate(images, self._seen, mode="bicubic", antialias=True).clamp(-1, 1)
         return self.encoder(images)
 
     def forward(self, batch: Batch, dropped: torch.Tensor) -> Told:

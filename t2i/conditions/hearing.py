@@ -7,6 +7,7 @@ from torch import nn
 
 from t2i.protocol import Asked, Batch, Condition, ConditionConfig, Space, Told, joined, stacked
 
+TAKEN = ("values", "weight", "id", "step", "noise_key")  # what else a batch has
 DROPPED = "dropped_"  # before a condition's name: the column of a batch that says where its null is told
 
 
@@ -21,8 +22,11 @@ class Conditions(nn.Module):
         names = [config.name for config in configs]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"Two conditions are called '{twice[0]}': give each a name of its own.")
-        if unfit := [name for name in names if not name.isidentifier()]:
-            raise ValueError(f"A condition's name is a word, such as text or depth_map, but not '{unfit[0]}'.")
+        taken = (*TAKEN, *dir(nn.ModuleDict()))
+        if unfit := [name for name in names if not name.isidentifier() or name.startswith(DROPPED) or name in taken]:
+            raise ValueError(
+                f"A condition's name is a word of its own, such as text or depth_map, but not '{unfit[0]}'."
+            )
         self.each = nn.ModuleDict()
         for config in configs:
             condition = config.build(width, space)
@@ -66,7 +70,7 @@ class Conditions(nn.Module):
 
     def asked(self, asked: Asked) -> Told:
         """What is asked for."""
-        return self._told(asked, asked.batch)
+        return self._told(asked)
 
     def without(self, asked: Asked, guided: Sequence[str] | None = None) -> Told:
         """What guidance moves away from: negative prompts, or the nulls, of the conditions that are `guided`.
@@ -78,23 +82,21 @@ class Conditions(nn.Module):
             raise ValueError(f"There is no condition '{unknown[0]}' to guide by: there are {', '.join(self.each)}.")
         if not guided:
             raise ValueError("Guidance moves away from what is told without a condition, but training dropped none.")
-        batch = {**asked.batch, **asked.without}
-        return self._told(asked, batch, [name for name in guided if name not in asked.without])
+        return self._told(asked, guided)
 
     def pair(self, asked: Asked, guided: Sequence[str] | None = None) -> Told:
         """`asked`, then `without`, as 2B rows: for one pass of the network over both."""
         return stacked(self.asked(asked), self.without(asked, guided))
 
-    def _told(self, asked: Asked, batch: Batch, dropped: Collection[str] = ()) -> Told:
-        told = []
+    def _told(self, asked: Asked, guided: Collection[str] = ()) -> Told:
+        """With the nulls, or what is negated, of the conditions that are `guided`."""
+        away, told = {**asked.batch, **asked.without}, []
+        device = next((column.device for column in asked.batch.values()), None)
         for condition in self._modules_of():
-            where = torch.full((asked.rows,), condition.name in dropped, device=_device(self))
-            told.append(condition(batch, where))
+            negated = condition.name in guided and condition.name in asked.negated
+            dropped = torch.full((asked.rows,), condition.name in guided and not negated, device=device)
+            told.append(condition(away if negated else asked.batch, dropped))
         return joined(told)
 
     def _modules_of(self) -> list[Condition]:
         return list(self.each.values())  # type: ignore[arg-type]
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next((tensor.device for tensor in module.parameters()), torch.device("cpu"))

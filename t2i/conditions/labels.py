@@ -44,7 +44,7 @@ class LabelRows:
     column: str
     labels: tuple[str, ...]
 
-    def __call__(self, rows: Mapping[str, list], draw: Draw) -> dict[str, np.ndarray]:
+    def __call__(self, rows: Mapping[str, list], draw: Draw | None) -> dict[str, np.ndarray]:
         place = {label: number for number, label in enumerate(self.labels)}
         return {self.name: np.array([place.get(label, len(place)) for label in rows[self.column]], np.int64)}
 

@@ -52,7 +52,7 @@ class LayoutRows:
     classes: tuple[str, ...]
     boxes: int
 
-    def __call__(self, rows: Mapping[str, list], draw: Draw) -> dict[str, np.ndarray]:
+    def __call__(self, rows: Mapping[str, list], draw: Draw | None) -> dict[str, np.ndarray]:
         known = {name: number for number, name in enumerate(self.classes, start=2)}
         kept = [self._largest(each) for each in rows["boxes"]]
         most = max((len(places) for _, places in kept), default=0)

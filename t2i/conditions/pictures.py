@@ -67,6 +67,10 @@ class MapConfig:
     channels: Literal[1, 3] = 1  # of brightnesses
     drop: float | None = None
 
+    def __post_init__(self) -> None:
+        if min(self.size) < 1 or not 0 <= self.labels <= 256:
+            raise ValueError(f"A map has sides of at least 1, and at most 256 labels: {self}.")
+
     @property
     def reads(self) -> tuple[str, ...]:
         """The column of maps."""
@@ -87,7 +91,7 @@ class EdgesConfig:
 
     name: str = "edges"
     size: Size
-    threshold: float = 0.2  # of the change to the next pixel, as a share of black to white
+    threshold: float = 0.2  # of a step in brightness that shows, as a share of black to white
     drop: float | None = None
 
     @property
@@ -137,13 +141,15 @@ class SmallerRows:
 
     config: SmallerConfig
 
-    def __call__(self, rows: Mapping[str, list], draw: Draw) -> dict[str, np.ndarray]:
+    def __call__(self, rows: Mapping[str, list], draw: Draw | None) -> dict[str, np.ndarray]:
         name, pictures = self.config.name, [resized(each, self.config.size) for each in rows["pixels"]]
-        if self.config.blur:
+        if self.config.blur and draw is not None:
             amounts = draw(f"{name}/blur") * self.config.blur
             pictures = [blurred(each, amount) for each, amount in zip(pictures, amounts.tolist(), strict=True)]
         found = {name: stacked(pictures)}
-        return found | ({f"{name}_chance": draw(f"{name}/noise").astype(np.float32)} if self.config.noise else {})
+        if self.config.noise and draw is not None:
+            found[f"{name}_chance"] = draw(f"{name}/noise").astype(np.float32)
+        return found
 
 
 @dataclass(frozen=True)
@@ -152,7 +158,7 @@ class MapRows:
 
     config: MapConfig
 
-    def __call__(self, rows: Mapping[str, list], draw: Draw) -> dict[str, np.ndarray]:
+    def __call__(self, rows: Mapping[str, list], draw: Draw | None) -> dict[str, np.ndarray]:
         return {self.config.name: np.stack([self._one(each) for each in rows[self.config.column]])}
 
     def _one(self, data: bytes | None) -> np.ndarray:
@@ -163,7 +169,9 @@ class MapRows:
         with Image.open(BytesIO(data)) as image:
             if self.config.labels:
                 values = np.asarray(image.resize((width, height), Image.Resampling.NEAREST))
-                if values.ndim > 2 or values.max(initial=0) >= self.config.labels:
+                if values.ndim > 2:
+                    raise ValueError(f"A map of '{self.config.column}' is to hold labels, but it holds colours.")
+                if values.max(initial=0) >= self.config.labels:
                     raise ValueError(
                         f"A map of '{self.config.column}' is to hold labels below {self.config.labels}, but one has "
                         f"the value {values.max()}."
@@ -180,7 +188,7 @@ class EdgesRows:
 
     config: EdgesConfig
 
-    def __call__(self, rows: Mapping[str, list], draw: Draw) -> dict[str, np.ndarray]:
+    def __call__(self, rows: Mapping[str, list], draw: Draw | None) -> dict[str, np.ndarray]:
         found = [edges(resized(each, self.config.size), self.config.threshold) for each in rows["pixels"]]
         told = np.stack(found)[:, None]
         return {self.config.name: np.concatenate([told, np.full_like(told, 255)], axis=1)}
@@ -192,12 +200,15 @@ class HoleRows:
 
     config: HoleConfig
 
-    def __call__(self, rows: Mapping[str, list], draw: Draw) -> dict[str, np.ndarray]:
-        told = rows.get("hole?", rows.get("hole"))
-        if told is None or any(each is None for each in told):
-            holes = self._drawn(draw)
-        else:
-            holes = [resized(np.asarray(each, np.uint8) * 255, self.config.size, nearest=True) > 127 for each in told]
+    def __call__(self, rows: Mapping[str, list], draw: Draw | None) -> dict[str, np.ndarray]:
+        told = rows.get("hole?", rows.get("hole", [None] * len(rows["pixels"])))
+        if draw is None and any(each is None for each in told):
+            raise ValueError(f"The condition '{self.config.name}' wants to be told where to paint: give a 'hole'.")
+        drawn = self._drawn(draw) if draw is not None else told
+        holes = [
+            mine if each is None else resized(np.asarray(each, np.uint8) * 255, self.config.size, nearest=True) > 127
+            for each, mine in zip(told, drawn, strict=True)
+        ]
         found = []
         for pixels, hole in zip(rows["pixels"], holes, strict=True):
             picture = np.where(hole[..., None], 128, resized(pixels, self.config.size))
@@ -279,8 +290,8 @@ class Smaller(Planes):
         return Told(planes=self._to_space(planes) * there, vector=self.amount(waves) * ~dropped[:, None])
 
     def _amounts(self, batch: Batch) -> torch.Tensor:
-        """(B,): by draw in training; when pictures are drawn, what is said, or none."""
-        chance_B = batch[f"{self.name}_chance"]
-        if self.training:
+        """(B,): as it was drawn in training; when pictures are drawn, what is said, or none."""
+        if (chance_B := batch.get(f"{self.name}_chance")) is not None:
             return chance_B * self.config.noise
-        return batch.get(f"{self.name}_amount", torch.zeros_like(chance_B))
+        said_B = batch.get(f"{self.name}_amount")
+        return batch[self.name].new_zeros(len(batch[self.name]), dtype=torch.float32) if said_B is None else said_B

@@ -107,7 +107,7 @@ class TextFeaturesRows:
     encoder: TextEncoderConfig
     sizes: FeatureSizes
 
-    def __call__(self, rows: Mapping[str, list], draw: Draw) -> dict[str, np.ndarray]:
+    def __call__(self, rows: Mapping[str, list], draw: Draw | None) -> dict[str, np.ndarray]:
         arrays: dict[str, np.ndarray] = {}
         if self.name not in rows and self.name + POOLED not in rows:
             ids_BS, seen_BS = tokens_of(self.encoder)(rows["caption"])

@@ -48,7 +48,7 @@ class VectorRows:
     column: str
     size: int
 
-    def __call__(self, rows: Mapping[str, list], draw: Draw) -> dict[str, np.ndarray]:
+    def __call__(self, rows: Mapping[str, list], draw: Draw | None) -> dict[str, np.ndarray]:
         numbers = as_floats(rows[self.column])
         if numbers.shape[1:] != (self.size,):
             raise ValueError(f"'{self.column}' holds {numbers.shape[1:]} numbers a row, but {self.size} were said.")

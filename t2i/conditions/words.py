@@ -48,7 +48,7 @@ class WordsRows:
     name: str
     vocabulary: TextVocabulary
 
-    def __call__(self, rows: Mapping[str, list], draw: Draw) -> dict[str, np.ndarray]:
+    def __call__(self, rows: Mapping[str, list], draw: Draw | None) -> dict[str, np.ndarray]:
         return {self.name: self.vocabulary.encode(rows["caption"])}
 
 

@@ -11,7 +11,7 @@ from t2i.nn.weights import begins, constant, xavier
 
 
 class ViTBlock(nn.Module):
-    """Attention, then a network four times as wide, each added to its normed input; counts as timm's `Block`."""
+    """Attention, then a network four times as wide, each of the normed input; counts as timm's `Block`."""
 
     def __init__(self, width: int, heads: int, expansion: int = 4) -> None:
         super().__init__()

@@ -49,6 +49,8 @@ class MARConfig:
             raise ValueError(f"The width must be a multiple of the heads, but {self.width} is not one of {self.heads}.")
         if not 0 < self.least_masked <= 1 or min(self.buffer, self.repeats, self.patch) < 1:
             raise ValueError("least_masked lies in (0, 1]; buffer, repeats and patch are at least 1.")
+        if not isinstance(self.process.schedule, Betas):
+            raise ValueError("The head draws a token in steps of DDPM: its process needs a schedule of Betas.")
 
     def build(self, space: Space, conditions: Sequence[ConditionConfig]) -> "MAR":
         """The prior of a space of latents (C, h, w)."""
@@ -112,7 +114,7 @@ class MAR(nn.Module):
         return dict.fromkeys(names, batch["weight"].sum() * self.masked_at(int(batch["step"])))
 
     def masked_at(self, step: int) -> int:
-        """How many tokens are masked in a training step."""
+        """How many tokens are masked in a training step; of all trainings the same, whatever their seed."""
         low = 0.5 * math.erfc((1 - self.config.least_masked) / 0.25 / math.sqrt(2))
         chance = uniforms(child(keys_of([0]), "masked", step), (1,), "share", dtype=torch.float64)
         share = 1 + 0.25 * float(torch.special.ndtri(low + (0.5 - low) * chance))
@@ -191,8 +193,10 @@ class MAR(nn.Module):
         for block in self.encoder:
             x = block(x, _mask(seen, x.shape[1]))
         x = self.between(self.encoder_norm(x))
-        every = self.masked.expand(rows, self.places, -1).scatter(
-            1, known_BK[..., None].expand(-1, -1, x.shape[2]), x[:, ahead + buffer :]
+        every = (
+            self.masked.to(x.dtype)
+            .expand(rows, self.places, -1)
+            .scatter(1, known_BK[..., None].expand(-1, -1, x.shape[2]), x[:, ahead + buffer :])
         )
         y = torch.cat([x[:, ahead : ahead + buffer], every], dim=1) + self.decoder_place
         y = torch.cat([x[:, :ahead], y], dim=1)
@@ -215,7 +219,7 @@ class MAR(nn.Module):
         return child(keys_B.repeat_interleave(place_BP.shape[1]), "token", place_BP.flatten(), repeat)
 
     def _denoise(self, x: torch.Tensor, t: torch.Tensor, said: torch.Tensor) -> Denoised:
-        out = self.head(x, t, said)
+        out = self.head(x, t, said).float()  # a variance's bounds lie too near for 16 bits
         if not self.config.process.learned_variance:
             return out, None
         prediction, share = out.chunk(2, dim=1)

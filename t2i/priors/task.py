@@ -2,10 +2,10 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from safetensors.torch import load_file, load_model, save_model
 
 from infra import cache, storage, strict
 from infra.config import from_dict, setting, to_dict
-from infra.train.draw import pick, uniforms
+from infra.train.draw import pick
 from infra.train.optim import OptimConfig
 from infra.train.task import Draw, Update
 from t2i.captions import choose_styles
@@ -28,14 +28,12 @@ from t2i.conditions.pictures import EdgesConfig, HoleConfig, MapConfig, SmallerC
 from t2i.conditions.text_features import TextFeaturesConfig
 from t2i.conditions.vectors import VectorConfig
 from t2i.conditions.words import WordsConfig
-from t2i.pixels import to_pixels
+from t2i.priors.asking import CAPTION, Asking
 from t2i.priors.autoregressive import AutoregressiveConfig
-from t2i.protocol import Asked, Rows, Space
-from t2i.random import keys_of
+from t2i.protocol import Rows, Space
 from t2i.task import TRAIN, updates_of
 from t2i.vocabulary import TextVocabulary
 
-CAPTION = "caption"  # what a condition reads that hears the caption
 ALT, ALTS, SHARES = "alt", "captions_alt?", "weights_alt?"  # several alt texts of a row, and the shares of each
 PriorConfig = AutoregressiveConfig  # or that of another prior: docs/adding-a-model.md
 ConditionKind = (
@@ -128,7 +126,12 @@ class PriorTask:
         arrays: dict[str, np.ndarray] = {"values": np.stack(rows[self.column], dtype=np.int64)}
         arrays["noise_key"] = (draw("noise") * 2.0**53).astype(np.int64)
         for condition, its_rows in zip(self.shape.conditions, _rows(self.shape.conditions, self.folder), strict=True):
-            arrays |= its_rows(rows, draw)
+            made = its_rows(rows, draw)
+            if twice := sorted(arrays.keys() & made.keys()):
+                raise ValueError(
+                    f"The condition '{condition.name}' would write over '{twice[0]}': give it another name."
+                )
+            arrays |= made
             share = self.drop if condition.drop is None else condition.drop
             if share:
                 arrays[DROPPED + condition.name] = draw(_salt(condition.name)) < share
@@ -166,11 +169,8 @@ def _salt(name: str) -> str:
     return "drop" if name == WordsConfig.name else f"drop/{name}"
 
 
-Ask = Callable[..., Asked]
-
-
-def load_prior(folder: str) -> tuple[Any, Ask]:
-    """The prior in a folder, local or s3://, ready for use, and the way to ask it: `ask` without its first argument."""
+def load_prior(folder: str) -> tuple[Any, Asking]:
+    """The prior in a folder, local or s3://, ready for use, and the way to ask it."""
     with cache.cached(folder) as local:
         told = storage.read_json(storage.join(local, "config.json"))
         weights = str(Path(local) / "model.safetensors")
@@ -182,52 +182,8 @@ def load_prior(folder: str) -> tuple[Any, Ask]:
             shape = _before_conditions(told)
             prior = shape.build()
             prior.load_state_dict({_RENAMED.get(name, name): value for name, value in load_file(weights).items()})
-        hearing = tuple((condition, condition.rows(local)) for condition in shape.conditions)
-        return prior.eval().requires_grad_(False), partial(ask, hearing)
-
-
-def ask(
-    hearing: Sequence[tuple[ConditionKind, Rows]],
-    told: Mapping[str, list],
-    seeds: Sequence[int],
-    negative: Sequence[str] = (),
-    given: Mapping[str, torch.Tensor] | None = None,
-) -> Asked:
-    """What is asked of a prior: columns such as `caption`, one value a seed, as its conditions hear them.
-
-    `negative` prompts stand where guidance else puts the nulls of the captions. A condition that is `given` values, by
-    its name, hears these; pictures (B, 3, H, W) in [-1, 1] stand for the column `pixels` of one that reads it.
-    ValueError where a condition hears of a column that is not told.
-    """
-    given = dict(given or {})
-
-    def draw(salt: str) -> np.ndarray:
-        return uniforms(0, np.zeros(len(seeds)), np.array([seed % 2**64 for seed in seeds], np.uint64), salt)
-
-    def heard(conditions: Iterable[tuple[ConditionKind, Rows]], columns: Mapping[str, list]) -> dict[str, torch.Tensor]:
-        arrays: dict[str, np.ndarray] = {}
-        for condition, rows in conditions:
-            its = columns
-            if condition.name in given and "pixels" in condition.reads:
-                its = {**columns, "pixels": to_pixels(given[condition.name])}
-            elif condition.name in given:
-                continue
-            if missing := [name for name in condition.reads if not (name.endswith("?") or name in its)]:
-                raise ValueError(
-                    f"The condition '{condition.name}' of this prior hears of '{missing[0]}', which nobody told: there "
-                    f"is {', '.join(its) or 'nothing'}."
-                )
-            arrays |= rows(its, draw)
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-    captions = [pair for pair in hearing if CAPTION in pair[0].reads]
-    without = heard(captions, {CAPTION: list(negative)}) if negative else {}
-    plain = {name: values for name, values in given.items() if not _sees(hearing, name)}
-    return Asked(len(seeds), {"noise_key": keys_of(seeds), **plain, **heard(hearing, told)}, without)
-
-
-def _sees(hearing: Sequence[tuple[ConditionKind, Rows]], name: str) -> bool:
-    return any(condition.name == name and "pixels" in condition.reads for condition, _ in hearing)
+        rows = tuple(condition.rows(local) for condition in shape.conditions)
+        return prior.eval().requires_grad_(False), Asking(shape.conditions, rows)
 
 
 def check_sizes(config: PriorConfig, sizes: Sequence[str]) -> None:

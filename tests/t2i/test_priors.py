@@ -135,7 +135,7 @@ def test_a_picture_does_not_depend_on_its_batch(prior):
 def told(request):
     """A prior of other conditions than words alone, and four rows of what it is told."""
     conditions = {
-        "several": (TEXT, LabelConfig(labels=("cat", "dog")), CodesConfig(name="map", codes=5, places=3)),
+        "several": (TEXT, LabelConfig(labels=("cat", "dog")), CodesConfig(name="map", codes=5, places=3, column="map")),
         "a vector alone": (LabelConfig(labels=("cat", "dog")),),
         "nothing": (),
     }[request.param]

@@ -18,6 +18,7 @@ from t2i.conditions.pictures import EdgesConfig, HoleConfig, MapConfig, SmallerC
 from t2i.conditions.vectors import VectorConfig
 from t2i.conditions.words import WordsConfig
 from t2i.nn.weights import initialize
+from t2i.priors.asking import Asking
 from t2i.priors.task import ConditionKind
 from t2i.protocol import Asked, Space, joined, stacked
 from t2i.values import as_bfloat16, as_floats
@@ -32,7 +33,7 @@ CONDITIONS = {
     "label": LabelConfig(labels=("cat", "dog")),
     "vector": VectorConfig(size=5),
     "vector as tokens": VectorConfig(size=5, tokens=3),
-    "codes": CodesConfig(codes=7, places=6),
+    "codes": CodesConfig(codes=7, places=6, column="map_codes"),
     "layout": LayoutConfig(classes=("cat", "dog"), boxes=2),
     "smaller": SmallerConfig(size=(4, 6)),
     "smaller, corrupted": SmallerConfig(size=(4, 6), blur=1.0, noise=0.5),
@@ -57,7 +58,7 @@ def rows():
         "caption": CAPTIONS,
         "class_label": ["cat", "dog", "cow", None],
         "embedding": [generator.normal(size=5).astype(np.float32) for _ in range(ROWS)],
-        "codes": [generator.integers(0, 7, 6).astype(np.int32) for _ in range(ROWS)],
+        "map_codes": [generator.integers(0, 7, 6).astype(np.int32) for _ in range(ROWS)],
         "boxes": [None if each is None else [np.array(box, np.float32) for box in each] for each in boxes],
         "box_classes": [["cat", "owl", "dog"], [], None, [None]],
         "pixels": pictures,
@@ -156,13 +157,31 @@ def test_it_comes_back_from_json(config):
     assert from_dict(Saved, to_dict(saved)) == saved
 
 
-def test_asked_is_what_training_tells_without_draws(config, heard, folder):
-    batch = batch_of(config, folder)
+def test_nothing_is_drawn_when_pictures_are_asked_for(config, heard, folder):
+    seeds, columns = list(range(ROWS)), rows()
+    if isinstance(config, HoleConfig):
+        with pytest.raises(ValueError, match="wants to be told where to paint"):
+            Asking((config,), (config.rows(folder),))(columns, seeds)
+        columns["hole"] = [np.ones((32, 48), bool)] * ROWS
+    asking = Asking((config,), (config.rows(folder),))
+    asked = asking(columns, seeds)
     heard.eval()
-    asked = heard.asked(Asked(ROWS, batch))
-    pair = list(tellings(heard.pair(Asked(ROWS, batch), [config.name])))
-    assert all(equal(a, b) for a, b in zip(tellings(asked), pair[:ROWS], strict=True))
+    pair = list(tellings(heard.pair(asked, [config.name])))
+    again = list(tellings(heard.asked(asking(columns, [seed + 100 for seed in seeds]))))
+    assert all(equal(a, b) for a, b in zip(pair[:ROWS], again, strict=True))
     assert all(equal(pair[ROWS], each) for each in pair[ROWS:])
+    if isinstance(config, SmallerConfig):
+        sharp = SmallerConfig(size=config.size)
+        plain = Conditions((sharp,), WIDTH, SPACE, EVERY)(batch_of(sharp, folder))
+        torch.testing.assert_close(heard.asked(asked).planes, plain.planes)
+
+
+def test_conditions_without_parameters_stand_where_their_batch_is():
+    config = EdgesConfig(size=(16, 24))
+    conditions = Conditions((config,), WIDTH, SPACE, EVERY)
+    with torch.device("meta"):
+        batch = {"edges": torch.zeros(2, 2, 16, 24, dtype=torch.uint8)}
+    assert conditions.asked(Asked(2, batch)).planes.device.type == "meta"
 
 
 def test_a_network_that_does_not_hear_it_says_so(config):
@@ -195,6 +214,9 @@ def test_two_of_one_name_are_refused():
         Conditions((VectorConfig(size=5), VectorConfig(size=3)), WIDTH, SPACE, EVERY)
     with pytest.raises(ValueError, match="not 'a map'"):
         Conditions((VectorConfig(size=5, name="a map"),), WIDTH, SPACE, EVERY)
+    for taken in ("values", "noise_key", "dropped_x", "keys", "training"):
+        with pytest.raises(ValueError, match="a word of its own"):
+            Conditions((VectorConfig(size=5, name=taken),), WIDTH, SPACE, EVERY)
 
 
 def test_negative_prompts_stand_in_the_nulls_place(folder):
@@ -204,7 +226,10 @@ def test_negative_prompts_stand_in_the_nulls_place(folder):
     negative = words.rows(folder)({"caption": ["dots"] * ROWS}, draw_of(0))
     negative = {name: torch.from_numpy(array) for name, array in negative.items()}
     assert conditions.guided == ("text",)  # a label was never dropped: it stays
-    without = conditions.without(Asked(ROWS, batch, negative))
+    negated = frozenset({"text"})
+    without = conditions.without(Asked(ROWS, batch, negative, negated))
+    kept = conditions.without(Asked(ROWS, batch, negative, negated), ["label"])  # words are not guided: they stay
+    assert torch.equal(kept.tokens, conditions.asked(Asked(ROWS, batch)).tokens)
     assert torch.equal(without.vector, conditions.asked(Asked(ROWS, batch)).vector)
     said = conditions.asked(Asked(ROWS, batch | negative))
     assert all(equal(a, b) for a, b in zip(tellings(without), tellings(said), strict=True))
@@ -230,9 +255,14 @@ def test_wrong_columns_are_told(folder):
     with pytest.raises(ValueError, match="4 were said"):
         batch_of(VectorConfig(size=4), folder)
     with pytest.raises(ValueError, match="5 were said"):
-        batch_of(CodesConfig(codes=7, places=5), folder)
+        batch_of(CodesConfig(codes=7, places=5, column="map_codes"), folder)
     with pytest.raises(ValueError, match="labels below 2"):
         batch_of(MapConfig(column="map_parts", size=(32, 48), labels=2), folder)
+    colours = png(rows()["pixels"][0])
+    with pytest.raises(ValueError, match="holds colours"):
+        MapConfig(column="map", size=(4, 4), labels=3).rows("")({"map": [colours]}, None)
+    with pytest.raises(ValueError, match="at most 256 labels"):
+        MapConfig(column="map", size=(4, 4), labels=300)
     with pytest.raises(ValueError, match="no labels"):
         LabelConfig().build(WIDTH, SPACE)
     with pytest.raises(ValueError, match="rows and columns"):
@@ -253,9 +283,9 @@ def test_a_smaller_picture_is_noised_by_its_amount():
     torch.testing.assert_close(planes.std((1, 2, 3)), chances, rtol=0, atol=0.15)
     again = conditions({name: column[700:900] for name, column in batch.items()}).planes
     assert torch.equal(again, planes[700:900])
-    conditions.eval()
-    assert torch.equal(conditions(batch).planes, torch.ones(2000, 3, 8, 12))
-    amounts = batch | {"smaller_amount": chances}
+    asked = {name: column for name, column in batch.items() if name != "smaller_chance"}
+    assert torch.equal(conditions(asked).planes, torch.ones(2000, 3, 8, 12))
+    amounts = asked | {"smaller_amount": chances}
     assert torch.equal(conditions(amounts).planes, planes)
 
 
@@ -295,8 +325,10 @@ def test_a_hole_is_drawn_or_said():
     assert (told[3, :3].transpose(1, 2, 0)[kept] == pictures[3][kept]).all()
     said = np.zeros((32, 48), bool)
     said[3:5, 7:9] = True
-    found = config.rows("")({"pixels": pictures[:1], "hole": [said]}, draw_of(0))["hole"]
+    found = config.rows("")({"pixels": pictures[:1], "hole": [said]}, draw_of(0, slice(1)))["hole"]
     assert ((found[0, 3] == 255) == said).all()
+    mixed = config.rows("")({"pixels": pictures[:2], "hole?": [said, None]}, lambda salt: np.array([0.1, 0.9]))["hole"]
+    assert ((mixed[0, 3] == 255) == said).all()  # whoever stands beside it
 
 
 def test_bfloat16_lies_as_sixteen_bits():
@@ -304,3 +336,31 @@ def test_bfloat16_lies_as_sixteen_bits():
     there_and_back = as_floats(list(as_bfloat16(numbers)))
     assert np.array_equal(there_and_back, torch.from_numpy(numbers).bfloat16().float().numpy())
     assert as_floats([np.arange(3), np.arange(3)]).dtype == np.float32
+
+
+def test_asking_tells_what_lacks(folder):
+    words, label = WordsConfig(vocabulary_size=64, length=8), LabelConfig(labels=("cat", "dog"))
+    asking = Asking((words, label), (words.rows(folder), label.rows("")))
+    assert asking.reads == ("caption", "class_label")
+    with pytest.raises(ValueError, match="hears of 'class_label', which nobody told: there is caption"):
+        asking({"caption": ["blue"]}, [1])
+    with pytest.raises(ValueError, match="2 pictures are asked for, but of 'caption' there are 1"):
+        asking({"caption": ["blue"], "class_label": ["cat", "dog"]}, [1, 2])
+    with pytest.raises(ValueError, match="of 'the negative prompts' there are 1"):
+        asking({"caption": ["blue", "red"], "class_label": ["cat", "dog"]}, [1, 2], ["dots"])
+    with pytest.raises(ValueError, match="hears no captions"):
+        Asking((label,), (label.rows(""),))({"class_label": ["cat"]}, [1], ["dots"])
+    asked = asking({"caption": ["blue"]}, [1], ["dots"], {"label": torch.tensor([1])})
+    assert asked.batch["label"].tolist() == [1]
+    assert asked.negated == {"text"}
+    assert asked.without.keys() == {"text"}
+
+
+def test_codes_come_as_a_grid_too():
+    config = CodesConfig(codes=7, places=6, column="map_codes")
+    condition = config.build(WIDTH, SPACE)
+    grid = torch.arange(12).view(2, 2, 3) % 7
+    nothing = torch.zeros(2, dtype=torch.bool)
+    assert torch.equal(
+        condition({"codes": grid}, nothing).tokens, condition({"codes": grid.flatten(1)}, nothing).tokens
+    )

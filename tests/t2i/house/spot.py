@@ -15,7 +15,7 @@ from infra.train.engine import PlainEngine, load_weights
 from infra.train.loop import TrainConfig, train
 from infra.train.optim import OptimConfig
 from t2i.nn.weights import begins, constant
-from t2i.priors.task import ask
+from t2i.priors.asking import Asking
 from t2i.random import normals
 from t2i.task import updates_of
 from tests.infra.train import toy
@@ -80,9 +80,8 @@ def normal(rows, salt, *shape):
 
 
 def asker(*configs):
-    """`ask` of a prior that hears these conditions."""
-    hearing = [(config, config.rows("")) for config in configs]
-    return lambda *told: ask(hearing, *told)
+    """How a prior is asked that hears these conditions."""
+    return Asking(configs, tuple(config.rows("") for config in configs))
 
 
 def moments(values):

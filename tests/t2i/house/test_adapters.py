@@ -144,6 +144,27 @@ def test_adapters_add_up_in_any_order_up_to_rounding(base):
     torch.testing.assert_close(*said, rtol=0, atol=1e-5)
 
 
+def test_two_loras_stand_beside_each_other(base):
+    one, two = LoRA(["middle"], rank=4, name="one"), LoRA(["middle", "enter"], rank=2, name="two")
+    (update,) = Spot(lambda: adapted(base, [one, two]), adapter_data).updates()
+    names = {name: each.shape for name, each in update.module.named_parameters() if each.requires_grad}
+    assert names.keys() == {
+        f"base.network.{layer}.lora_{side}.{name}.weight"
+        for layer, name in (("middle", "one"), ("middle", "two"), ("enter", "two")) for side in "AB"
+    }  # fmt: skip
+    layer = update.module.base.network.middle
+    with torch.no_grad():
+        for name in ("one", "two"):
+            layer.lora_B[name].weight.normal_()
+        x = torch.randn(3, WIDTH)
+        apart = sum(
+            layer.lora_B[name](layer.lora_A[name](x)) * scale for name, scale in (("one", 4 / 4), ("two", 4 / 2))
+        )
+        torch.testing.assert_close(layer(x), layer.base_layer(x) + apart)
+    with pytest.raises(ValueError, match="a LoRA called 'one' already"):
+        LoRA(["middle"], name="one").attach(update.module.base)
+
+
 def test_layers_that_are_not_there_are_told(base):
     with pytest.raises(ValueError, match="arget modules"):
         adapted(base, [LoRA(["nowhere"])])

@@ -20,6 +20,7 @@ LABEL = LabelConfig(labels=("left", "right"), drop=0.1)
 EMBEDDING = VectorConfig(name="embedding", size=2, drop=0.1)
 MEANS = torch.tensor([[-1.0, 0.5], [1.0, 0.5]])
 A = torch.tensor([[0.8, 0.3], [-0.2, 0.6]])
+SEEN = SmallerConfig(size=(2, 2), blur=2.0)
 WIDTH = 64
 
 
@@ -165,14 +166,15 @@ def test_a_link_hears_what_was_drawn_last_else_the_encoding_of_the_last_picture(
         echo(tokenizer=tokenizer, id="a"),
         echo(tokenizer=tokenizer, id="a"),
         echo(asker(EMBEDDING), tokenizer=tokenizer, id="c", given={"embedding": "a"}),
-        echo(asker(EMBEDDING), tokenizer=tokenizer, id="d", given={"embedding": PICTURE}),
+        echo(asker(SEEN), tokenizer=tokenizer, id="d", given={"smaller": PICTURE}),
     ]
     painted = paint(links, {}, [5, 6])
     seeds = [link.prior.calls[0][1] for link in links]
     assert len({tuple(each) for each in seeds}) == 4
     drawn = [Echo().sample(None, each, None) for each in seeds]
     assert torch.equal(links[2].prior.calls[0][0].batch["embedding"], drawn[1])
-    assert torch.equal(links[3].prior.calls[0][0].batch["embedding"], tokenizer.decode(drawn[2]))
+    seen = links[3].prior.calls[0][0].batch["smaller"].float() / 127.5 - 1
+    torch.testing.assert_close(seen, tokenizer.decode(drawn[2]).clamp(-1, 1), rtol=0, atol=0.01)
     assert torch.equal(painted.pictures, tokenizer.decode(painted.values))
     encoding = [links[0], echo(asker(EMBEDDING), id="b", given={"embedding": "d"}), links[3]]
     paint(encoding, {}, [5, 6])
@@ -181,8 +183,7 @@ def test_a_link_hears_what_was_drawn_last_else_the_encoding_of_the_last_picture(
 
 
 def test_a_condition_that_sees_is_given_the_picture():
-    smaller = SmallerConfig(size=(2, 2))
-    link = echo(asker(smaller), id="b", given={"smaller": PICTURE})
+    link = echo(asker(SEEN), id="b", given={"smaller": PICTURE})
     paint([echo(tokenizer=Doubled(), id="a"), link], {}, [3, 900])
     seen = link.prior.calls[0][0].batch["smaller"]
     assert seen.dtype == torch.uint8

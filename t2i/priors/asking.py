@@ -1,0 +1,67 @@
+"""How a prior is asked: columns, prompts and values as its conditions hear them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from t2i.protocol import Asked, ConditionConfig, Rows
+from t2i.random import keys_of
+
+CAPTION = "caption"  # what a condition reads that hears the caption
+
+
+@dataclass(frozen=True)
+class Asking:
+    """The conditions of a prior, and how each makes arrays of columns."""
+
+    conditions: tuple[ConditionConfig, ...]
+    rows: tuple[Rows, ...]
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """All columns that its conditions hear of; those with a mark at the end may lack."""
+        return tuple(dict.fromkeys(name for condition in self.conditions for name in condition.reads))
+
+    def __call__(
+        self,
+        told: Mapping[str, list],
+        seeds: Sequence[int],
+        negative: Sequence[str] = (),
+        given: Mapping[str, torch.Tensor] | None = None,
+    ) -> Asked:
+        """What is asked: columns such as `caption` or `pixels`, with a value a seed.
+
+        `negative` prompts, one a seed, stand where guidance else puts the nulls of the captions. A condition that is
+        `given` values, by its name, hears these, and no columns. Nothing is corrupted by draw, as it is in training.
+        ValueError where a condition hears of a column that nobody told.
+        """
+        given = dict(given or {})
+        for name, column in {**told, **({"the negative prompts": negative} if negative else {})}.items():
+            if len(column) != len(seeds):
+                raise ValueError(f"{len(seeds)} pictures are asked for, but of '{name}' there are {len(column)}.")
+        batch = self._heard(told, [pair for pair in self._pairs if pair[0].name not in given])
+        hearing = [pair for pair in self._pairs if CAPTION in pair[0].reads and pair[0].name not in given]
+        if negative and not hearing:
+            raise ValueError("A negative prompt was given, but this prior hears no captions.")
+        without = self._heard({CAPTION: list(negative)}, hearing) if negative else {}
+        negated = frozenset(condition.name for condition, _ in hearing) if negative else frozenset[str]()
+        return Asked(len(seeds), {"noise_key": keys_of(seeds), **given, **batch}, without, negated)
+
+    @property
+    def _pairs(self) -> list[tuple[ConditionConfig, Rows]]:
+        return list(zip(self.conditions, self.rows, strict=True))
+
+    def _heard(
+        self, columns: Mapping[str, list], pairs: Iterable[tuple[ConditionConfig, Rows]]
+    ) -> dict[str, torch.Tensor]:
+        arrays: dict[str, np.ndarray] = {}
+        for condition, rows in pairs:
+            if missing := [name for name in condition.reads if not (name.endswith("?") or name in columns)]:
+                raise ValueError(
+                    f"The condition '{condition.name}' of this prior hears of '{missing[0]}', which nobody told: there "
+                    f"is {', '.join(columns) or 'nothing'}."
+                )
+            arrays |= rows(columns, None)
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
