@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -14,9 +15,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from infra import storage
+from infra.config import to_dict
+from t2i.conditions.codes import CodesConfig
+from t2i.conditions.labels import LabelConfig
+from t2i.conditions.layout import LayoutConfig
+from t2i.conditions.pictures import EdgesConfig
+from t2i.conditions.words import WordsConfig
+from t2i.priors.sampling import SamplingConfig
 from tests import apart, kills
 from tests.proxy import Proxy
 from tests.workflows.head import TOKEN, Cluster
+from workflows.conditions import ConditionsConfig
+from workflows.recipes import debug as debug_recipe
 
 ROOT = Path(__file__).parents[1]
 pytestmark = [pytest.mark.long, pytest.mark.xdist_group("clusters")]
@@ -276,3 +286,50 @@ def files_below(scratch):
     """What a machine has written to its own disk, but for what is Ray's."""
     below = [path for path in scratch.iterdir() if path.name not in ("ray", "python")]
     return [path for folder in below for path in folder.rglob("*") if path.is_file()]
+
+
+@pytest.mark.timeout(480)
+def test_a_prior_is_told_more_than_captions(ray_cluster, tmp_path):
+    """Words, a class, a layout, codes in another column; held-out rows tell theirs, and a prompt alone is refused."""
+    recipe = debug_recipe()
+    told = (
+        WordsConfig(vocabulary_size=2000, length=24),
+        LabelConfig(drop=0.2),
+        LayoutConfig(boxes=3, drop=0.0),
+    )
+    fields = ConditionsConfig(class_field="class", boxes_field="boxes")
+    recipe = replace(
+        recipe,
+        name="told",
+        corpus=replace(recipe.corpus, corpus=replace(recipe.corpus.corpus, conditions=True), conditions=fields),
+        codes=replace(recipe.codes, column="shape_codes"),
+        prior=replace(recipe.prior, conditions=told),
+        sample=replace(recipe.sample, count=8, negative="a gray background", sampling=SamplingConfig(guidance=2.0)),
+    )
+    (tmp_path / "told.json").write_text(json.dumps(to_dict(recipe)))
+    store = str(tmp_path / "store")
+    results, _ = run("run", str(tmp_path / "told.json"), "--store", store, "--json")
+    shape = storage.read_json(storage.join(results["prior"], "model", "config.json"))
+    words, label, layout = shape["conditions"]
+    assert words["vocabulary_size"] < 2000
+    assert len(label["labels"]) > 3
+    assert set(label["labels"]) <= set(layout["classes"])
+    assert results["scene_score"] >= 0
+    paths = {name: str(only(Path(store, step))) for name, step in
+             (("mixture", "mix"), ("prior", "train_prior"), ("tokenizer", "train_tokenizer"))}  # fmt: skip
+    line = ["sample", *(word for name, path in paths.items() for word in (f"--{name}", path))]
+    line += ["--prompts", "a red circle", "--store", store, "--json"]
+    code, _, errors = kills.here(*line)
+    assert code
+    assert "hears of 'class_label', which nobody told: there is caption" in errors
+    again = replace(recipe, prior=replace(recipe.prior, conditions=(*told, EdgesConfig(size=(32, 32)))))
+    (tmp_path / "told.json").write_text(json.dumps(to_dict(again)))
+    code, _, errors = kills.here("run", str(tmp_path / "told.json"), "--store", store, "--json")
+    assert code
+    assert "'edges' says planes, which this network does not hear" in errors
+    own = CodesConfig(column="shape_codes", codes=4096, places=16)
+    again = replace(recipe, prior=replace(recipe.prior, conditions=(*told, own)))
+    (tmp_path / "told.json").write_text(json.dumps(to_dict(again)))
+    code, _, errors = kills.here("run", str(tmp_path / "told.json"), "--store", store, "--json")
+    assert code
+    assert "hears the column 'shape_codes', which the prior is to draw" in errors

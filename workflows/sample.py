@@ -1,7 +1,7 @@
 """Draw pictures for prompts: captions of held-out images, or a user's own."""
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,11 +9,13 @@ import numpy as np
 
 from infra import storage, strict
 from infra.cluster import Cluster
+from infra.config import setting
 from infra.data.images import encode_png
 from infra.data.shards import ShardReader, joined_names
 from infra.metrics import Report
 from infra.store import Artifact, step
 from t2i.pixels import to_pixels
+from t2i.priors.asking import CAPTION
 from t2i.priors.sampling import SamplingConfig
 from t2i.priors.task import load_prior
 from t2i.tokenizers.task import load_tokenizer
@@ -31,10 +33,16 @@ class SampleConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     batch: int = 64  # pictures drawn together; it does not change them
     seed: int = 0
+    negative: str = setting("", since="0.2")  # a prompt of what is not wanted, where guidance else puts the null
+    told: dict[str, str] = setting(default_factory=dict, since="0.2")  # of prompts of one's own: class_label = cat
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.batch < 1:
             raise ValueError(f"count and batch must be at least 1, but they are {self.count} and {self.batch}.")
+        if self.negative and self.sampling.guidance == 1:
+            raise ValueError("A negative prompt is what guidance moves away from: give sampling.guidance above 1, too.")
+        if self.told and not self.prompts:
+            raise ValueError("What held-out rows tell beside their captions is their own: `told` goes with prompts.")
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,7 @@ class Prompt:
     text: str
     scene: str | None = None
     sample_id: str | None = None
+    place: tuple[str, int] | None = None  # its shard, and its row there
 
 
 @step(version=2)
@@ -61,11 +70,16 @@ def sample(
     prompts = [Prompt(text) for text in config.prompts] or held_out(mixture.inputs[0], config.count)
     model, ask = load_prior(prior.url(MODEL))
     decoder = load_tokenizer(tokenizer.url(MODEL))
+    beside = [name for name in ask.reads if name != CAPTION]
     written = []
     for start in range(0, len(prompts), config.batch):
         part = prompts[start : start + config.batch]
         seeds = [config.seed * 2**32 + start + row for row in range(len(part))]
-        asked = ask({"caption": [prompt.text for prompt in part]}, seeds)
+        columns = {name: [value] * len(part) for name, value in config.told.items()}
+        if not config.prompts:
+            columns = _beside(mixture, part, beside)
+        negative = [config.negative] * len(part) if config.negative else []
+        asked = ask({CAPTION: [prompt.text for prompt in part], **columns}, seeds, negative)
         values = model.sample(asked, seeds, config.sampling)
         for prompt, image in zip(part, to_pixels(decoder.decode(values)), strict=True):
             name = f"images/{len(written):05d}.png"
@@ -91,4 +105,16 @@ def _test_rows(images: Artifact) -> Iterator[Prompt]:
         for row in np.flatnonzero(columns["split"] == "test"):
             text = next((columns[name][row] for name in names if columns[name][row]), None)
             if text:
-                yield Prompt(text, columns["scene"][row], columns["sample_id"][row])
+                yield Prompt(text, columns["scene"][row], columns["sample_id"][row], (shard, int(row)))
+
+
+def _beside(mixture: Artifact, prompts: Sequence[Prompt], names: Sequence[str]) -> dict[str, list[Any]]:
+    """Columns of the rows that prompts came from, for conditions that hear more than a caption."""
+    told: dict[str, list[Any]] = {name: [] for name in names}
+    for prompt in prompts if names else ():
+        assert prompt.place is not None
+        shard, row = prompt.place
+        found = ShardReader([mixture.inputs[0].path], shard).rows(names, [row])
+        for name in names:
+            told[name] += found[name]
+    return told

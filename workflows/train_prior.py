@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+
 from infra import storage
 from infra.cluster import Cluster
 from infra.config import from_dict, setting
@@ -59,6 +61,8 @@ class TrainPriorConfig:
             raise ValueError("A prior needs a vocabulary of at least 64 entries and captions of at least 1 word.")
         if not 0 <= self.drop < 1:
             raise ValueError(f"drop is a share in [0, 1), but it is {self.drop}.")
+        if sum(isinstance(each, WordsConfig) for each in self.conditions or ()) > 1:
+            raise ValueError("A prior learns one vocabulary: give it one condition of words.")
 
     @property
     def told(self) -> tuple[ConditionKind, ...]:
@@ -101,11 +105,17 @@ def train_prior(
     if unheard := features.keys() - {each.name for each in told if isinstance(each, TextFeaturesConfig)}:
         name = min(unheard)
         raise ValueError(f"No condition of the prior hears the features '{name}' of {features[name].path}.")
+    if own := [each.name for each in told if _column(codes) in each.reads]:
+        raise ValueError(
+            f"The condition '{own[0]}' hears the column '{_column(codes)}', which the prior is to draw: name another."
+        )
     shape = PriorShape(
         model=config.model,
         space=Space(tuple(codes.summary["grid"]), codes=codes.summary["codebook_size"]),
         conditions=told,
     )
+    with torch.device("meta"):
+        shape.build()  # a condition that the prior does not hear is told before anything starts
     task = PriorTask(
         shape=shape,
         folder=folder if storage.exists(folder) else "",

@@ -12,10 +12,12 @@ from PIL import Image
 
 from infra.data.readers import find_corpus, write_sources
 from infra.data.samples import Sample
+from t2i.conditions.words import WordsConfig
 from tests.infra.data.zoo import encode, picture, tar
 from workflows.conditions import ConditionsConfig
 from workflows.corpora.shapes import BACKGROUNDS, COLORS, SHAPES, ShapesConfig, edges_of, write_shards
 from workflows.ingest import IngestConfig, IngestWork
+from workflows.train_prior import TrainPriorConfig
 
 MAPS = ("segmentation=seg.png", "edges=edge.png")
 ALL = ConditionsConfig(class_field="class", attributes_field="tags", boxes_field="boxes", maps=MAPS)
@@ -157,3 +159,8 @@ def test_unclear_maps_are_refused(maps):
 
 def test_a_sample_has_no_parts_unasked():
     assert Sample(key="a").parts == {}
+
+
+def test_a_prior_is_told_of_conditions_that_cannot_be():
+    with pytest.raises(ValueError, match="one vocabulary"):
+        TrainPriorConfig(conditions=(WordsConfig(), WordsConfig(name="more")))
