@@ -45,6 +45,8 @@ def base_spot():
 class Control(nn.Module):
     """A copy of the network's first layers that sees a hint, and a layer that begins at zero."""
 
+    says = frozenset({"skips"})
+
     def __init__(self):
         super().__init__()
         self.hint = nn.Linear(2, WIDTH)
@@ -142,6 +144,13 @@ def test_adapters_add_up_in_any_order_up_to_rounding(base):
         prior = adapted(base, [copy.deepcopy(each) for each in order]).base
         said.append(prior.denoise(torch.ones(6, 2), torch.full((6,), 0.5), prior.conditions(batch_of()), batch_of())[0])
     torch.testing.assert_close(*said, rtol=0, atol=1e-5)
+
+
+def test_an_adapter_says_what_the_network_hears():
+    conditions = Conditions((LABEL,), WIDTH, SPACE, {"vector"})
+    prior = DiffusionPrior(Net(2), Process(schedule=Flow(), prediction="velocity"), SPACE, conditions)
+    with pytest.raises(ValueError, match="adapter Control says skips, which this network does not hear"):
+        Adapted(prior, [Control()])
 
 
 def test_layers_that_are_not_there_are_told(base):
