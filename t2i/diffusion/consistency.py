@@ -1,6 +1,7 @@
 """Consistency distillation in the space of a prior (LCM, arXiv 2310.04378): a student that draws in a few steps."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -19,6 +20,8 @@ SCALE = "guidance_scale"  # the column that says how far the teacher is guided
 class GuidanceScale(nn.Module):
     """What tells a network how far it is guided, beside the time; it begins at nothing (LCM, eq. 13)."""
 
+    says = frozenset({"vector"})
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.tell = begins(nn.Linear(256, width, bias=False), weight=constant(0.0))
@@ -33,7 +36,7 @@ class Consistency(nn.Module):
 
     Student and target begin with the teacher's weights; the target is `decay` target + (1 - `decay`) student after
     each step that was taken. The teacher's scale is w of U(low, high), with which its path is the conditional moved by
-    w (conditional - unconditional): w is guidance - 1 elsewhere.
+    w (conditional - unconditional): w is guidance - 1 elsewhere. No row's condition is dropped.
     """
 
     def __init__(
@@ -82,12 +85,12 @@ class Consistency(nn.Module):
         t = ((draws_B2[:, 0] * self._solver_steps).floor() + 1) * self._stride - 1
         w = self._scales[0] + (self._scales[1] - self._scales[0]) * draws_B2[:, 1]
         batch = {**batch, SCALE: w.float()}
-        told = self.student.conditions(batch)
+        asked = Asked(len(t), batch)
         x = self.process.noised(x0, epsilon, self.process.schedule.lambda_at(t))
-        said = self._leads(self.student, x, t, told, batch)
+        said = self._leads(self.student, x, t, asked)
         with torch.no_grad():
-            before, s = self._solved(x, t, w, batch)
-            wanted = self._leads(self.target, before, s, self.target.conditions(batch), batch)
+            before, s = self._solved(x, t, w, asked)
+            wanted = self._leads(self.target, before, s, asked)
         apart = (said - wanted).float().square() + self._huber**2
         loss_B = (apart.sqrt() - self._huber).flatten(1).mean(1)
         return {"consistency": (loss_B * batch["weight"]).sum()}
@@ -103,26 +106,41 @@ class Consistency(nn.Module):
     def sample(
         self, asked: Asked, seeds: Sequence[int], sampling: DiffusionSampling, start: Start | None = None
     ) -> torch.Tensor:
-        """Values (B, *shape) in a few steps; `sampling.guidance` - 1 is the scale that the student is told."""
-        scale = torch.full((asked.rows,), sampling.guidance - 1, device=next(self.parameters()).device)
-        told = Asked(asked.rows, {**asked.batch, SCALE: scale}, asked.without)
-        few = DiffusionSampling(sampler="consistency", steps=sampling.steps, solver_steps=self._solver_steps)
-        return self.student.sample(told, seeds, few, start)
+        """Values (B, *shape) in a few steps; `sampling.guidance` - 1 is the scale that the student is told.
 
-    def _leads(self, prior: DiffusionPrior, x: torch.Tensor, t: torch.Tensor, told: Told, batch: Batch) -> torch.Tensor:
+        ValueError where that scale was not trained, or guidance is asked for in a way that was not.
+        """
+        (low, high), plain = self._scales, DiffusionSampling()
+        if not low - 1e-6 <= sampling.guidance - 1 <= high + 1e-6:
+            raise ValueError(
+                f"This student was told of guidance within [{1 + low:g}, {1 + high:g}] when it was trained, but not of "
+                f"{sampling.guidance:g}."
+            )
+        if asked.without or any(
+            getattr(sampling, name) != getattr(plain, name) for name in ("guided", "interval", "rescale")
+        ):
+            raise ValueError(
+                "A student knows its teacher's guidance, away from the nulls alone: leave out negative prompts, "
+                "guided, interval and rescale."
+            )
+        scale = torch.full((asked.rows,), sampling.guidance - 1, device=next(self.parameters()).device)
+        few = replace(sampling, sampler="consistency", guidance=1.0, solver_steps=self._solver_steps)
+        return self.student.sample(Asked(asked.rows, {**asked.batch, SCALE: scale}), seeds, few, start)
+
+    def _leads(self, prior: DiffusionPrior, x: torch.Tensor, t: torch.Tensor, asked: Asked) -> torch.Tensor:
         """x_0 by the consistency function."""
-        denoise = consistent(self.process, lambda x, t: prior.denoise(x, t, told, batch))
+        told = prior.conditions.asked(asked)
+        denoise = consistent(self.process, lambda x, t: prior.denoise(x, t, told, asked.batch))
         return self.process.estimate(denoise(x, t)[0], x, self.process.schedule.lambda_at(t)).x0
 
     def _solved(
-        self, x: torch.Tensor, t: torch.Tensor, w: torch.Tensor, batch: Batch
+        self, x: torch.Tensor, t: torch.Tensor, w: torch.Tensor, asked: Asked
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One DDIM step of the guided teacher from t to the solver's place before it; 0 is before the first."""
-        conditions, rows = self.teacher.conditions, len(t)
-        told = conditions.asked(Asked(rows, batch))
-        without = conditions.without(Asked(rows, batch))
+        conditions = self.teacher.conditions
+        told, without = conditions.asked(asked), conditions.without(asked)
         s = (t - self._stride).clamp(min=0)
-        first, second = (self.teacher.denoise(x, t, each, batch)[0] for each in (told, without))
+        first, second = (self.teacher.denoise(x, t, each, asked.batch)[0] for each in (told, without))
         guided = first + w.view(-1, *[1] * (x.dim() - 1)).to(x.dtype) * (first - second)
         lambda_t, lambda_s = (self.process.schedule.lambda_at(each) for each in (t, s))
         estimate = self.process.estimate(guided, x, lambda_t)

@@ -21,13 +21,39 @@ class Ladder(NamedTuple):
     begun: int = 0  # how many steps another part of the same ladder did before
 
     def part(self, start: int, stop: int) -> "Ladder":
-        """Steps start .. stop - 1, which draw the noise that they would within the whole ladder.
-
-        Image-to-image begins late, with x noised to `lambdas[0]`; a base that leaves the rest to a refiner stops early.
-        """
+        """Steps start .. stop - 1, which draw the noise that they would within the whole ladder."""
         if not 0 <= start < stop <= len(self.times):
             raise ValueError(f"A ladder of {len(self.times)} steps has no part from {start} to {stop}.")
         return Ladder(self.times[start:stop], self.lambdas[start : stop + 1], self.begun + start)
+
+    def until(self, schedule: Schedule, time: float) -> "Ladder":
+        """What leads to the noise of `time`: the place between steps that lies nearest moves there.
+
+        A base stops so, and leaves the rest to a refiner, `since` the same time, of this ladder or another one.
+        """
+        t, lambda_ = _at(schedule, time)
+        if not self.lambdas[0] < lambda_ <= self.lambdas[-1]:
+            raise ValueError(f"Steps from time {float(self.times[0])} on do not lead to time {time}.")
+        stop = max(1, self._nearest(schedule, t))
+        return Ladder(self.times[:stop], torch.cat([self.lambdas[:stop], lambda_[None]]), self.begun)
+
+    def since(self, schedule: Schedule, time: float) -> "Ladder":
+        """What is left from the noise of `time` on: the place between steps that lies nearest moves there.
+
+        Image-to-image begins so. Its steps have other numbers, and so other noise, than those `until` there.
+        """
+        t, lambda_ = _at(schedule, time)
+        if not lambda_ < self.lambdas[-1]:
+            raise ValueError(f"At time {time} these steps have nothing left to draw.")
+        nearest = self._nearest(schedule, t)
+        start, begun = min(nearest, len(self.times) - 1), max(1, nearest) if t < self.times[0] else 0
+        times, lambdas = self.times[start + 1 :], self.lambdas[start + 1 :]
+        return Ladder(torch.cat([t[None], times]), torch.cat([lambda_[None], lambdas]), self.begun + begun)
+
+    def _nearest(self, schedule: Schedule, t: torch.Tensor) -> int:
+        """Which of the S + 1 places lies nearest in time."""
+        end = schedule.time_at(self.lambdas[-1:]).clamp(min=schedule.last)
+        return int((torch.cat([self.times, end]) - t).abs().argmin())
 
 
 def ladder(schedule: Schedule, times: Sequence[float] | torch.Tensor, to_zero: bool = True) -> Ladder:
@@ -42,6 +68,14 @@ def ladder(schedule: Schedule, times: Sequence[float] | torch.Tensor, to_zero: b
     if to_zero:
         lambdas[-1] = torch.inf
     return Ladder(t, lambdas)
+
+
+def _at(schedule: Schedule, time: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """A time and its lambda, float64 as those of a ladder."""
+    if not schedule.last <= time <= schedule.first:
+        raise ValueError(f"Times of this schedule lie within [{schedule.last}, {schedule.first}], but not {time}.")
+    t = torch.tensor(time, dtype=torch.float64, device="cpu")
+    return t, schedule.lambda_at(t)
 
 
 def spaced(

@@ -47,6 +47,8 @@ class DiffusionSampling:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"Values are drawn in at least one step, but steps is {self.steps}.")
+        if self.eta and self.sampler != "ddim":
+            raise ValueError(f"eta is ddim's, but the sampler is {self.sampler}: choose ddim, or leave eta out.")
 
 
 class Network(Protocol):
@@ -62,6 +64,8 @@ class Network(Protocol):
 class Hearing(Protocol):
     """What tells a network more at each step: an adapter that was attached."""
 
+    says: frozenset[str]  # fields of Told
+
     def hear(self, x: torch.Tensor, t: torch.Tensor, told: Told, batch: Batch) -> Told:
         """What it adds to what is told of x at time t, both as the network has them."""
         ...
@@ -74,12 +78,18 @@ class DiffusionPrior(nn.Module):
         super().__init__()
         if space.codes:
             raise ValueError(f"A diffusion draws continuous values, but these are {space}.")
+        for name, condition in conditions.each.items():
+            _check_heard(network, f"The condition '{name}'", condition)
         self.network, self.conditions = network, conditions
         self.process, self.space = process, space
         self._attached: list[Hearing] = []  # no parameters of this prior
 
     def attach(self, adapter: Hearing) -> None:
-        """Have the network hear an adapter, too, beside what is told and after those that were attached before."""
+        """Have the network hear an adapter, too, beside what is told and after those that were attached before.
+
+        ValueError where it says what the network does not hear.
+        """
+        _check_heard(self.network, f"The adapter {type(adapter).__name__}", adapter)
         self._attached.append(adapter)
 
     def turns(self) -> list[Turn]:
@@ -111,6 +121,7 @@ class DiffusionPrior(nn.Module):
         for adapter in self._attached:
             told = joined([told, adapter.hear(x, t, told, batch)])
         said = self.network(x, t, told)
+        said = said.to(torch.promote_types(said.dtype, torch.float32))  # 16 bits do not hold what is worked out of it
         if not self.process.learned_variance:
             return said, None
         prediction, share = said.chunk(2, dim=1)
@@ -120,30 +131,42 @@ class DiffusionPrior(nn.Module):
     def sample(
         self, asked: Asked, seeds: Sequence[int], sampling: DiffusionSampling, start: Start | None = None
     ) -> torch.Tensor:
-        """Values (B, *shape), row b drawn from `seeds[b]` alone; with `sampling.stops`, at that time's noise."""
+        """Values (B, *shape), row b drawn from `seeds[b]` alone; with `sampling.stops`, at that time's noise.
+
+        What a start keeps is without noise, also where the rest of its values is `noised`.
+        """
         device = next(self.parameters()).device
         keys_B, process, steps = keys_of(seeds, device), self.process, self.ladder(sampling)
         denoise = self.denoiser(asked.to(device), sampling)
+        values, keep = (None, None) if start is None else (start.values.to(device), start.keep)
+        if values is not None and keep is not None:
+            keep = keep.to(device)
+            denoise = held(process, denoise, values, keep)
         if start is not None and start.at is not None:
-            steps = steps.part(_reached(steps, start.at), len(steps.times))
-        if start is not None and start.keep is not None:
-            denoise = held(process, denoise, start.values.to(device), start.keep.to(device))
+            steps = steps.since(process.schedule, start.at)
         if sampling.stops is not None:
-            steps = steps.part(0, max(1, _reached(steps, sampling.stops)))
-        x = beginning(process, steps, keys_B, self.space.shape)
-        if start is not None and start.at is not None:
-            x = start.values.to(device)
-            if not start.noised:
-                noise = normals(keys_B, self.space.shape, "start")
-                x = process.noised(x, noise, steps.lambdas[0])
+            steps = steps.until(process.schedule, sampling.stops)
+        if start is None or values is None or start.at is None:
+            x = beginning(process, steps, keys_B, self.space.shape)
+        else:
+            x = process.noised(values, normals(keys_B, self.space.shape, "start"), steps.lambdas[0])
+            if start.noised:
+                x = values if keep is None else torch.where(keep, x, values)
         x = self._along(sampling, denoise, x, steps, keys_B)
-        if start is not None and start.keep is not None and sampling.stops is None:
-            x = torch.where(start.keep.to(device), start.values.to(x), x)  # to the bit, not up to rounding
+        if values is not None and keep is not None and sampling.stops is None:
+            x = torch.where(keep, values.to(x), x)  # to the bit, not up to rounding
         return x
 
     def denoiser(self, asked: Asked, sampling: DiffusionSampling) -> Denoiser:
-        """The network told what is asked, guided and held within the space's bound."""
+        """The network told what is asked, guided and held within the space's bound.
+
+        ValueError where something is asked that would change nothing.
+        """
         process, batch = self.process, asked.batch
+        if asked.without and sampling.guidance == 1:
+            raise ValueError("Guidance moves away from negative prompts, but it is 1: raise it, or leave them out.")
+        if sampling.percentile is not None and self.space.bound is None:
+            raise ValueError(f"A percentile is of values that have a bound, but those of {self.space} have none.")
         told = self.conditions.asked(asked)
 
         def alone(x: torch.Tensor, t: torch.Tensor) -> Denoised:
@@ -189,6 +212,10 @@ class DiffusionPrior(nn.Module):
         return without_keys[sampling.sampler](process, denoise, x, steps)
 
 
-def _reached(steps: Ladder, time: float) -> int:
-    """How many steps begin before, that is at a larger time than, `time`."""
-    return min(int((steps.times > time).sum()), len(steps.times) - 1)
+def _check_heard(network: nn.Module, who: str, speaker: Any) -> None:
+    hears: frozenset[str] = network.hears  # type: ignore[assignment]
+    if unheard := sorted(speaker.says - hears):
+        raise ValueError(
+            f"{who} says {', '.join(unheard)}, which this network does not hear. "
+            f"It hears {', '.join(sorted(hears)) or 'nothing'}."
+        )

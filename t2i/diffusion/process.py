@@ -149,13 +149,14 @@ class Process:
         At t = 0 it is the negative log likelihood of data that are 8-bit pixels scaled to [-1, 1].
         """
         prediction, share = denoised
+        assert share is not None
+        prediction, share, x0, x = (_precise(each) for each in (prediction, share, x0, x))
         before = self.schedule.lambda_at(t)
         after = self.schedule.lambda_at(t.double() - 1).where(t > 0, torch.inf)
         exact = posterior(self.schedule, before, after)
         # At t = 0 the least variance is none; that of t = 1 stands in (IDDPM, section 3.1).
         least = posterior(self.schedule, *(self.schedule.lambda_at(t.new_tensor(each)) for each in (1, 0))).log_least
         exact = exact._replace(log_least=exact.log_least.where(t > 0, least))
-        assert share is not None
         log_variance = spread(exact, share)
         guess = self.estimate(prediction, x, before).x0
         mean, true = (_by(exact.of_x0, x) * each + _by(exact.of_x, x) * x for each in (guess, x0))
@@ -196,6 +197,7 @@ def posterior(schedule: Schedule, before: torch.Tensor, after: torch.Tensor) -> 
 
 def spread(posterior: Posterior, share: torch.Tensor) -> torch.Tensor:
     """The learned log variance of `share` in [-1, 1]: between the least and the largest (IDDPM, eq. 15)."""
+    share = _precise(share)
     least, largest = _by(posterior.log_least, share), _by(posterior.log_largest, share)
     return least + (share + 1) / 2 * (largest - least)
 
@@ -206,6 +208,11 @@ def _pixel_nll(x0: torch.Tensor, mean: torch.Tensor, log_variance: torch.Tensor)
     above = torch.special.ndtr((x0 - mean + 1 / 255) * scale).where(x0 < 0.999, 1.0)
     below = torch.special.ndtr((x0 - mean - 1 / 255) * scale).where(x0 > -0.999, 0.0)
     return -(above - below).clamp(min=1e-12).log()
+
+
+def _precise(x: torch.Tensor) -> torch.Tensor:
+    """In 32 bits at least: 16 do not tell the log variances of a step apart."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _by(coefficient: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -45,6 +45,8 @@ def base_spot():
 class Control(nn.Module):
     """A copy of the network's first layers that sees a hint, and a layer that begins at zero."""
 
+    says = frozenset({"skips"})
+
     def __init__(self):
         super().__init__()
         self.hint = nn.Linear(2, WIDTH)
@@ -163,6 +165,13 @@ def test_two_loras_stand_beside_each_other(base):
         torch.testing.assert_close(layer(x), layer.base_layer(x) + apart)
     with pytest.raises(ValueError, match="a LoRA called 'one' already"):
         LoRA(["middle"], name="one").attach(update.module.base)
+
+
+def test_an_adapter_says_what_the_network_hears():
+    conditions = Conditions((LABEL,), WIDTH, SPACE, {"vector"})
+    prior = DiffusionPrior(Net(2), Process(schedule=Flow(), prediction="velocity"), SPACE, conditions)
+    with pytest.raises(ValueError, match="adapter Control says skips, which this network does not hear"):
+        Adapted(prior, [Control()])
 
 
 def test_layers_that_are_not_there_are_told(base):
