@@ -246,8 +246,10 @@ class Asked:
 
     def to(self, device: torch.device) -> "Asked":
         """The same on a device."""
-        moved = ({name: column.to(device) for name, column in each.items()} for each in (self.batch, self.without))
-        return Asked(self.rows, *moved, self.negated)
+        batch, without = (
+            {name: column.to(device) for name, column in each.items()} for each in (self.batch, self.without)
+        )
+        return Asked(self.rows, batch, without, self.negated)
 
 
 @dataclass(frozen=True)
