@@ -56,7 +56,14 @@ class Codebook(nn.Module):
         self.mix = begins(mix, weight=identity()) if mix is not None else None
 
     def forward(self, z_BDhw: torch.Tensor) -> Quantized:
-        """The nearest code at every position; the straight-through estimator carries gradients to `z_BDhw`."""
+        """The nearest code at every position; the straight-through estimator carries gradients to `z_BDhw`.
+
+        All of it in fp32: in 16 bits another code is the nearest at some positions in a hundred.
+        """
+        with torch.autocast(z_BDhw.device.type, enabled=False):
+            return self._quantized(z_BDhw)
+
+    def _quantized(self, z_BDhw: torch.Tensor) -> Quantized:
         batch, width, height, columns = z_BDhw.shape
         z_ND = z_BDhw.permute(0, 2, 3, 1).reshape(-1, width).float()
         book_KD = self._book()
@@ -76,7 +83,8 @@ class Codebook(nn.Module):
 
     def lookup(self, codes_Bhw: torch.Tensor) -> torch.Tensor:
         """Code vectors (B, D, h, w)."""
-        return functional.embedding(codes_Bhw, self._book()).permute(0, 3, 1, 2).to(self.vectors.dtype)
+        with torch.autocast(codes_Bhw.device.type, enabled=False):
+            return functional.embedding(codes_Bhw, self._book()).permute(0, 3, 1, 2).to(self.vectors.dtype)
 
     def _book(self) -> torch.Tensor:
         book_KD = (self.vectors if self.mix is None else self.mix(self.vectors)).float()

@@ -296,3 +296,11 @@ def test_a_prior_learns_four_pictures_and_comes_back(task, tmp_path):
     prior, ask = load_prior(str(tmp_path))
     drawn = prior.sample(ask({"caption": CAPTIONS}, [0, 1, 2, 3]), [0, 1, 2, 3], SamplingConfig(temperature=0.5))
     assert torch.equal(drawn, torch.arange(4).view(4, 1, 1).expand(4, 2, 2))
+
+
+def test_a_prior_draws_where_its_weights_are(prior):
+    """Of two devices that meet torch tells, on the meta device, too."""
+    text, _ = inputs()
+    drawn = prior.to("meta").sample(asked(text), [1, 2, 3], SamplingConfig(guidance=2.0, top_k=5))
+    assert drawn.device.type == "meta"
+    assert drawn.shape == (3, *GRID)

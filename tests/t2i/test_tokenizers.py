@@ -190,6 +190,20 @@ def test_each_code_loss_moves_its_own_side():
     assert outer is None
 
 
+@pytest.mark.parametrize("options", [{}, {"normalize": True}, {"linear": True}], ids=["plain", "sphere", "linear"])
+def test_the_nearest_code_is_that_of_32_bits(options):
+    quantizer = build_quantizer(CodebookConfig(size=8192, width=8, **options))
+    initialize(quantizer, 0)
+    quantizer.requires_grad_(False)
+    z = torch.randn(2, 8, 16, 16, generator=torch.Generator().manual_seed(0)) * quantizer.vectors.std()
+    plain = quantizer(z)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = quantizer(z)
+        close(quantizer.lookup(plain.codes), plain.vectors)
+    assert torch.equal(rounded.codes, plain.codes)
+    close(rounded.vectors, plain.vectors)
+
+
 def test_a_linear_codebook_moves_as_a_whole():
     quantizer = quantizer_of("linear codebook")
     before = quantizer.lookup(torch.arange(16).view(1, 1, 16))
