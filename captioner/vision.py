@@ -21,9 +21,14 @@ def see(tower: Any, images: Tensor) -> Tensor:
     """
     hidden = tower.embeddings(images)
     for layer in tower.encoder.layers:
-        hidden = hidden + _attend(layer.self_attn, layer.layer_norm1(hidden))
-        hidden = hidden + layer.mlp(layer.layer_norm2(hidden))
+        recomputed = getattr(layer, "recomputed", None)  # where a training keeps its input alone
+        hidden = _pass(layer, hidden) if recomputed is None else recomputed(_pass, layer, hidden)
     return tower.post_layernorm(hidden)
+
+
+def _pass(layer: Any, hidden: Tensor) -> Tensor:
+    hidden = hidden + _attend(layer.self_attn, layer.layer_norm1(hidden))
+    return hidden + layer.mlp(layer.layer_norm2(hidden))
 
 
 def _attend(attention: Any, hidden: Tensor) -> Tensor:

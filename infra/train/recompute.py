@@ -1,6 +1,8 @@
 """Activations that are computed again in the backward pass instead of being kept (arXiv 1604.06174)."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +18,9 @@ def recompute(module: nn.Module) -> int:
     Blocks are the outermost members of every ModuleList and Sequential that have parts of their own. The numbers stay
     the same bit for bit: chance is replayed, and a block with persistent buffers, which a second pass might change a
     second time (batch norm, codebooks that follow an average), is left as it is.
+
+    Whose parts are called by somebody else, in place of its own forward pass, is called by that one as
+    `block.recomputed(function, *arguments)`, where it has such an attribute.
     """
     done: set[nn.Module] = set()
     _wrap_blocks(module, done)
@@ -38,11 +43,10 @@ def _remembers(module: nn.Module) -> bool:
 
 
 def _wrap(block: nn.Module) -> None:
-    forward = block.forward
-
-    def light(*args: Any, **kwargs: Any) -> Any:
+    def recomputed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():  # nothing is kept anyway, and a block may fill a cache
-            return forward(*args, **kwargs)
-        return checkpoint(forward, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), again()), **kwargs)
+            return function(*args, **kwargs)
+        return checkpoint(function, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), again()), **kwargs)
 
-    block.forward = light
+    block.recomputed = recomputed  # type: ignore[assignment]
+    block.forward = partial(recomputed, block.forward)

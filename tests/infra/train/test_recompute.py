@@ -3,15 +3,23 @@
 import pytest
 import torch
 from torch import nn
+from transformers import BlipVisionConfig
 
+from captioner.vision import build_tower, see
 from infra.train.engine import PlainEngine
 from infra.train.optim import OptimConfig
 from infra.train.recompute import recompute
 from infra.train.task import Update
 from t2i.conditions.words import WordsConfig
+from t2i.nn.weights import initialize
 from t2i.priors.autoregressive import AutoregressiveConfig
+from t2i.priors.mar import MARConfig
 from t2i.priors.sampling import SamplingConfig
 from t2i.protocol import Asked, Space
+from t2i.tokenizers.losses import GeneratorTurn, LossConfig
+from t2i.tokenizers.quantizers import CodebookConfig
+from t2i.tokenizers.task import build_tokenizer
+from t2i.tokenizers.vqgan import VQGANConfig
 
 
 class Chance(nn.Module):
@@ -91,6 +99,59 @@ def test_nothing_changes_but_what_is_kept(build, blocks):
     assert torch.equal(chances, light_chances)
     assert light_kept < 0.8 * kept
     assert (none, found) == (None, blocks)
+
+
+class Seen(nn.Module):
+    """A captioner's vision tower, whose blocks are gone through by `see`."""
+
+    def __init__(self):
+        super().__init__()
+        config = BlipVisionConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=4,
+            num_attention_heads=2,
+            image_size=32,
+            patch_size=8,
+        )
+        self.tower = build_tower(config)
+
+    def targets(self, batch):
+        return {"square": batch["weight"].sum()}
+
+    def forward(self, batch):
+        return {"square": (see(self.tower, batch["images"]).square().mean((1, 2)) * batch["weight"]).sum()}
+
+
+def tower():
+    return Seen(), {"images": torch.randn(3, 3, 32, 32), "weight": torch.ones(3)}
+
+
+def masked():
+    config = MARConfig(width=32, encoder_layers=2, decoder_layers=2, heads=2, buffer=2, head_width=32, head_layers=2)
+    model = config.build(Space((4, 4, 4)), ())
+    initialize(model, 0)
+    batch = {"values": torch.randn(3, 4, 4, 4), "noise_key": torch.arange(3), "step": torch.tensor(0)}
+    return model, batch | {"weight": torch.ones(3)}
+
+
+def tokenizer():
+    config = VQGANConfig(channels=16, multipliers=(1, 2), attention_levels=(), groups=4, latent_channels=8,
+                         middle_attention=False, quantizer=CodebookConfig(size=16, width=4))  # fmt: skip
+    model = GeneratorTurn(build_tokenizer(config), LossConfig())
+    initialize(model, 0)
+    images = torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8)
+    return model, {"images": images, "weight": torch.ones(2), "step": torch.tensor(0)}
+
+
+@pytest.mark.parametrize("build", [tower, masked, tokenizer])
+def test_every_model_with_blocks_keeps_less(build):
+    losses, state, _, kept, _ = run(build, light=False, steps=2)
+    light_losses, light_state, _, light_kept, found = run(build, light=True, steps=2)
+    assert losses == light_losses
+    assert all(torch.equal(state[name], light_state[name]) for name in state)
+    assert found > 1
+    assert light_kept < 0.7 * kept, (light_kept, kept)
 
 
 def test_a_block_that_remembers_runs_once_a_step():
