@@ -257,7 +257,8 @@ class Start:
     """Where drawing begins, in place of pure noise.
 
     `values` (B, *shape) lie at time `at` of the prior's own process, with that time's noise in them where `noised`,
-    else the prior adds it. `keep` (B or 1, *shape or broadcastable) bool: values that stay as they are (inpainting).
+    else the prior adds it. `keep` (B or 1, *shape or broadcastable) bool: values that stay as they are (inpainting);
+    in these there is no noise in any case.
     """
 
     values: torch.Tensor
