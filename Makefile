@@ -10,7 +10,7 @@ WHOLE  := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: demo install test test-faults test-long test-slow soak check audit format clean
+.PHONY: demo install test test-faults test-long soak check audit format clean
 
 demo: $(READY)  ## the whole path on the built-in corpus; prints where the report is
 	$(BIN)/rescribe run demo --json
@@ -31,9 +31,6 @@ test-faults: $(READY)  ## kills real processes
 
 test-long: $(READY)  ## what takes minutes: the whole path, killed, on two machines; every command of README and docs
 	$(WHOLE) -m long
-
-test-slow: $(READY)  ## both of these at once: one waits while the other computes
-	$(WHOLE) -m "faults or long"
 
 soak: $(READY)  ## half an hour of random faults under one training
 	$(BIN)/python -m benchmarks.soak_training --minutes 30

@@ -139,7 +139,7 @@ def connect(cluster: Cluster) -> None:
         return
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # else a process for each logical CPU
     ensure_token()
-    with _told(_not_started), _silent(), loopback(), lean():
+    with _told(_not_started), _silent(), loopback():
         # More logical CPUs than cores: on two, some plans of Ray Data wait for ever for a place to run.
         ray.init(
             address="local",  # never somebody else's cluster on this machine
@@ -149,26 +149,6 @@ def connect(cluster: Cluster) -> None:
             object_store_memory=2**30,
             logging_level=logging.ERROR,
         )
-
-
-@contextmanager
-def lean() -> Iterator[None]:
-    """Ray, where it is started in here, does without three processes that each take most of a second of CPU.
-
-    One sends what workers print to a driver that shows none of it (`log_to_driver=False`), one asks a cloud for
-    machines, and the dashboard's server, without a dashboard, only tells Ray's makers how Ray is used. `ray start` can
-    leave out the first two; `ray.init` (2.60) cannot.
-    """
-    from ray._private.node import Node
-
-    kept = {name: getattr(Node, name) for name in ("start_log_monitor", "start_monitor", "start_api_server")}
-    for name in kept:
-        setattr(Node, name, lambda *_, **__: None)
-    try:
-        yield
-    finally:
-        for name, start in kept.items():
-            setattr(Node, name, start)
 
 
 def _not_started(error: Exception) -> str:

@@ -85,10 +85,9 @@ def ray_cluster(s3_server):
     """A local Ray of eight logical CPUs that listens on loopback; its workers find the S3 server."""
     import ray
 
-    from infra.cluster import lean
     from infra.private import loopback
 
-    with loopback(), lean():
+    with loopback():
         ray.init(
             num_cpus=8,
             include_dashboard=False,

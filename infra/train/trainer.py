@@ -11,10 +11,8 @@ from typing import Any
 import ray
 import ray.train.torch
 from ray.train.v2._internal.callbacks import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.execution.controller import TrainController
-from ray.train.v2._internal.execution.worker_group import state, worker_group
 from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
 from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGroup
 from ray.util import get_placement_group, placement_group, remove_placement_group
@@ -84,32 +82,14 @@ def run(
         return {-1: error}, True
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        # Of a group that fails while it starts, or whose controller died, Ray keeps the places until the job ends.
+        # Of a group that fails while it starts, Ray Train (2.60) keeps the places, and Ray does until the job ends.
         with suppress(Exception):  # there is none of that name, as where all went well, or no cluster any more
             remove_placement_group(get_placement_group(name))
     return {}, True
 
 
-class _Nobody:
-    """In place of the actor by which Ray Train's workers agree on what they report to it: ours report to the board."""
-
-    @classmethod
-    def options(cls, **_: Any) -> "type[_Nobody]":
-        return cls
-
-    @classmethod
-    def remote(cls, **_: Any) -> bool:
-        return False  # None would be one that is missing
-
-
 class _Workers(WorkerGroup):
     """Their places have the name of the run, by which the driver finds them."""
-
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        # Of the controller's process, which ends with the group.
-        worker_group.SynchronizationActor = _Nobody  # pyright: ignore
-        state._shutdown_sync_actor = lambda *_: None
-        super().__init__(*arguments, **named)
 
     def _create_placement_group(self, scaling_config: Any, worker_group_context: Any) -> DefaultPlacementGroupHandle:
         places = placement_group(
@@ -136,17 +116,13 @@ class _Config(ray.train.torch.TorchConfig):
 
 
 class _Trainer(ray.train.torch.TorchTrainer):
-    """With what `run` is given, and without two processes: ours come by the feed, and `run` itself frees the places.
-
-    One would split datasets over workers, the other frees places after a controller that died.
-    """
+    """Without the process that splits datasets over workers, since ours come by the feed; with what `run` is given."""
 
     variables: dict[str, str]
     begun: Callable[[Any], None]
 
     def _create_default_callbacks(self) -> list[Any]:
-        left_out = (DatasetsCallback, PlacementGroupCleanerCallback)
-        return [each for each in super()._create_default_callbacks() if not isinstance(each, left_out)]
+        return [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}

@@ -129,7 +129,6 @@ def test_the_sent_code_and_the_nodes_own_secrets_reach_every_worker(cluster):
     assert found[1:] == [hashlib.sha256(value.encode()).hexdigest() for value in OF_NODES.values()]
 
 
-@pytest.mark.xdist_group("clusters")
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("seconds", [4, pytest.param(25, marks=pytest.mark.faults)])
 def test_a_stopped_job_may_put_its_work_away(cluster, tmp_path, seconds):

@@ -20,7 +20,7 @@ STEPS = 400
 CONFIG = {"steps": STEPS, "batch": 10, "log_every_steps": 5, "save_every_steps": 20}
 NODES = {"workers": (1, 2), "zero_stage": 2, "grow_seconds": 2, "log_ids": True}
 PAIR = {"workers": (2, 2), "log_ids": True}
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(400), pytest.mark.xdist_group("elastic")]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(400)]
 
 
 @pytest.fixture
