@@ -5,8 +5,8 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 # Two processes, a file of tests at a time, in their order: tests wait more than they compute.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
-# Long ones one by one, but those of a group, which share what was made or start clusters of nodes, in one process.
-WHOLE  := $(BIN)/python -m pytest -n 2 --dist loadgroup
+# Long ones too, the files of most tests first: what a file shares is made once, by the test that has the time for it.
+WHOLE  := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 export RAY_USAGE_STATS_ENABLED ?= 0
 

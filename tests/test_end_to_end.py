@@ -29,7 +29,7 @@ from workflows.conditions import ConditionsConfig
 from workflows.recipes import debug as debug_recipe
 
 ROOT = Path(__file__).parents[1]
-pytestmark = [pytest.mark.long, pytest.mark.xdist_group("clusters")]
+pytestmark = [pytest.mark.long]
 
 
 def run(*arguments):

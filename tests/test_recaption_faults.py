@@ -24,8 +24,6 @@ SEED = int(os.environ.get("RESCRIBE_SEED") or random.randrange(10**6))
 SECRET = "wJalrXUtnFEMI-K7MDENG-bPxRfiCYEXAMPLEKEY"
 MIXED = {"500": 0.1, "503": 0.05, "cut": 0.05, "lost": 0.03, "slow": 0.03}
 
-pytestmark = pytest.mark.xdist_group("recaption")
-
 
 @pytest.fixture(scope="module")
 def world(ray_cluster, tmp_path_factory):

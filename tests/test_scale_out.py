@@ -6,7 +6,6 @@ from benchmarks.scale_out import Config, measure
 
 
 @pytest.mark.long
-@pytest.mark.xdist_group("clusters")
 @pytest.mark.timeout(600)
 def test_two_nodes_share_the_work_and_do_no_row_twice(tmp_path):
     run = measure(2, Config(samples=800, shard=20, batch=10), str(tmp_path))

@@ -19,7 +19,7 @@ from tests.docs.shell import Ended, Shell, filled, without_settings
 from tests.t2i.conditions import tiny as encoders
 from workflows.corpora.shapes import ShapesConfig, write_shards
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(600), pytest.mark.xdist_group("docs")]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 MODEL_PAGE = "adding-a-model.md"
 
 

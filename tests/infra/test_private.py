@@ -41,8 +41,6 @@ ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
 print(ray.get(ray.put("joined")))
 """
 
-pytestmark = pytest.mark.xdist_group("private")
-
 
 @dataclass
 class Started:

@@ -213,7 +213,6 @@ def test_an_unknown_job_is_said(cluster, capsys):
 
 
 @pytest.mark.long
-@pytest.mark.xdist_group("clusters")
 @pytest.mark.timeout(600)
 def test_the_commands_of_the_page(cluster, s3_server, capsys, monkeypatch):
     """As they stand in docs/cluster.md: a run on S3 is stopped halfway, and the same line finishes it."""

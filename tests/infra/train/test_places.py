@@ -7,7 +7,7 @@ from tests.infra.train import toy
 from tests.infra.train.drive import Driver, check, groups
 
 CONFIG = {"steps": 200, "batch": 10, "log_every_steps": 5, "save_every_steps": 100}
-pytestmark = [pytest.mark.long, pytest.mark.timeout(400), pytest.mark.xdist_group("clusters")]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
 
 
 def test_both_end_though_each_wants_what_the_other_holds(tmp_path):
