@@ -143,8 +143,8 @@ def _heard(
         shown = brought.get(condition, picture)
         if space == PICTURE and shown is not None:
             columns[PICTURE] = to_pixels(shown)
-        elif condition in brought:
-            heard[condition] = brought[condition]
+        elif condition in heard:
+            continue
         elif space in drawn:
             heard[condition] = drawn[space]
         elif picture is not None and space in tokenizers:

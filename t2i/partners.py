@@ -48,12 +48,8 @@ def partners(batch: Batch, column: str, salt: str, gather: Gather) -> tuple[torc
     partner_K = mismatched(every[column], every[salt])[first : first + int(there_B.sum())]
     partner_B = torch.full((len(there_B),), -1, device=there_B.device)
     partner_B[there_B] = partner_K
-    texts_BD = torch.where(
-        (partner_B >= 0).view(-1, *[1] * (batch[column].dim() - 1)),
-        every[column][partner_B.clamp(min=0)],
-        batch[column],
-    )
-    return texts_BD, partner_B >= 0
+    has_B, theirs = partner_B >= 0, every[column][partner_B.clamp(min=0)]
+    return torch.where(has_B.view(-1, *[1] * (theirs.dim() - 1)), theirs, batch[column]), has_B
 
 
 def shown(batch: Batch, column: str, salt: str) -> dict[str, torch.Tensor]:

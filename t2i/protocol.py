@@ -108,13 +108,7 @@ def joined(told: Iterable[Told]) -> Told:
     if len(several) == 1:
         return several[0]
     tokens = [each.tokens for each in several if each.tokens is not None]
-    seen = [
-        each.seen
-        if each.seen is not None
-        else torch.ones(each.tokens.shape[:2], dtype=torch.bool).to(each.tokens.device)
-        for each in several
-        if each.tokens is not None
-    ]
+    seen = [_seen(each) for each in several if each.tokens is not None]
     planes = [each.planes for each in several if each.planes is not None]
     return Told(
         vector=_sum([each.vector for each in several if each.vector is not None]),

@@ -110,11 +110,12 @@ def _test_rows(images: Artifact) -> Iterator[Prompt]:
 
 def _beside(mixture: Artifact, prompts: Sequence[Prompt], names: Sequence[str]) -> dict[str, list[Any]]:
     """Columns of the rows that prompts came from, for conditions that hear more than a caption."""
-    told: dict[str, list[Any]] = {name: [] for name in names}
-    for prompt in prompts if names else ():
-        assert prompt.place is not None
-        shard, row = prompt.place
-        found = ShardReader([mixture.inputs[0].path], shard).rows(names, [row])
+    told: dict[str, list[Any]] = {name: [None] * len(prompts) for name in names}
+    places = [prompt.place for prompt in prompts if prompt.place is not None] if names else []
+    for shard in dict.fromkeys(shard for shard, _ in places):  # each is opened once
+        mine = [number for number, place in enumerate(places) if place[0] == shard]
+        found = ShardReader([mixture.inputs[0].path], shard).rows(names, [places[number][1] for number in mine])
         for name in names:
-            told[name] += found[name]
+            for number, value in zip(mine, found[name], strict=True):
+                told[name][number] = value
     return told
