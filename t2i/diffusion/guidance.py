@@ -21,8 +21,19 @@ LogP = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (x_t (B, ...), t 
 
 
 def apart(told: Denoiser, without: Denoiser) -> Pair:
-    """Two denoisers, one after the other. Where memory allows one pass over twice the rows, write the pair yourself."""
+    """Two denoisers, one after the other. Where memory allows one pass over twice the rows, see `at_once`."""
     return lambda x, t: (told(x, t), without(x, t))
+
+
+def at_once(denoise: Denoiser) -> Pair:
+    """The pair of a denoiser that is told 2B rows: first what is asked, then without; both see the same x."""
+
+    def pair(x: torch.Tensor, t: torch.Tensor) -> tuple[Denoised, Denoised]:
+        prediction, share = denoise(torch.cat([x, x]), torch.cat([t, t]))
+        (first, second), shares = prediction.chunk(2), (None, None) if share is None else share.chunk(2)
+        return (first, shares[0]), (second, shares[1])
+
+    return pair
 
 
 def classifier_free(

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from t2i.conditions.hearing import Conditions
-from t2i.diffusion.guidance import classifier_free, held, thresholded
+from t2i.diffusion.guidance import at_once, classifier_free, held, thresholded
 from t2i.diffusion.ladder import Ladder, consistency_times, even, karras, ladder, spaced
 from t2i.diffusion.process import Denoised, Denoiser, Process
 from t2i.diffusion.samplers import (
@@ -177,11 +177,7 @@ class DiffusionPrior(nn.Module):
             both = self.conditions.pair(asked, sampling.guided)
             twice = {name: torch.cat([column, column]) for name, column in batch.items() if column.dim()}
 
-            def pair(x: torch.Tensor, t: torch.Tensor) -> tuple[Denoised, Denoised]:
-                prediction, share = self.denoise(torch.cat([x, x]), torch.cat([t, t]), both, twice)
-                (first, second), shares = prediction.chunk(2), (None, None) if share is None else share.chunk(2)
-                return (first, shares[0]), (second, shares[1])
-
+            pair = at_once(lambda x, t: self.denoise(x, t, both, twice))
             denoise = classifier_free(
                 process, pair, sampling.guidance, interval=sampling.interval, alone=alone, rescale=sampling.rescale
             )

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from t2i.conditions.hearing import Conditions
-from t2i.diffusion.guidance import classifier_free
+from t2i.diffusion.guidance import at_once, classifier_free
 from t2i.diffusion.ladder import ladder, respaced
 from t2i.diffusion.process import Denoised, Denoiser, Process
 from t2i.diffusion.samplers import ancestral
@@ -166,7 +166,9 @@ class MAR(nn.Module):
             said = self.said(told, tokens_BNC.repeat(twice, 1, 1), order_BN.repeat(twice, 1), masked, masked - left)
             place_BP = order_BN[:, left:masked]
             scale = 1 + (sampling.guidance - 1) * (self.places - left) / self.places
-            denoise = self._guided(said.flatten(0, 1), scale) if guided else self._told(said.flatten(0, 1))
+            denoise = self._told(said.flatten(0, 1))
+            if guided:
+                denoise = classifier_free(process, at_once(denoise), scale)
             keys_P = self._keys(keys_B, place_BP, 0)
             x = normals(keys_P, (self.channels,), "beginning")
             x = ancestral(process, denoise, x, steps, keys_P, temperature=sampling.temperature)
@@ -227,14 +229,6 @@ class MAR(nn.Module):
 
     def _told(self, said: torch.Tensor) -> Denoiser:
         return lambda x, t: self._denoise(x, t, said)
-
-    def _guided(self, said: torch.Tensor, scale: float) -> Denoiser:
-        def pair(x: torch.Tensor, t: torch.Tensor) -> tuple[Denoised, Denoised]:
-            prediction, share = self._denoise(torch.cat([x, x]), torch.cat([t, t]), said)
-            (first, second), shares = prediction.chunk(2), (None, None) if share is None else share.chunk(2)
-            return (first, shares[0]), (second, shares[1])
-
-        return classifier_free(self.config.process, pair, scale)
 
 
 def _mask(seen: torch.Tensor | None, length: int) -> torch.Tensor | None:

@@ -15,13 +15,14 @@ from t2i.conditions.hearing import Conditions
 from t2i.conditions.labels import LabelConfig
 from t2i.conditions.layout import LayoutConfig
 from t2i.conditions.pictures import EdgesConfig, HoleConfig, MapConfig, SmallerConfig
+from t2i.conditions.text_features import bits_of
 from t2i.conditions.vectors import VectorConfig
 from t2i.conditions.words import WordsConfig
 from t2i.nn.weights import initialize
 from t2i.priors.asking import Asking
 from t2i.priors.task import ConditionKind
 from t2i.protocol import Asked, Space, joined, stacked
-from t2i.values import as_bfloat16, as_floats
+from t2i.values import as_floats
 from t2i.vocabulary import TextVocabulary
 
 pytestmark = pytest.mark.family("condition")
@@ -333,7 +334,7 @@ def test_a_hole_is_drawn_or_said():
 
 def test_bfloat16_lies_as_sixteen_bits():
     numbers = np.random.default_rng(0).normal(size=(50, 40)).astype(np.float32) * 1e3
-    there_and_back = as_floats(list(as_bfloat16(numbers)))
+    there_and_back = as_floats(list(bits_of(torch.from_numpy(numbers).bfloat16())))
     assert np.array_equal(there_and_back, torch.from_numpy(numbers).bfloat16().float().numpy())
     assert as_floats([np.arange(3), np.arange(3)]).dtype == np.float32
 
