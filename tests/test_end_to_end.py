@@ -254,9 +254,14 @@ def test_two_machines_that_share_nothing_but_a_store_on_s3(debug, s3, s3_server,
                 env=environment, cwd=client, capture_output=True, text=True, timeout=400, check=False,
             )  # fmt: skip
             assert done.returncode == 0, done.stdout + done.stderr
+            homes = [cluster.scratch(node) / "home" for node in range(2)]
             left = [path for node in range(2) for path in files_below(cluster.scratch(node))]
     assert list(client.iterdir()) == []
-    assert left == []
+    caches = [home / ".cache" / "rescribe" for home in homes]
+    assert [path for path in left if not any(path.is_relative_to(cache) for cache in caches)] == []
+    entries = [path.relative_to(cache).parts for path in left for cache in caches if path.is_relative_to(cache)]
+    assert {parts[1] for parts in entries if len(parts) > 1} == {"model"}  # what a node keeps: models whole, no half
+    assert all(path.suffix == ".lock" for path in left if path.parent in caches)
     signed = [(key, path) for key, method, path in proxy.signed if method in ("PUT", "POST")]
     assert {key for key, _, _ in proxy.signed} == {"node-0", "node-1"}
     for made in (
