@@ -45,7 +45,7 @@ class Nodes:
         self.address = f"127.0.0.1:{free_port()}"
         try:
             self._start(0, "--head", f"--port={self.address.split(':')[1]}", "--num-cpus=0",
-                        "--include-dashboard=false", f"--temp-dir={self._folder}")  # fmt: skip
+                        "--include-dashboard=false", "--no-monitor", f"--temp-dir={self._folder}")  # fmt: skip
         except BaseException:
             self.__exit__()
             raise
@@ -94,7 +94,7 @@ class Nodes:
         log = open(f"{self._folder}/node-{len(self._started)}.log", "wb")  # noqa: SIM115 - the node's, until it ends
         command = [*pinned(core), sys.executable, "-m", "ray.scripts.scripts", "start", *options, "--block",
                    "--node-ip-address=127.0.0.1", f"--object-store-memory={128 * 2**20}", "--disable-usage-stats",
-                   f"--dashboard-agent-listen-port={free_port()}"]  # fmt: skip
+                   "--include-log-monitor=false", f"--dashboard-agent-listen-port={free_port()}"]  # fmt: skip
         with log:
             node = subprocess.Popen(
                 command, env=self.environment, cwd=ROOT, stdout=log, stderr=log, start_new_session=True

@@ -46,7 +46,7 @@ class Board:
         self._group, self._leave = -1, False
         self._beats: dict[int, Beat] = {}
         self._heard: dict[int, float] = {}
-        self._handles: dict[int, Any] = {}
+        self._handles: dict[int, bytes] = {}
         self._environment = "{}"
 
     def open(self, group: int, workers: int) -> None:
@@ -56,8 +56,8 @@ class Board:
         self._beats = {rank: Beat(rank=rank, pid=0) for rank in range(workers)}
         self._heard = dict.fromkeys(self._beats, time.monotonic())
 
-    def hello(self, group: int, rank: int, handle: Any, environment: str) -> None:
-        """A worker comes in, with the actor by which it can be killed, and Ray's description of its environment."""
+    def hello(self, group: int, rank: int, handle: bytes, environment: str) -> None:
+        """A worker comes in: its actor, pickled, by which it can be killed, and Ray's name for its environment."""
         if group == self._group:
             self._handles[rank], self._environment = handle, environment
 
@@ -81,8 +81,8 @@ class Board:
         """That of the workers."""
         return self._environment
 
-    def handles(self) -> list[Any]:
-        """The actors of the workers that came in."""
+    def handles(self) -> list[bytes]:
+        """The actors of the workers that came in, pickled."""
         return list(self._handles.values())
 
 

@@ -1,6 +1,7 @@
 """One group of training workers on Ray Train, from its start to its end."""
 
 import contextlib
+import pickle
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -138,7 +139,7 @@ class Group:
         import ray
 
         for handle in ray.get(self._board.handles.remote()):
-            ray.kill(handle)
+            ray.kill(pickle.loads(handle))
         if self._controller is not None and not self._training_since:
             ray.kill(self._controller)  # of workers that never came in there are no handles
 

@@ -14,7 +14,7 @@ from typing import Any
 SECONDS = 1800  # that a spare is kept, unless it is asked for anew; Ray ends it with the job, too
 # Ray calls the function of this name, where there is one, when a process has started, before it is given work.
 VARIABLES = {"__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": "infra.train.spare.load"}
-HELPERS = 3  # of Ray Train, beside the driver: its controller, and two that it starts
+HELPERS = 2  # of Ray Train, beside the driver: its controller, and one that it starts
 
 
 def load() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 import ray.train.torch
 from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
@@ -82,7 +83,7 @@ def run(
         return {-1: error}, True
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        # Of a group that fails while it starts, Ray Train (2.60) keeps the places, and Ray does until the job ends.
+        # Of a group that fails while it starts, or whose controller died, Ray keeps the places until the job ends.
         with suppress(Exception):  # there is none of that name, as where all went well, or no cluster any more
             remove_placement_group(get_placement_group(name))
     return {}, True
@@ -116,13 +117,17 @@ class _Config(ray.train.torch.TorchConfig):
 
 
 class _Trainer(ray.train.torch.TorchTrainer):
-    """Without the process that splits datasets over workers, since ours come by the feed; with what `run` is given."""
+    """With what `run` is given, and without two processes: ours come by the feed, and `run` itself frees the places.
+
+    One would split datasets over workers, the other frees places after a controller that died.
+    """
 
     variables: dict[str, str]
     begun: Callable[[Any], None]
 
     def _create_default_callbacks(self) -> list[Any]:
-        return [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
+        left_out = (DatasetsCallback, PlacementGroupCleanerCallback)
+        return [each for each in super()._create_default_callbacks() if not isinstance(each, left_out)]
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}

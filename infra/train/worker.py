@@ -83,7 +83,9 @@ def work(arguments: dict[str, Any]) -> None:
         return ray.get(board.beat.remote(group, beat), timeout=10)
 
     rank, runtime = int(os.environ["RANK"]), ray.get_runtime_context()
-    board.hello.remote(group, rank, runtime.current_actor, runtime.get_runtime_env_string())
+    # Bytes: the board would otherwise import Ray Train only to hand it on.
+    handle = ray.cloudpickle.dumps(runtime.current_actor)  # pyright: ignore[reportAttributeAccessIssue]
+    board.hello.remote(group, rank, handle, runtime.get_runtime_env_string())
     pulse = Pulse(rank, runtime.get_node_id(), tell, int(os.environ["WORLD_SIZE"]))
     try:
         torch.set_num_threads(job.cluster.threads_per_worker)

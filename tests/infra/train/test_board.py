@@ -34,10 +34,10 @@ def test_a_group_is_told_to_leave_and_one_before_it_always_is():
 def test_handles_are_those_of_the_group():
     board = Board()
     board.open(1, 2)
-    board.hello(0, 0, "stale", "{}")
-    board.hello(1, 0, "a", "{}")
-    board.hello(1, 1, "b", "{}")
-    assert board.handles() == ["a", "b"]
+    board.hello(0, 0, b"stale", "{}")
+    board.hello(1, 0, b"a", "{}")
+    board.hello(1, 1, b"b", "{}")
+    assert board.handles() == [b"a", b"b"]
 
 
 def test_the_pulse_tells_where_training_stands_and_hears_the_answer():
