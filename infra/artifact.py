@@ -116,14 +116,15 @@ class Step:
         return next(iter(inspect.signature(self.work).parameters.values())).annotation
 
     @property
-    def input_names(self) -> list[str]:
-        """The artifacts that it takes, by parameter."""
+    def input_names(self) -> dict[str, bool]:
+        """The artifacts that it takes, by parameter, and whether it does without."""
         parameters = list(inspect.signature(self.work).parameters.values())[1:]
-        return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        return {p.name: p.default is None for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}
 
-    def identity(self, config: Any, inputs: tuple[Artifact, ...]) -> str:
+    def identity(self, config: Any, inputs: Sequence[Artifact | None]) -> str:
         """The artifact's id: 16 hexadecimal digits of a hash of name, version, config, inputs and own key."""
-        made_of = [self.name, self.version, fingerprint(config), [artifact.id for artifact in inputs]]
+        ids = [artifact.id for artifact in inputs if artifact is not None]  # that of an input says its step, too
+        made_of = [self.name, self.version, fingerprint(config), ids]
         made_of.append(self.key(config) if self.key else None)
         return hashlib.sha256(strict.dumps(made_of).encode()).hexdigest()[:16]
 

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, overload
 
 from infra import storage, strict
 from infra.artifact import BEGUN, Planned, Step
@@ -39,8 +39,20 @@ class Store:
         self.made: list[Artifact] = []
         self._steps = steps  # of the whole run, for the progress line; 0: not known
 
-    def step(self, work: Step, config: Any, *inputs: Artifact) -> Artifact:
-        """The artifact of `work(config, *inputs)`: found if it is there, continued or made if it is not."""
+    @overload
+    def step(self, work: Step, config: None, *inputs: Artifact | None) -> None: ...
+    @overload
+    def step(self, work: Step, config: Any, *inputs: Artifact | None) -> Artifact: ...
+    def step(self, work: Step, config: Any, *inputs: Artifact | None) -> Artifact | None:
+        """The artifact of `work(config, *inputs)`: found if it is there, continued or made if it is not.
+
+        In place of a config a text is the path of an artifact that is there already, and None leaves the step out. An
+        input that is None is one that the step does without.
+        """
+        if config is None:
+            return None
+        if isinstance(config, str):
+            return self._keep(Artifact.open(storage.absolute(config)))
         identity = work.identity(config, inputs)
         number = f"[{len(self.made) + 1}/{self._steps}] " if self._steps else ""
         progress = self._progress(work, identity, number)
@@ -78,12 +90,12 @@ class Store:
         self,
         work: Step,
         config: Any,
-        inputs: tuple[Artifact, ...],
+        inputs: Sequence[Artifact | None],
         identity: str,
         report: Progress,
         fresh: bool = True,
     ) -> Artifact:
-        path = storage.join(self.root, work.name, identity)
+        path, there = storage.join(self.root, work.name, identity), [each for each in inputs if each is not None]
         with Lease(path), MemoryWatch() as memory, report:
             started = time.time()
             begun = {
@@ -92,14 +104,14 @@ class Store:
                 "version": work.version,
                 "config": to_dict(config),
                 "key": work.key(config) if work.key else None,
-                "inputs": [self._relative(artifact.path) for artifact in inputs],
+                "inputs": [self._relative(artifact.path) for artifact in there],
                 "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
             }
             if work.shards:
                 storage.write_json(storage.join(path, BEGUN), begun)
-            counts, taken = grow(work, config, inputs, path, report.note) if fresh else ({}, {})
+            counts, taken = grow(work, config, there, path, report.note) if fresh else ({}, {})
             summary = work.work(config, *inputs, out=path, cluster=self.cluster, report=report)
-            regret(work, config, inputs, path, taken)
+            regret(work, config, there, path, taken)
             manifest = begun | {
                 "summary": summary,
                 "files": _files(path),
@@ -132,24 +144,35 @@ class Plan:
         self.lines: list[tuple[str, str, str]] = []  # step, id, "done" or the reason to run
         self.told: dict[str, list[str]] = {}  # by id, what a step says besides
 
-    def step(self, work: Step, config: Any, *inputs: Artifact) -> Artifact:
+    @overload
+    def step(self, work: Step, config: None, *inputs: Artifact | None) -> None: ...
+    @overload
+    def step(self, work: Step, config: Any, *inputs: Artifact | None) -> Artifact: ...
+    def step(self, work: Step, config: Any, *inputs: Artifact | None) -> Artifact | None:
         """Note whether `work(config, *inputs)` is done; returns what stands for its artifact."""
-        identity = work.identity(config, inputs)
+        if config is None:
+            return None
+        if isinstance(config, str):
+            made = Artifact.open(storage.absolute(config))
+            self.lines.append((made.step, made.id, "done"))
+            self.told[made.id] = [f"given: {made.path}"]
+            return made
+        identity, there = work.identity(config, inputs), [artifact for artifact in inputs if artifact is not None]
         path = newest_revision(self.root, work.name, identity) or storage.join(self.root, work.name, identity)
         identity = storage.name(path)
         made_of = {"step": work.name, "id": identity, "version": work.version, "config": to_dict(config), "summary": {}}
-        made_of["inputs"] = [artifact.path.removeprefix(self.root + "/") for artifact in inputs]
+        made_of["inputs"] = [artifact.path.removeprefix(self.root + "/") for artifact in there]
         reason = self._reason(path, work, made_of)
         if reason == "done":
             self.lines.append((work.name, identity, reason))
             made = Artifact.open(path)
-            self.told[identity] = work.told(config, inputs, made) if work.told else []
+            self.told[identity] = work.told(config, there, made) if work.told else []
             return made
-        wanted, found = look(work, config, inputs, path)
+        wanted, found = look(work, config, there, path)
         if found:
             reason += f"; {len(wanted) - len(found)} of {len(wanted)} shards are new"
         self.lines.append((work.name, identity, reason))
-        self.told[identity] = work.told(config, inputs, None) if work.told else []
+        self.told[identity] = work.told(config, there, None) if work.told else []
         foreseen = {name: found[name].record if name in found else None for name in wanted} if work.shards else None
         return Planned(path, made_of, foreseen)
 

@@ -89,6 +89,7 @@ def ray_cluster(s3_server):
 
     with loopback():
         ray.init(
+            address="local",  # never one that something else left running
             num_cpus=8,
             include_dashboard=False,
             log_to_driver=False,

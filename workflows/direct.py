@@ -1,24 +1,20 @@
 """Caption a corpus as it lies, in one line: its index, the captioner, the captions."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
-from captioner.backends.endpoint import EndpointConfig
-from captioner.backends.pretrained import TransformersConfig
-from captioner.backends.vllm import VLLMConfig
-from captioner.model import published
 from captioner.styles import DESCRIPTIVE, SHORT, Style
 from captioner.task import about
 from infra import storage
 from infra.cluster import Cluster, laptop
 from infra.data.samples import NAMED
-from infra.store import MANIFEST, Artifact, Store
-from workflows import caption_with as asked
+from infra.store import Artifact, Store
+from workflows import asked
+from workflows.asked import captioner_of
+from workflows.caption_with import CaptionWithConfig, caption_with
 from workflows.ingest import IngestConfig, ingest
 from workflows.recaption import RecaptionConfig, recaption
-from workflows.train_captioner import MODEL, TrainCaptionerConfig, train_captioner
-
-VLLM = "vllm:"  # before a model's name: vLLM runs it
+from workflows.train_captioner import MODEL, named, train_captioner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +27,8 @@ class DirectOptions:
     captioner: str  # who captions
     out: str  # a store of its own: the index of the corpus and the captions go there
     styles: str = ""  # short,descriptive: by name; none: those that the captioner was tuned for, or both
+    prompt: str = ""  # what a model that follows instructions is asked, in place of these
+    style: str = "caption"  # the name of what it says then: it is written to `caption_<style>`
     shard_rows: int = 1000  # of a folder: how many rows make a shard
     image_column: str | None = None  # of Parquet; these seven as `ingest` has them
     caption_column: str | None = None  # of Parquet and tables
@@ -43,6 +41,8 @@ class DirectOptions:
     precision: Literal["fp32", "bf16"] = "fp32"
     model: str = ""  # of a server
     key_variable: str = ""  # the environment variable that holds a server's key
+    concurrency: int = 16  # requests to a server that one actor has under way
+    requests_per_minute: float | None = None  # of all actors together
     cluster: Cluster = field(default_factory=laptop)
     json: bool = False
 
@@ -50,40 +50,32 @@ class DirectOptions:
 def direct(options: DirectOptions) -> Artifact:
     """The captions; what was done before is found again."""
     store = Store(options.out, options.cluster)
-    names = tuple(name for name in options.styles.split(",") if name)
-    backend = _backend(options)
-    named = {name: getattr(options, name) for name in NAMED}
-    corpus = IngestConfig(corpus=options.corpus, shard_rows=options.shard_rows, **named)
-    exact = {"batch": options.batch, "precision": options.precision}
-    if backend is not None:
-        styles = _named(names, (asked.SHORT, asked.DESCRIPTIVE)) or (asked.SHORT, asked.DESCRIPTIVE)
-        config = asked.CaptionWithConfig(backend=backend, styles=styles, **exact)
-        return store.step(asked.caption_with, config, store.step(ingest, corpus))
-    images = store.step(ingest, corpus)
-    if storage.exists(storage.join(options.captioner, MANIFEST)):
-        captioner = Artifact.open(storage.absolute(options.captioner))
+    pace = {"concurrency": options.concurrency, "requests_per_minute": options.requests_per_minute}
+    chosen = captioner_of(options.captioner, options.model, options.key_variable, **pace)
+    columns = {name: getattr(options, name) for name in NAMED}
+    images = store.step(ingest, IngestConfig(corpus=options.corpus, shard_rows=options.shard_rows, **columns))
+    captioner = store.step(train_captioner, chosen, images)
+    if (backend := named(captioner)) is not None:
+        own = known = (asked.SHORT, asked.DESCRIPTIVE)
     else:
-        published = TrainCaptionerConfig(model=options.captioner, base=None, styles=())
-        captioner = store.step(train_captioner, published, images)
-    tuned = about(captioner.url(MODEL)).styles
-    styles = _named(names, (SHORT, DESCRIPTIVE, *tuned)) or tuned or (SHORT,)
-    return store.step(recaption, replace(RecaptionConfig(**exact), styles=styles), images, captioner)
+        tuned = about(captioner.url(MODEL)).styles
+        own, known = tuned or (SHORT,), (SHORT, DESCRIPTIVE, *tuned)
+    config = RecaptionConfig(styles=_styles(options, own, known), batch=options.batch, precision=options.precision)
+    if backend is not None:
+        before = CaptionWithConfig(
+            backend=backend, styles=config.styles, batch=config.batch, precision=config.precision
+        )
+        if Artifact.begun(storage.join(store.root, caption_with.name, caption_with.identity(before, [images]))):
+            return store.step(caption_with, before, images)  # answers that were paid for are not asked for again
+    return store.step(recaption, config, images, captioner)
 
 
-def _backend(options: DirectOptions) -> TransformersConfig | EndpointConfig | VLLMConfig | None:
-    """Whose captioner it is; None for one of ours or for BLIP weights."""
-    name = options.captioner
-    if name.startswith(("http://", "https://")):
-        return EndpointConfig(base_url=name, model=options.model, key_variable=options.key_variable)
-    if name.startswith(VLLM):
-        return VLLMConfig(model=name.removeprefix(VLLM))
-    if storage.exists(storage.join(name, MANIFEST)) or "://" in name or published(name).model_type == "blip":
-        return None
-    return TransformersConfig(model=storage.anchored(name))
-
-
-def _named(names: tuple[str, ...], styles: tuple[Style, ...]) -> tuple[Style, ...]:
-    known = {style.name: style for style in styles}
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"There is no style '{unknown[0]}'; this captioner knows {', '.join(known)}.")
-    return tuple(known[name] for name in names)
+def _styles(options: DirectOptions, own: tuple[Style, ...], known: tuple[Style, ...]) -> tuple[Style, ...]:
+    """The styles that are asked for: one by its prompt, some by name, or the captioner's own."""
+    if options.prompt:
+        return (Style(name=options.style, prompt=options.prompt, max_tokens=asked.DESCRIPTIVE.max_tokens),)
+    by_name = {style.name: style for style in known}
+    names = [name for name in options.styles.split(",") if name]
+    if unknown := [name for name in names if name not in by_name]:
+        raise ValueError(f"There is no style '{unknown[0]}'; this captioner knows {', '.join(by_name)}.")
+    return tuple(by_name[name] for name in names) or own

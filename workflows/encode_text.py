@@ -122,7 +122,7 @@ def anchored(encoder: TextEncoderConfig) -> TextEncoderConfig:
 
 def styles_of(config: EncodeTextConfig, captions: Artifact) -> tuple[str, ...]:
     """The styles whose captions are encoded; ValueError for one that is not there."""
-    there = (ALT, *(style["name"] for style in captions.summary["styles"]))
+    there = (ALT, *(style["name"] for style in captions.summary.get("styles", ())))
     if unknown := [style for style in config.styles if style not in there]:
         raise ValueError(f"{captions.path} has no captions of the style '{unknown[0]}': there are {', '.join(there)}.")
     return config.styles or there

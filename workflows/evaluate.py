@@ -2,7 +2,6 @@
 
 import heapq
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from typing import Any
@@ -23,7 +22,6 @@ from workflows.corpora.scoring import Corpus, Pictures, Row, Scores, caption_sco
 from workflows.habits import habits
 from workflows.train_tokenizer import MODEL
 
-STYLES = ("short", "descriptive")
 TRUTH = ("reference_short", "reference_descriptive", "scene")
 MAX_SIDE = 480  # pixels of a picture on the page; a larger one is reduced, so that the page stays a few megabytes
 
@@ -68,10 +66,10 @@ def evaluate(
     config: ReportConfig,
     images: Artifact,
     captions: Artifact,
-    captioner: Artifact,
-    tokenizer: Artifact,
-    prior: Artifact,
-    samples: Artifact,
+    captioner: Artifact | None = None,
+    tokenizer: Artifact | None = None,
+    prior: Artifact | None = None,
+    samples: Artifact | None = None,
     *,
     out: str,
     cluster: Cluster,
@@ -80,7 +78,8 @@ def evaluate(
     """Write `report.html`, `scores.json` and `habits.json` into `out`; returns the scores and the address of the page.
 
     At most `config.rows` rows of the `test` split are scored, the first by sample id: ids are hashes, so the draw is
-    fair and always the same. How alike captions are, and what is wrong with them, is counted over all rows.
+    fair and always the same. How alike captions are, and what is wrong with them, is counted over all rows. What is not
+    there is not scored: images stand for captions where the corpus has only its own.
     """
     rows = heapq.nsmallest(config.rows, held_out(images, captions), key=lambda row: row["sample_id"])
     scores = caption_scores(config.corpus, rows)
@@ -88,23 +87,27 @@ def evaluate(
 
     encoded = fetch_images(images, captions, rows[: max(config.rebuilt, config.captions_shown)])
     originals = [decode(image) for image in encoded[: config.rebuilt]]
-    rebuilt = reconstruct(tokenizer, originals)
+    originals = originals if tokenizer else []
+    rebuilt = reconstruct(tokenizer, originals) if tokenizer else []
     scores |= reconstructed_scores(config.corpus, rows, originals, rebuilt)
     report(2, 4, "parts")
 
-    drawn = read_samples(samples)
+    drawn = read_samples(samples) if samples else []
     pictures = picture_scores(config.corpus, [one["scene"] for one in drawn], [decode(one["image"]) for one in drawn])
     scores |= pictures.scores
     report(3, 4, "parts")
 
     whole = habits(images, captions)
-    path = ancestors([images, captions, captioner, tokenizer, prior, samples])
+    path = ancestors([made for made in (images, captions, captioner, tokenizer, prior, samples) if made is not None])
     page = pages.Page(
         title=config.title,
         summary=config.summary,
         facts=_facts(path, images),
         figures=figures(scores, config.targets),
-        captioned=[_captioned(image, row) for image, row in zip(encoded[: config.captions_shown], rows, strict=False)],
+        captioned=[
+            _captioned(image, row, styles_of(captions))
+            for image, row in zip(encoded[: config.captions_shown], rows, strict=False)
+        ],
         styles=[pages.Style(**style) for style in styles(whole.collapse)],
         habits=[pages.Habit(**row) for row in table(whole.collapse)],
         faults=[pages.Faulty(**style) for style in faulty(whole.faults)],
@@ -129,11 +132,14 @@ def held_out(images: Artifact, captions: Artifact) -> Iterator[Row]:
         reader = ShardReader(inputs, shard)
         test = np.flatnonzero(reader.columns(["split"])["split"] == "test")
         columns = reader.stored(["sample_id", "caption_alt", *TRUTH], test)
-        for style in STYLES:
-            with suppress(ValueError):  # there may be captions of one style only
-                columns |= reader.stored([f"caption_{style}"], test)
+        columns |= reader.stored([f"caption_{style}" for style in styles_of(captions)], test)
         for place, values in zip(test, zip(*columns.values(), strict=True), strict=True):
             yield {**dict(zip(columns, values, strict=True)), "shard": shard, "place": int(place)}
+
+
+def styles_of(captions: Artifact) -> list[str]:
+    """The styles that an artifact has captions in; none where a corpus's own texts stand for captions."""
+    return [style["name"] for style in captions.summary.get("styles", ())]
 
 
 def fetch_images(images: Artifact, captions: Artifact, rows: Sequence[Row]) -> list[bytes]:
@@ -226,15 +232,14 @@ def figures(scores: Scores, targets: dict[str, float]) -> list[pages.Figure]:
     return shown
 
 
-def _captioned(image: bytes, row: Row) -> pages.Captioned:
+def _captioned(image: bytes, row: Row, styles: Sequence[str]) -> pages.Captioned:
     truth = row["reference_descriptive"] or row["reference_short"]
     known_scene = row["scene"] is not None and row["reference_descriptive"] is not None
     alt = row["caption_alt"]
     lines = [pages.Line(kind="Alt text", text=alt, against=truth if known_scene else None)] if alt else []
-    for style in STYLES:
-        if f"caption_{style}" in row:
-            text, against = row[f"caption_{style}"], row[f"reference_{style}"]
-            lines.append(pages.Line(kind=f"{style.capitalize()}, rewritten", text=text, against=against))
+    for style in styles:
+        text, against = row[f"caption_{style}"], row.get(f"reference_{style}")
+        lines.append(pages.Line(kind=f"{style.capitalize()}, rewritten", text=text, against=against))
     return pages.Captioned(image=_reduced(image), lines=lines, truth=truth if truth != alt else None)
 
 

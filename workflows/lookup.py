@@ -107,6 +107,8 @@ def one(given: str, steps: Sequence[str], line: Line) -> Artifact:
 def inputs_of(name: str, given: str, line: Line) -> list[Artifact]:
     """What a folder stands for as the parameter `name` of a step: one artifact, of verdicts one of each step."""
     steps = MAKERS[name]
+    if name == "captions" and storage.exists(storage.join(given, MANIFEST)):
+        steps = (*steps, "ingest")  # the corpus's own texts
     if name != "verdicts":
         return [one(given, steps, line)]
     found = current(given, steps)

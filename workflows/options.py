@@ -13,6 +13,7 @@ from infra.cluster import CLUSTERS, Cluster, laptop
 from infra.config import from_dict
 from infra.store import Step
 from workflows import recipes
+from workflows.asked import captioner_of
 from workflows.caption_with import caption_with
 from workflows.corpora.shapes import ShapesConfig
 from workflows.deduplicate import deduplicate, hash_images
@@ -21,12 +22,12 @@ from workflows.encode_text import encode_text
 from workflows.examine import examine
 from workflows.export import ExportOptions
 from workflows.ingest import IngestConfig
+from workflows.lookup import MAKERS, one
 from workflows.text_to_image import STEPS, Recipe
 
 STORE = "runs"
-WORK: dict[str, Step] = {
-    work.name: work for work in (*STEPS, encode_text, caption_with, hash_images, deduplicate, examine)
-}
+WORK: dict[str, Step] = {work.name: work for work in (*STEPS, encode_text, hash_images, deduplicate, examine)}
+OLDER: dict[str, Step] = {caption_with.name: caption_with}  # steps of before, whose artifacts can be retried
 ONE_KIND = (tyro.conf.AvoidSubcommands,)  # a field of several types keeps that of its default
 _FLAT = tyro.conf.arg(name="")  # its fields are options of the command itself
 
@@ -102,7 +103,8 @@ def recipe_options(arguments: list[str], verb: str) -> RecipeOptions:
         given, rest = _take_parameters(make, name, rest)
         recipe = make(**given)
     texts, rest = _take_texts(Recipe, _renamed(rest, "--", "--corpus."))
-    default = RecipeOptions(recipe=_put(recipe, texts), cluster=cluster)
+    captioned, rest = _captioned(texts, rest)
+    default = RecipeOptions(recipe=_put(recipe, texts | captioned), cluster=cluster)
     return tyro.cli(RecipeOptions, default=default, args=rest, prog=f"rescribe {verb} {name}", config=ONE_KIND)
 
 
@@ -129,7 +131,7 @@ def step_options(work: Step, arguments: list[str]) -> Any:
         arguments = _renamed(arguments, "--corpus.", "--")
     texts, arguments = _take_texts(config, arguments)
     fields: list[Any] = [("config", Annotated[config, _FLAT], *([config(**texts)] if texts else []))]
-    fields += [(name, str) for name in work.input_names]
+    fields += [(name, str, *([""] if optional else [])) for name, optional in work.input_names.items()]
     fields += [(name, tuple[str, ...], ()) for name in further_inputs(work)]
     fields += [("store", str, STORE), ("cluster", Cluster, cluster), ("json", bool, False)]
     options = dataclasses.make_dataclass("Options", fields, kw_only=True, namespace={"__doc__": work.work.__doc__})
@@ -161,7 +163,7 @@ def _take_parameters(make: Callable, name: str, arguments: list[str]) -> tuple[d
     """The parameters of a recipe's function (`--seed 1`, `--corpus PATH`), taken out of the arguments."""
     given: dict[str, Any] = {}
     for parameter in inspect.signature(make).parameters.values():
-        value, arguments = _take(f"--{parameter.name}", arguments)
+        value, arguments = _take(f"--{parameter.name.replace('_', '-')}", arguments)
         if value is not None:
             given[parameter.name] = int(value) if parameter.annotation is int else value
         elif parameter.default is parameter.empty and not {"-h", "--help"} & set(arguments):
@@ -180,19 +182,33 @@ def _take_texts(kind: type, arguments: list[str], prefix: str = "--") -> tuple[d
     texts: dict[str, Any] = {}
     for name, hint in get_type_hints(kind).items():
         value: Any = None
-        if dataclasses.is_dataclass(hint):
-            value, arguments = _take_texts(hint, arguments, f"{prefix}{name}.")  # type: ignore[arg-type]
-        elif str in get_args(hint) and any(map(dataclasses.is_dataclass, get_args(hint))):
+        configs = [each for each in (hint, *get_args(hint)) if dataclasses.is_dataclass(each)]
+        if str in get_args(hint) and configs:
             value, arguments = _take(prefix + name, arguments)
+        for each in [] if value else configs:
+            found, arguments = _take_texts(each, arguments, f"{prefix}{name}.")  # type: ignore[arg-type]
+            value = (value or {}) | found
         texts |= {name: value} if value else {}
     return texts, arguments
 
 
+def _captioned(texts: dict[str, Any], arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """What a recipe holds for `--captioner WORD [--model NAME]` and `--captions WORD`; `none` is nobody."""
+    made: dict[str, Any] = {}
+    if (word := texts.get("captioner")) == "none":
+        made |= {"captioner": None, "captions": None}
+    elif isinstance(word, str):
+        model, arguments = _take("--model", arguments)
+        key, arguments = _take("--key-variable", arguments)
+        made["captioner"] = captioner_of(word, model or "", key or "")
+    if isinstance(word := texts.get("captions"), str):
+        made["captions"] = None if word == "none" else one(word, MAKERS["captions"], str).path
+    return made, arguments
+
+
 def _put(config: Any, texts: dict[str, Any]) -> Any:
-    for name, value in texts.items():
-        chosen = value if isinstance(value, str) else _put(getattr(config, name), value)
-        config = dataclasses.replace(config, **{name: chosen})
-    return config
+    chosen = {n: _put(getattr(config, n), value) if isinstance(value, dict) else value for n, value in texts.items()}
+    return dataclasses.replace(config, **chosen)
 
 
 def _renamed(arguments: list[str], before: str, after: str) -> list[str]:

@@ -1,6 +1,5 @@
 """Rewrite every caption of a corpus: one encoding an image, one caption a style, and a score for each."""
 
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -22,17 +21,19 @@ from infra.data.run import run_stages
 from infra.data.stage import Stage
 from infra.metrics import Report, counting
 from infra.store import Artifact, by_shard, step
-from workflows.train_captioner import MODEL
+from workflows.asked import DESCRIPTIVE, SHORT, caption_by, check_names, tell_copies
+from workflows.train_captioner import MODEL, named
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecaptionConfig:
     """In which styles every image is captioned, how exactly, and what is done about a caption that looks wrong.
 
-    A faulty caption is decoded again by each of `retries` in turn; the least faulty is kept, with its flag.
+    A faulty caption is decoded again by each of `retries` in turn; the least faulty is kept, with its flag. Somebody
+    else's model goes by `styles`, `batch` and `precision` alone.
     """
 
-    styles: tuple[Style, ...] = ()  # none: those that the captioner was tuned for
+    styles: tuple[Style, ...] = ()  # none: those that the captioner was tuned for, or a short and a descriptive one
     batch: int = 128  # images that are encoded and captioned together
     precision: Literal["fp32", "bf16"] = "fp32"
     detect: DetectConfig = field(default_factory=DetectConfig)
@@ -55,7 +56,16 @@ def recaption(
     """Write `caption_<style>` with its `logp`, `flag` (what is wrong with it), `tries` and `provenance`, and scores.
 
     `match_<style>` comes where the captioner has a matching head or `matcher` names one, `clip_<style>` with a `clip`.
+    Somebody else's model, which `captioner` only names, writes `caption_<style>` and `provenance_<style>`.
     """
+    if (backend := named(captioner)) is not None:
+        styles = config.styles or (SHORT, DESCRIPTIVE)
+        backend.check(styles)
+        if config.matcher or config.clip:
+            raise ValueError("`matcher` and `clip` score beside a captioner of ours, and this one only names a model.")
+        model = (backend, styles, config.batch, config.precision)
+        counts = caption_by(*model, images, out=out, cluster=cluster, report=report)
+        return counts | {"captioner": captioner.id}
     model = captioner.url(MODEL)
     known = about(model)
     styles = config.styles or known.styles
@@ -129,23 +139,3 @@ def _faults(records: Mapping[str, Record], style: str) -> dict[str, Any]:
     shares = {fault: round(flags[fault] / rows, 6) for fault in FAULTS if flags[fault]}
     again_share = round(again / max(rows, 1), 6)
     return {"faults": shares, "decoded_again": again_share, "worst": round(worst, 6), "worst_shard": shard}
-
-
-def tell_copies(images: Artifact) -> None:
-    """Say that a captioner sees copies that were made to train others on."""
-    config = images.manifest["config"]
-    if sizes := config.get("buckets") or [size for size in [config.get("image_size")] if size]:
-        copies = ", ".join(f"{height}x{width}" for height, width in sizes) + f", {config.get('fit', 'stretch')}"
-        print(
-            f"The captioner, which was not trained here, sees the copies of the index ({copies}). "
-            "Caption an index without image_size and buckets for it to see whole pictures.",
-            file=sys.stderr,
-            flush=True,
-        )
-
-
-def check_names(styles: tuple[Style, ...]) -> None:
-    """ValueError where two styles would write the same column, or one the alt text's."""
-    names = [style.name for style in styles]
-    if len(set(names)) < len(names) or "alt" in names:
-        raise ValueError(f"Styles need names of their own, other than 'alt'; found {', '.join(names)}.")

@@ -11,6 +11,7 @@ from t2i.priors.sampling import SamplingConfig
 from t2i.tokenizers.losses import CriticConfig, LossConfig
 from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
 from t2i.tokenizers.quantizers import FiniteScalarConfig
+from workflows.asked import captioner_of
 from workflows.corpora.shapes import ShapesConfig
 from workflows.encode import EncodeConfig
 from workflows.evaluate import ReportConfig
@@ -34,13 +35,13 @@ def demo(seed: int = 0) -> Recipe:
         before,
         name="demo",
         captioner=replace(
-            before.captioner,
+            _captioner(seed),
             base=_train(seed, 250),
             base_optim=OptimConfig(lr=8e-3, warmup_steps=40, muon=True),
             finetune=_train(seed, 80),
             finetune_optim=OptimConfig(lr=6e-3, warmup_steps=20, muon=True),
         ),
-        captions=replace(before.captions, score_alt=False),  # no bound of `mix` asks for it
+        captions=RecaptionConfig(score_alt=False),  # no bound of `mix` asks for it
         tokenizer=replace(
             before.tokenizer,
             model=PatchVQGANConfig(
@@ -69,18 +70,7 @@ def demo_v1(seed: int = 0) -> Recipe:
         corpus=IngestConfig(
             corpus=ShapesConfig(samples=24_000, labelled=1_000, jitter=0, seed=seed), image_size=(32, 32)
         ),
-        captioner=TrainCaptionerConfig(
-            model=CaptionerConfig(
-                vision=VisionConfig(image_size=(32, 32), patch_size=8, hidden=128, layers=2, heads=4, mlp=384),
-                text=TextConfig(hidden=128, layers=2, heads=4, mlp=384, max_length=48),
-            ),
-            vocabulary_size=400,
-            base=_train(seed, 800),
-            base_optim=OptimConfig(lr=1e-3, warmup_steps=50),
-            finetune=_train(seed, 150),
-            finetune_optim=OptimConfig(lr=1e-3, warmup_steps=20),
-            seed=seed,
-        ),
+        captioner=_captioner(seed),
         captions=RecaptionConfig(),
         mix=MixConfig(weights={"alt": 0.05, "descriptive": 0.95}),  # DALL-E 3's share
         tokenizer=TrainTokenizerConfig(
@@ -120,7 +110,7 @@ def debug(seed: int = 0) -> Recipe:
         corpus=replace(
             recipe.corpus, corpus=ShapesConfig(samples=160, labelled=40, test_fraction=0.2, shard_size=40, seed=seed)
         ),
-        captioner=replace(recipe.captioner, base=short, finetune=short),
+        captioner=replace(_captioner(seed), base=short, finetune=short),
         captions=RecaptionConfig(retries=()),  # nearly all its captions are faulty
         tokenizer=replace(recipe.tokenizer, train=short),
         prior=replace(recipe.prior, train=short),
@@ -140,7 +130,7 @@ def nlvr(corpus: str, seed: int = 0) -> Recipe:
         name="nlvr",
         corpus=IngestConfig(corpus=corpus, labels="nlvr", image_size=size),
         captioner=replace(
-            recipe.captioner,
+            _captioner(seed),
             model=CaptionerConfig(vision=vision, text=text),
             styles=styles,
             base=_train(seed, 600),
@@ -166,7 +156,7 @@ def emoji(corpus: str, seed: int = 0) -> Recipe:
         name="emoji",
         corpus=IngestConfig(corpus=corpus, labels="emoji", image_size=(32, 32)),
         captioner=replace(
-            recipe.captioner,
+            _captioner(seed),
             vocabulary_size=2000,
             styles=(SHORT,),
             base=_train(seed, 600),
@@ -188,8 +178,46 @@ def emoji(corpus: str, seed: int = 0) -> Recipe:
     )
 
 
+def own(corpus: str, captioner: str = "none", model: str = "", key_variable: str = "", seed: int = 0) -> Recipe:
+    """Pictures of one's own at 64x64, captioned by any captioner: a model's name or folder, a server, or none.
+
+    `captioner` is what `rescribe recaption` takes, `model` and `key_variable` are a server's. Prompts are the captions
+    of held-out rows. Steps suit some thousands of pictures; a cluster and more of them want more.
+    """
+    recipe, size = demo(seed), (64, 64)
+    told = captioner != "none"
+    return replace(
+        recipe,
+        name="own",
+        corpus=IngestConfig(corpus=corpus, image_size=size, fit="crop"),
+        captioner=captioner_of(captioner, model, key_variable) if told else None,
+        captions=RecaptionConfig() if told else None,
+        mix=MixConfig(weights={"alt": 0.05, "short": 0.15, "descriptive": 0.8} if told else {"alt": 1.0}),
+        tokenizer=replace(recipe.tokenizer, train=_train(seed, 1000)),
+        prior=replace(recipe.prior, vocabulary_size=4000, text_length=112, drop=0.1, train=_train(seed, 1000)),
+        sample=replace(recipe.sample, count=64, sampling=SamplingConfig(temperature=0.7, guidance=1.5)),
+        report=ReportConfig(title="Own pictures", summary="", corpus="words"),
+    )
+
+
+def _captioner(seed: int) -> TrainCaptionerConfig:
+    """That of the demo as it was at first."""
+    return TrainCaptionerConfig(
+        model=CaptionerConfig(
+            vision=VisionConfig(image_size=(32, 32), patch_size=8, hidden=128, layers=2, heads=4, mlp=384),
+            text=TextConfig(hidden=128, layers=2, heads=4, mlp=384, max_length=48),
+        ),
+        vocabulary_size=400,
+        base=_train(seed, 800),
+        base_optim=OptimConfig(lr=1e-3, warmup_steps=50),
+        finetune=_train(seed, 150),
+        finetune_optim=OptimConfig(lr=1e-3, warmup_steps=20),
+        seed=seed,
+    )
+
+
 def _train(seed: int, steps: int, batch: int = 64) -> TrainConfig:
     return TrainConfig(steps=steps, batch=batch, seed=seed, precision="bf16", log_every_steps=20, save_every_steps=300)
 
 
-RECIPES = {make.__name__: make for make in (debug, demo, demo_v1, nlvr, emoji)}
+RECIPES = {make.__name__: make for make in (debug, demo, demo_v1, nlvr, emoji, own)}

@@ -7,6 +7,7 @@ from infra.train.loop import TrainConfig
 from infra.train.optim import OptimConfig
 from infra.train.settings import settings
 from workflows.text_to_image import Recipe
+from workflows.train_captioner import TrainCaptionerConfig
 
 
 class Training(NamedTuple):
@@ -43,12 +44,13 @@ def trainings_of(recipe: Recipe) -> dict[str, list[Training]]:
     """What each step of a recipe trains, in turn."""
     captioner, tokenizer, prior = recipe.captioner, recipe.tokenizer, recipe.prior
     captioners: list[Training] = []
-    if captioner.base is not None:
-        captioners.append(Training(captioner.base, {"base": captioner.base_optim}))
-    if captioner.filter is not None:
-        captioners.append(Training(captioner.filter, {"filter": captioner.filter_optim}))
-    if captioner.styles:
-        captioners.append(Training(captioner.finetune, {"finetune": captioner.finetune_optim}))
+    if isinstance(captioner, TrainCaptionerConfig):
+        if captioner.base is not None:
+            captioners.append(Training(captioner.base, {"base": captioner.base_optim}))
+        if captioner.filter is not None:
+            captioners.append(Training(captioner.filter, {"filter": captioner.filter_optim}))
+        if captioner.styles:
+            captioners.append(Training(captioner.finetune, {"finetune": captioner.finetune_optim}))
     tokenizers = {"tokenizer": tokenizer.optim}
     if tokenizer.critic is not None:
         tokenizers["critic"] = tokenizer.critic_optim or tokenizer.optim

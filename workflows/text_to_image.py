@@ -26,8 +26,10 @@ class Recipe:
 
     name: str
     corpus: IngestConfig
-    captioner: TrainCaptionerConfig
-    captions: RecaptionConfig
+    # Trained here, somebody else's that is only named, or the path of one that is there; None, as of captions: the
+    # corpus has its own. A path in place of captions is that of some that are there.
+    captioner: TrainCaptionerConfig | str | None = setting(was=TrainCaptionerConfig)
+    captions: RecaptionConfig | str | None = setting(was=RecaptionConfig)
     mix: MixConfig
     tokenizer: TrainTokenizerConfig
     codes: EncodeConfig
@@ -38,6 +40,8 @@ class Recipe:
     text_features: tuple[EncodeTextConfig, ...] = setting((), since="0.2")
 
     def __post_init__(self) -> None:
+        if isinstance(self.captions, RecaptionConfig) and self.captioner is None:
+            raise ValueError("Nobody writes the captions: give a `captioner`, or no `captions`.")
         check_sizes(self.prior.model, [bucket_name(size) for size in self.corpus.sizes])
 
 
@@ -46,6 +50,7 @@ def run(recipe: Recipe, store: Store | Plan) -> Artifact:
     images = store.step(ingest, recipe.corpus)
     captioner = store.step(train_captioner, recipe.captioner, images)
     captions = store.step(recaption, recipe.captions, images, captioner)
+    captions = captions or images  # its own texts
     mixture = store.step(mix, recipe.mix, images, captions)
     tokenizer = store.step(train_tokenizer, recipe.tokenizer, images)
     codes = store.step(encode, recipe.codes, images, tokenizer)

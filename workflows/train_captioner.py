@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from captioner.altered import Alternatives
+from captioner.backends.endpoint import EndpointConfig
+from captioner.backends.pretrained import TransformersConfig
+from captioner.backends.vllm import VLLMConfig
 from captioner.matching import MatchingConfig
 from captioner.model import CaptionerConfig
 from captioner.styles import DESCRIPTIVE, SHORT, Style, prompts_of
@@ -23,6 +26,7 @@ from captioner.task import (
 from captioner.vocabulary import Vocabulary, train_vocabulary
 from infra import storage
 from infra.cluster import Cluster
+from infra.config import from_dict
 from infra.data.shards import ShardReader, shard_names
 from infra.metrics import Report
 from infra.store import Artifact, step
@@ -32,6 +36,7 @@ from infra.train.optim import OptimConfig
 from workflows.splits import demand_rows
 
 UNTOLD = "have no alt text, which a base and a filter learn from: give texts, or published weights and no `base`"
+Backend = TransformersConfig | EndpointConfig | VLLMConfig  # somebody else's model
 MODEL = "model"  # the folder, within the artifact, of what users load
 
 
@@ -41,10 +46,13 @@ class TrainCaptionerConfig:
 
     `model` is the size of one that starts from nothing, or published BLIP weights (a folder in the Hugging Face layout
     or a name on its hub). The fine-tuning branches one decoder a style off the base, on the training rows that have a
-    `reference_<style>`; without styles the base is all.
+    `reference_<style>`; without styles the base is all. Another model of transformers, of vLLM or of a server is only
+    named here, for `recaption` to ask: nothing is trained, so `base` and `filter` are None, and there are no styles.
     """
 
-    model: CaptionerConfig | str = field(default_factory=CaptionerConfig)
+    model: CaptionerConfig | str | TransformersConfig | EndpointConfig | VLLMConfig = field(
+        default_factory=CaptionerConfig
+    )
     vocabulary_size: int = 4000  # at most; of a captioner that starts from nothing
     vocabulary_rows: int = 1_000_000  # rows whose captions are read for it, at most
     base: TrainConfig | None = field(default_factory=lambda: TrainConfig(steps=1000))  # None: only fine-tune
@@ -61,7 +69,12 @@ class TrainCaptionerConfig:
     def __post_init__(self) -> None:
         if self.vocabulary_size < 64:
             raise ValueError(f"A vocabulary of {self.vocabulary_size} entries is too small; give at least 64.")
-        if self.base is None and not isinstance(self.model, str):
+        if isinstance(self.model, Backend) and (self.base or self.filter or self.styles):
+            raise ValueError(
+                f"{self.model.model} is somebody else's model, which is not trained here: give base None, filter None "
+                "and no styles."
+            )
+        if self.base is None and isinstance(self.model, CaptionerConfig):
             raise ValueError("A captioner that starts from nothing needs a base training; give `base`.")
         if self.filter is not None and not self.filter_matching.match:
             raise ValueError(
@@ -76,12 +89,17 @@ class TrainCaptionerConfig:
 def train_captioner(
     config: TrainCaptionerConfig, images: Artifact, *, out: str, cluster: Cluster, report: Report
 ) -> dict[str, Any]:
-    """Train a captioner on a corpus and its labelled rows as DALL-E 3 did: a base, then a decoder a style from it."""
+    """Train a captioner on a corpus and its labelled rows as DALL-E 3 did: a base, then a decoder a style from it.
+
+    Where `model` is somebody else's, it is only named.
+    """
+    if isinstance(config.model, Backend):
+        return {"model": config.model.model, "styles": []}
     if config.base is not None or config.filter is not None:
         demand_rows(images, lambda columns: present(columns[ALT_COLUMN]), (ALT_COLUMN,), UNTOLD)
     elif config.styles:
         demand_rows(images)
-    vocabulary, image_size, max_length = _prepare(config, images, out)
+    vocabulary, image_size, max_length = _prepare(config, config.model, images, out)
     for style in config.styles:
         prompts_of(style, [], vocabulary, max_length)  # a style without room is said before the base is trained
     source: CaptionerConfig | str = _source(config.model)
@@ -136,10 +154,18 @@ def train_captioner(
     return {"vocabulary": len(vocabulary), "styles": [style.name for style in config.styles], **losses}
 
 
-def _prepare(config: TrainCaptionerConfig, images: Artifact, out: str) -> tuple[Vocabulary, tuple[int, int], int]:
+def named(captioner: Artifact) -> Backend | None:
+    """Somebody else's model, where the artifact only names one."""
+    model = from_dict(TrainCaptionerConfig, captioner.manifest["config"]).model
+    return model if isinstance(model, Backend) else None
+
+
+def _prepare(
+    config: TrainCaptionerConfig, model: CaptionerConfig | str, images: Artifact, out: str
+) -> tuple[Vocabulary, tuple[int, int], int]:
     """The vocabulary, the image size and the longest sequence of the captioner to be."""
-    if isinstance(config.model, str):
-        captioner = load_captioner(config.model)
+    if isinstance(model, str):
+        captioner = load_captioner(model)
         return captioner.vocabulary, captioner.image_size, captioner.max_length
     folder = storage.join(out, "vocabulary")
     if not storage.exists(storage.join(folder, "tokenizer.json")):
@@ -147,7 +173,7 @@ def _prepare(config: TrainCaptionerConfig, images: Artifact, out: str) -> tuple[
             train_vocabulary(_captions(config, images), config.vocabulary_size).save(local)
             storage.upload(local, folder)
     with storage.fetched(folder) as local:
-        return Vocabulary.load(local), config.model.vision.image_size, config.model.text.max_length
+        return Vocabulary.load(local), model.vision.image_size, model.text.max_length
 
 
 def _captions(config: TrainCaptionerConfig, images: Artifact) -> Iterator[str]:

@@ -21,6 +21,7 @@ from workflows.exported import DATA, NAMES
 from workflows.gallery import gallery as draw_gallery
 from workflows.lookup import CAPTIONED, Line, contents, current, finished, furthest, inputs_of, one, only, rephrased
 from workflows.options import (
+    OLDER,
     ONE_KIND,
     WORK,
     GalleryOptions,
@@ -37,6 +38,7 @@ from workflows.options import (
 from workflows.recaption import recaption
 from workflows.settings import settings_of
 
+MODELS = {"captioner": "train_captioner", "tokenizer": "train_tokenizer", "prior": "train_prior"}
 TRAINED = "train_captioner"  # the step of captioners that were trained here
 COUNTS = ("rows_in", "accepted", "rejected", "failed", "shards")
 
@@ -49,15 +51,13 @@ def run(arguments: list[str]) -> dict[str, Any]:
     store = Store(options.store, options.cluster, steps=len(plan.lines))
     started = time.time()
     evaluation = text_to_image.run(options.recipe, store)
-    made = {artifact.step: artifact for artifact in store.made}
+    made = {artifact.step: artifact.path for artifact in store.made}
     results = {
         **evaluation.summary,
         "seconds": round(time.time() - started, 1),
         "peak_memory_gb": max(artifact.manifest["peak_memory_gb"] for artifact in store.made),
         "report": evaluation.url("report.html"),
-        "captioner": made["train_captioner"].path,
-        "tokenizer": made["train_tokenizer"].path,
-        "prior": made["train_prior"].path,
+        **{name: made[step] for name, step in MODELS.items() if step in made},
     }
     done = "All was done already." if all(line[2] == "done" for line in plan.lines) else "Done."
     say(f"{done} Open {results['report']}")
@@ -148,11 +148,12 @@ def _verify(artifact: Artifact) -> dict[str, Any]:
 def retry(arguments: list[str]) -> dict[str, Any]:
     """Try failed rows again, as a new revision: `rescribe retry captions --only oom timeout`."""
     options = retry_options(arguments)
-    found = current(options.path, tuple(WORK))
+    known = WORK | OLDER
+    found = current(options.path, tuple(known))
     if len(found) > 1 and not (found := [artifact for artifact in found if _failures(artifact)]):
         raise ValueError(f"No row of any artifact in {options.path} failed.")
     artifact = only(found, options.path, rephrased("retry", arguments, options.path))
-    work = WORK[artifact.step]
+    work = known[artifact.step]
     if LEDGER not in artifact.manifest["files"]:
         raise ValueError(f"{artifact.path} has no rows: retry is for what ingest, recaption, mix and encode make.")
     config = from_dict(work.config_class, artifact.manifest["config"])
@@ -221,8 +222,10 @@ def run_step(work: Step, arguments: list[str]) -> dict[str, Any]:
     parsed = step_options(work, arguments)
     given = [(name, getattr(parsed, name)) for name in work.input_names]
     given += [(name, path) for name in further_inputs(work) for path in getattr(parsed, name)]
-    found = (inputs_of(name, path, rephrased(work.name, arguments, path, f"--{name}")) for name, path in given)
-    inputs = [artifact for artifacts in found for artifact in artifacts]
+    inputs: list[Artifact | None] = []
+    for name, path in given:
+        line = rephrased(work.name, arguments, path, f"--{name}")
+        inputs += inputs_of(name, path, line) if path else [None]
     artifact = Store(parsed.store, parsed.cluster).step(work, parsed.config, *inputs)
     return {**artifact.summary, "artifact": artifact.path}
 

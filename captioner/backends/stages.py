@@ -32,6 +32,7 @@ class CaptionWith:
     gpus: float = 0
     actors: int = 1  # that run at once, and share a rate limit
     sign: Sign = field(default_factory=lambda: Sign({}))
+    whole: bool = False  # it sees pictures as the corpus has them
     reads: tuple[str, ...] = field(default=("pixels", ALT_COLUMN), init=False)
     writes: tuple[str, ...] = field(init=False)
     types: dict[str, str] = field(init=False)

@@ -63,6 +63,7 @@ class Questions:
     config: VLLMConfig
     styles: tuple[Style, ...]
     alt_column: str
+    whole: bool = False  # pictures as the corpus has them
     reads: tuple[str, ...] = field(init=False)
     writes: tuple[str, ...] = field(init=False)
 

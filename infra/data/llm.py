@@ -128,7 +128,7 @@ def _ask(
     (name,) = batch["name"]
     reader = ShardReader(inputs, str(name))
     stored = [column for column in requests.reads if column not in VIRTUAL]
-    pixels = reader.pixels(np.arange(len(reader)))
+    pixels = reader.pixels(np.arange(len(reader)), whole=getattr(requests, "whole", False))
     for start in range(0, len(reader), size):
         part = np.arange(start, min(start + size, len(reader)))
         columns = reader.stored(stored, part) | {"pixels": [next(pixels) for _ in part]}

@@ -139,20 +139,24 @@ class ShardReader:
         places = self._index.places
         return fetch_images(places[row] for row in rows)
 
-    def pixels(self, indices: np.ndarray, depth: int = 64) -> Iterator[np.ndarray | Exception]:
+    def pixels(self, indices: np.ndarray, depth: int = 64, whole: bool = False) -> Iterator[np.ndarray | Exception]:
         """Decoded images of shown rows, in ascending order, `depth` ahead of their use; or what went wrong."""
-        for view in self.views(indices, {"pixels": np.asarray}, depth=depth):
+        for view in self.views(indices, {"pixels": np.asarray}, depth=depth, whole=whole):
             yield view if isinstance(view, Exception) else view["pixels"]
 
     def views(
-        self, indices: np.ndarray, views: Mapping[str, View], *, depth: int, threads: int = 4
+        self, indices: np.ndarray, views: Mapping[str, View], *, depth: int, threads: int = 4, whole: bool = False
     ) -> Iterator[dict[str, np.ndarray] | Exception]:
-        """What each view makes of the decoded images of shown rows, in threads and ahead, as `pixels` comes."""
-        return ahead(partial(_viewed, views), self.images(indices), threads=threads, depth=depth)
+        """What each view makes of the decoded images of shown rows, in threads and ahead, as `pixels` comes.
 
-    def largest(self, indices: np.ndarray) -> int | None:
-        """Bytes of the largest decoded image of some shown rows; None where the index has copies, or does not say."""
-        if not len(indices) or "image" in self.names or not {"width", "height"} <= self.names:
+        `whole` images are those of the corpus, where the index has smaller copies, too.
+        """
+        images = self.originals(indices) if whole else self.images(indices)
+        return ahead(partial(_viewed, views), images, threads=threads, depth=depth)
+
+    def largest(self, indices: np.ndarray, whole: bool = False) -> int | None:
+        """Bytes of the largest decoded image of some shown rows; None where they are copies, or nobody says."""
+        if not len(indices) or ("image" in self.names and not whole) or not {"width", "height"} <= self.names:
             return None
         sizes = self.stored(["width", "height"], indices)
         return max(3 * (w or 0) * (h or 0) for w, h in zip(sizes["width"], sizes["height"], strict=True))

@@ -98,7 +98,8 @@ class StageShard:
         self._optional = [name for stage in work.stages for name in getattr(stage, "optional", ())]
         self._reads = dict.fromkeys(r for stage in work.stages for r in stage.reads if r not in self._written)
         self._size, self._ahead = work.batch_size, 2 * work.batch_size
-        if "pixels" in self._reads and (most := self._reader.largest(self._todo)):
+        self._whole = any(getattr(stage, "whole", False) for stage in work.stages)
+        if "pixels" in self._reads and (most := self._reader.largest(self._todo, self._whole)):
             self._ahead = max(4, min(self._ahead, PICTURES_BYTES // most))
             self._size = max(1, min(self._size, self._ahead))
 
@@ -156,7 +157,8 @@ class StageShard:
         if "pixels" in self._reads:
             views["pixels"] = np.asarray  # as they are
         threads = max(4, 2 * int(max(stage.cpus for stage in stages)))
-        pictures = reader.views(indices, views, depth=self._ahead, threads=threads) if views else None
+        looks = {"depth": self._ahead, "threads": threads, "whole": self._whole}
+        pictures = reader.views(indices, views, **looks) if views else None
         images = reader.images(indices) if "image" in self._reads else None
         stored = [name for name in self._reads if name not in VIRTUAL and name not in views]
         start = 0

@@ -5,14 +5,20 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
+from captioner.backends.endpoint import EndpointConfig
+from captioner.backends.vllm import VLLMConfig
 from infra.cluster import Cluster
 from infra.config import from_dict
 from infra.data.verify import verify_files, verify_shards
 from infra.store import Store
 from tests.captioner.backends import server, tiny
+from workflows.asked import SHORT, captioner_of
 from workflows.caption_with import CaptionWithConfig, caption_with
 from workflows.corpora.shapes import ShapesConfig, write_shards
 from workflows.direct import DirectOptions, direct
+from workflows.ingest import IngestConfig, ingest
+from workflows.recaption import RecaptionConfig, recaption
+from workflows.train_captioner import TrainCaptionerConfig
 
 ROWS = 12
 CLUSTER = Cluster(name="test", actors=(1, 1))
@@ -69,13 +75,13 @@ def test_a_served_model_whose_failures_are_retried(ray_cluster, corpus, tmp_path
             corpus=corpus, captioner=endpoint.url, model="m", out=out, styles="short", cluster=CLUSTER
         )
         captions = direct(options)
-        assert captions.step == "caption_with"
+        assert captions.step == "recaption"
         assert (captions.summary["accepted"], captions.summary["failed"]) == (ROWS - 1, 1)
         assert captions.summary["reasons"] == {"http_400": 1}
         asked = len(endpoint.bodies)
         store = Store(out, CLUSTER)
-        config = from_dict(CaptionWithConfig, captions.manifest["config"])
-        renewed = store.retry(captions, caption_with, config, ["http_400"])
+        config = from_dict(RecaptionConfig, captions.manifest["config"])
+        renewed = store.retry(captions, recaption, config, ["http_400"])
         assert renewed.summary["accepted"] == ROWS
         assert len(endpoint.bodies) == asked + 1
         before, after = rows(captions), rows(renewed)
@@ -92,3 +98,37 @@ def test_a_served_model_whose_failures_are_retried(ray_cluster, corpus, tmp_path
         assert renewed.summary["provenance"]["short"].items() <= signed.items()
     finally:
         endpoint.close()
+
+
+@pytest.mark.timeout(120)
+def test_what_the_step_of_before_was_answered_is_not_asked_for_again(ray_cluster, corpus, tmp_path):
+    endpoint = server.Endpoint(lambda body, number: server.completion(f"caption {number}", finish_reason="stop"))
+    try:
+        out = str(tmp_path / "out")
+        store = Store(out, CLUSTER)
+        backend = EndpointConfig(base_url=endpoint.url, model="m")
+        images = store.step(ingest, IngestConfig(corpus=corpus))
+        before = store.step(caption_with, CaptionWithConfig(backend=backend, styles=(SHORT,), batch=128), images)
+        asked = len(endpoint.bodies)
+        options = {"corpus": corpus, "captioner": endpoint.url, "model": "m", "out": out, "cluster": CLUSTER}
+        assert direct(DirectOptions(styles="short", **options)).path == before.path
+        assert len(endpoint.bodies) == asked
+        other = direct(DirectOptions(prompt="Name it.", style="named", **options))
+        assert other.step == "recaption"
+        assert rows(other)[0]["caption_named"].startswith("caption ")
+        assert endpoint.bodies[-1]["messages"][0]["content"][1]["text"] == "Name it."
+    finally:
+        endpoint.close()
+
+
+def test_a_word_says_who_captions(tmp_path):
+    served = captioner_of("http://localhost:8000/v1", "m", "KEY")
+    assert served == TrainCaptionerConfig(
+        model=EndpointConfig(base_url="http://localhost:8000/v1", model="m", key_variable="KEY"), base=None, styles=()
+    )
+    assert captioner_of("vllm:a/b").model == VLLMConfig(model="a/b")
+    assert captioner_of(tiny.blip(tmp_path / "blip")).model == str(tmp_path / "blip")
+    with pytest.raises(ValueError, match="Name the model"):
+        captioner_of("http://localhost:8000/v1")
+    with pytest.raises(ValueError, match="somebody else's model"):
+        TrainCaptionerConfig(model=VLLMConfig(model="a/b"), base=None)

@@ -56,7 +56,8 @@ def shapes(tmp_path, monkeypatch):
     captioner = make(tmp_path, "train_captioner", [images])
     metrics = "".join(json.dumps({"step": s, "base/caption": 1 / s, "base/lr": 0.1}) + "\n" for s in (1, 2, 3))
     storage.write_bytes(storage.join(captioner.path, "metrics.jsonl"), metrics.encode())
-    captions = make(tmp_path, "recaption", [images, captioner], [told[:20], told[20:]])
+    styles = {"styles": [{"name": "short"}, {"name": "descriptive"}]}
+    captions = make(tmp_path, "recaption", [images, captioner], [told[:20], told[20:]], summary=styles)
     tokenizer = make(tmp_path, "train_tokenizer", [images])
     prior = make(tmp_path, "train_prior", [tokenizer])
     samples = make(tmp_path, "sample", [prior])
@@ -98,7 +99,7 @@ def test_scores_and_page(shapes, tmp_path):
 def test_all_captions_are_looked_at_as_a_whole(shapes, tmp_path):
     run(shapes, tmp_path / "out", rows=5)
     found = json.loads((tmp_path / "out" / "habits.json").read_text())
-    assert list(found["collapse"]) == ["alt", "descriptive", "short"]
+    assert list(found["collapse"]) == ["alt", "short", "descriptive"]
     assert [report["count"] for report in found["collapse"].values()] == [40, 40, 40]  # not the held-out rows alone
     assert found["collapse"]["alt"]["begins_with_capital"] == 1
     assert found["faults"]["short"]["faults"] == {"cut off": 0.25}

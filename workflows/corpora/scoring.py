@@ -73,35 +73,31 @@ def _shapes_captions(rows: Sequence[Row]) -> Scores:
     truth = [scenes.Scene.from_dict(json.loads(row["scene"])) for row in rows]
     if not rows:
         return {}
-    descriptive = [row.get("caption_descriptive") for row in rows]
-    found = scenes.caption_scores(descriptive, truth)
-    return {
-        "caption_f1": found["f1"],
-        "caption_precision": found["precision"],
-        "caption_recall": found["recall"],
-        "short_caption_f1": scenes.caption_scores([row.get("caption_short") for row in rows], truth, "short")["f1"],
-        **_alt_scores(lambda texts, of: scenes.caption_scores(texts, of)["f1"], rows, truth),
-        "chance_f1": scenes.caption_scores(_given_away(descriptive), truth)["f1"],
-        "caption_n": len(rows),
-    }
+    scores: Scores = {"caption_n": len(rows)}
+    if "caption_descriptive" in rows[0]:
+        descriptive = [row["caption_descriptive"] for row in rows]
+        found = scenes.caption_scores(descriptive, truth)
+        scores |= {f"caption_{name}": found[name] for name in ("f1", "precision", "recall")}
+        scores["chance_f1"] = scenes.caption_scores(_given_away(descriptive), truth)["f1"]
+    if "caption_short" in rows[0]:
+        short = scenes.caption_scores([row["caption_short"] for row in rows], truth, "short")
+        scores["short_caption_f1"] = short["f1"]
+    return scores | _alt_scores(lambda texts, of: scenes.caption_scores(texts, of)["f1"], rows, truth)
 
 
 def _nlvr_captions(rows: Sequence[Row]) -> Scores:
     rows = [row for row in rows if row["scene"] and row["reference_short"]]
     truth = [nlvr.read(json.loads(row["scene"])) for row in rows]
-    descriptive = [row.get("caption_descriptive") for row in rows]
-    found = nlvr.caption_scores(descriptive, truth)
-    short = word_scores([row.get("caption_short") for row in rows], [row["reference_short"] for row in rows])
-    return {
-        "caption_f1": found["f1"],
-        "caption_precision": found["precision"],
-        "caption_recall": found["recall"],
-        "caption_exact": found["exact"],
-        "short_caption_f1": short["f1"],
-        "short_caption_exact": short["exact"],
-        "chance_f1": nlvr.caption_scores(_given_away(descriptive), truth)["f1"],
-        "caption_n": len(rows),
-    }
+    scores: Scores = {"caption_n": len(rows)} if rows else {}
+    if rows and "caption_descriptive" in rows[0]:
+        descriptive = [row["caption_descriptive"] for row in rows]
+        found = nlvr.caption_scores(descriptive, truth)
+        scores |= {f"caption_{name}": found[name] for name in ("f1", "precision", "recall", "exact")}
+        scores["chance_f1"] = nlvr.caption_scores(_given_away(descriptive), truth)["f1"]
+    if rows and "caption_short" in rows[0]:
+        short = word_scores([row["caption_short"] for row in rows], [row["reference_short"] for row in rows])
+        scores |= {f"short_caption_{name}": short[name] for name in ("f1", "exact")}
+    return scores
 
 
 def _word_captions(rows: Sequence[Row]) -> Scores:
