@@ -1,6 +1,7 @@
 """Toy tasks for what the loop promises beside a plain Update; each is named by jobs of `toy.work`."""
 
 import copy
+import functools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,7 +9,9 @@ import torch
 from torch import nn
 
 from infra.train import world
-from tests.infra.train.toy import Net, Toy
+from infra.train.optim import OptimConfig
+from infra.train.task import Update
+from tests.infra.train.toy import Net, Toy, worker_engine
 
 
 def swapped(update, module, **changes):
@@ -223,3 +226,25 @@ class Meets(Toy):
     def updates(self):
         (update,) = super().updates()
         return [swapped(update, Meeting(), mixes_rows=True)]
+
+
+class Summed(nn.Module):
+    """One weight in a layer of each kind that DeepSpeed would sum in 16 bits; its gradient is `x`."""
+
+    def __init__(self):
+        super().__init__()
+        kinds = [functools.partial(kind, 1, 1) for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)]
+        self.layers = nn.ModuleList([nn.Linear(1, 1, bias=False), *(kind(1, bias=False) for kind in kinds)])
+
+    def forward(self, batch):
+        axes = (2, 3, 4, 5)
+        return {"sum": sum(layer(batch["x"].view([1] * n)).sum() for layer, n in zip(self.layers, axes, strict=True))}
+
+
+def added(job, config):
+    """The norm of a gradient that is 1 on the first worker and 2^-12 on others, a micro-step and layer."""
+    torch.manual_seed(0)
+    engine = worker_engine(job, config)(Update("summed", Summed(), OptimConfig()), job["micro_steps"], None)
+    for _ in range(job["micro_steps"]):
+        engine.backward(engine({"x": torch.tensor(2.0**-12 if world.rank() else 1.0)})["sum"])
+    return engine.step(1e-3)

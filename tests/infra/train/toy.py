@@ -343,16 +343,8 @@ def work(jobs, result):
         config = TrainConfig(
             **{"steps": 12, "batch": 10, "log_every_steps": 1, "save_every_steps": 6, **job.get("config", {})}
         )
-        do = {
-            "train": train_as_told,
-            "copy": copy,
-            "poison": poison,
-            "tear": tear,
-            "refused": refused,
-            "compilers": compilers,
-            "flops": flops,
-        }[job.get("do", "train")]
-        results.append(do(job, config))
+        do = job.get("do", "train_as_told")
+        results.append(pkgutil.resolve_name(do if ":" in do else f"{__name__}:{do}")(job, config))
         zero.settings = plain_settings
         gc.collect()
     if world.rank() == 0:
