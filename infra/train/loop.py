@@ -125,6 +125,7 @@ def train(
         writer.wait()  # before the state is copied: the one before it is held no longer
         if world.rank() == 0:
             log.flush()
+        world.gather(None)  # who is slow is waited for here, whatever time the engine's own groups have
         writer.save(
             step,
             {name: tensor for engine in engines for name, tensor in engine.state().items()},

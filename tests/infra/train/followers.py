@@ -1,17 +1,23 @@
 """Toy tasks for what the loop promises beside a plain Update; each is named by jobs of `toy.work`."""
 
 import copy
+import datetime
 import functools
+import time
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import nn
+from torch.distributed import distributed_c10d
 
-from infra.train import world
+from infra.train import world, zero
 from infra.train.optim import OptimConfig
 from infra.train.task import Update
-from tests.infra.train.toy import Net, Toy, worker_engine
+from infra.train.writer import Writer
+from tests.infra.train.toy import Net, Toy, train_as_told, worker_engine
+
+WAITED = 4  # seconds, by the groups of DeepSpeed in `slow`
 
 
 def swapped(update, module, **changes):
@@ -248,3 +254,25 @@ def added(job, config):
     for _ in range(job["micro_steps"]):
         engine.backward(engine({"x": torch.tensor(2.0**-12 if world.rank() else 1.0)})["sum"])
     return engine.step(1e-3)
+
+
+def slow(job, config):
+    """Train two steps, and a third anew; of the first worker a save takes longer than DeepSpeed's groups wait, and so
+    does reading a checkpoint.
+    """
+    distributed_c10d.default_pg_timeout = datetime.timedelta(seconds=WAITED)
+    save, load = Writer._save, zero.load_weights
+    naps = [WAITED + 2] if world.rank() == 0 else []
+
+    def late(function, *arguments):
+        time.sleep(naps.pop() if naps else 0)
+        return function(*arguments)
+
+    Writer._save = lambda *arguments: late(save, *arguments)
+    zero.load_weights = lambda *arguments: late(load, *arguments)
+    try:
+        losses = train_as_told(job, replace(config, steps=2, save_every_steps=1))
+        naps += [WAITED + 2] if world.rank() == 0 else []
+        return losses + train_as_told(job, replace(config, steps=3))
+    finally:
+        Writer._save, zero.load_weights = save, load

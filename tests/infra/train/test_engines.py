@@ -226,6 +226,17 @@ def test_gradients_are_added_in_fp32_whatever_they_are_computed_in(tmp_path):
         assert norm == pytest.approx(2 * job["micro_steps"] * (1 + 2**-12), rel=1e-6), job  # of four weights
 
 
+@pytest.mark.timeout(120)
+def test_who_saves_or_reads_slowly_is_waited_for(tmp_path):
+    """By a group that has patience, and not in a collective of DeepSpeed's, whose time is short."""
+    jobs = [
+        {"do": "tests.infra.train.followers:slow", "folder": str(tmp_path / str(stage)), "stage": stage}
+        for stage in (3, 1)
+    ]
+    for losses in run_workers(tmp_path, 2, jobs, seconds=90):
+        assert len(losses) == 3
+
+
 @pytest.mark.timeout(240)
 def test_a_gradient_that_is_no_number_is_seen_by_every_worker_and_changes_nothing(tmp_path):
     jobs = [
