@@ -234,6 +234,30 @@ class Meets(Toy):
         return [swapped(update, Meeting(), mixes_rows=True)]
 
 
+class GreedyNet(Net):
+    """More than some rows at once are too many for its memory."""
+
+    def __init__(self, most):
+        super().__init__()
+        self.most = most
+
+    def forward(self, batch):
+        if len(batch["weight"]) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().forward(batch)
+
+
+@dataclass(frozen=True)
+class Greedy(Toy):
+    most: int = 0
+
+    def updates(self):
+        (update,) = super().updates()
+        greedy = GreedyNet(self.most)
+        greedy.load_state_dict(update.module.state_dict())
+        return [swapped(update, greedy)]
+
+
 class Summed(nn.Module):
     """One weight in a layer of each kind that DeepSpeed would sum in 16 bits; its gradient is `x`."""
 

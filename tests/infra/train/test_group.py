@@ -13,7 +13,7 @@ from infra.train import fit as fit_module
 from infra.train import trainer
 from infra.train.fit import fit
 from infra.train.group import GROWS, STOPPED, TAKEN, Group, Growth
-from infra.train.loop import TrainConfig
+from infra.train.loop import DoesNotFitError, TrainConfig
 from infra.train.worker import Job, Training
 from tests.infra.train import toy
 from tests.infra.train.drive import groups
@@ -43,6 +43,25 @@ def test_groups_that_end_without_a_word_are_not_started_for_ever(monkeypatch, tr
     with pytest.raises(RuntimeError, match="ended before all was trained, and none said why"):
         fit_with(monkeypatch, training, lambda number, notice: ("", {}), restarts=2)
     assert len(groups(tmp_path, "begins")) == 3
+
+
+def test_want_of_memory_starts_again_with_half_the_rows_and_is_no_start_in_vain(monkeypatch, training, capsys):
+    taken = []
+
+    class Scripted(Group):
+        def run(self, report, notice, say, first_step):
+            most = self._job.most[training.out]
+            taken.append(self._job.cluster.micro_batches(64, self.size, most)[0])
+            text = f"{taken[-1]} rows at once do not fit."
+            return {0: RuntimeError("Connection closed by peer"), 1: DoesNotFitError(text, taken[-1], training.out)}
+
+    monkeypatch.setattr(fit_module, "Group", Scripted)
+    cluster = Cluster(name="test", workers=(2, 2), restarts=0, micro_batch=12)
+    for _ in range(2):  # the same line again knows it
+        with pytest.raises(RuntimeError, match="a single row does not fit: 1 rows at once do not fit"):
+            fit([training], cluster, lambda *_, **__: None)
+    assert taken == [12, 6, 3, 1, 1]
+    assert "From now on 3 are taken at once" in capsys.readouterr().err
 
 
 def test_a_notice_whose_save_fails_says_what_was_lost(monkeypatch, training, capsys):
