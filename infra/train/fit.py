@@ -16,8 +16,8 @@ from infra.train import checkpoint
 from infra.train.board import Board
 from infra.train.group import GROWS, TAKEN, Group, Growth
 from infra.train.limits import Limits
-from infra.train.restarts import Restarts, root, sentence
-from infra.train.seats import take
+from infra.train.restarts import Faults, Restarts, root, sentence
+from infra.train.seats import spared, take
 from infra.train.turn import DoesNotFitError
 from infra.train.worker import FINISHED, Job, Training
 
@@ -60,21 +60,28 @@ def _supervise(job: Job, report: Report, notice: Notice) -> None:
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     board: Any = ray.remote(num_cpus=0, label_selector=here)(Board).remote()
     reached, say = _reached(job), Teller()
-    restarts, limits = Restarts(cluster.restarts, sum(reached)), Limits(job.trainings, say)
+    restarts, faults, limits = Restarts(cluster.restarts, sum(reached)), Faults(), Limits(job.trainings, say)
     diary = _Diary(job.trainings[0].out, say)
     growth, group = Growth(cluster.grow_seconds, high), None
+
+    def left_out() -> frozenset[str]:
+        return spared(faults.bad(), cluster.worker_resources, low)
+
     for number in itertools.count():
         nodes, held = list[str](), ExitStack()
-        if low < high:
+        if low < high or left_out():
             nodes, held = take(
                 cluster.worker_resources, low, high,
                 waiting=lambda: say(f"Training waits until there is room for {low} workers."),
                 stopped=notice.given,
+                left_out=left_out(),
             )  # fmt: skip
         notice.heed()
         if group and group.why == GROWS:
             growth.came(group.size, len(nodes))
-        group = Group(replace(job, most=limits.most()), number, board, len(nodes) or high, nodes, growth, held)
+        group = Group(
+            replace(job, most=limits.most()), number, board, len(nodes) or high, nodes, growth, held, left_out
+        )
         diary(group, "begins")
         failures = group.run(report, notice, say, partial(diary, group, "first step"))
         diary(group, "ends", why=sentence(root(failures)) if failures else group.why or "all was trained")
@@ -90,11 +97,14 @@ def _supervise(job: Job, report: Report, notice: Notice) -> None:
         before, reached = reached, _patiently(lambda: _reached(job), say)
         for training, start, end in zip(job.trainings, before, reached, strict=True):
             limits.passed(training.out, cluster.micro_batches(training.config.batch, group.size)[0], end - start)
-        cause = root(failures)
+        cause, known = root(failures), left_out()
         if isinstance(cause, DoesNotFitError):
             limits.failed(cause)
             continue
-        if failures and not restarts.again(failures, sum(reached)):
+        faults.note(group.blamed(), cause)
+        for node in (new := left_out() - known):
+            say(f"Node {node} is left out for now, since groups of workers fell there.")
+        if failures and not restarts.again(failures, sum(reached), elsewhere=bool(new)):
             raise RuntimeError(f"Training failed: {sentence(cause)}") from cause
         if failures:
             say(f"{sentence(cause)} Training goes on from what was saved last.")

@@ -64,6 +64,26 @@ def test_want_of_memory_starts_again_with_half_the_rows_and_is_no_start_in_vain(
     assert "From now on 3 are taken at once" in capsys.readouterr().err
 
 
+def test_a_node_over_which_groups_fall_is_left_out_and_named(monkeypatch, training, capsys):
+    """It falls twice, and then on another node, of which no more than that is known."""
+    without = []
+
+    class Scripted(Group):
+        def run(self, report, notice, say, first_step):
+            without.append(self._left_out())
+            self._where = {0: "good", 1: "good" if "bad" in without[-1] else "bad"}
+            self._failures = {0: RuntimeError("Connection reset by peer"), 1: RuntimeError("The actor died.")}
+            return self._failures
+
+    monkeypatch.setattr(fit_module, "Group", Scripted)
+    monkeypatch.setattr(fit_module, "spared", lambda nodes, *_: nodes & {"bad"})
+    monkeypatch.setattr(fit_module, "take", lambda *_, left_out, **__: (["node"] * (2 - len(left_out)), ExitStack()))
+    with pytest.raises(RuntimeError, match="The actor died"):
+        fit([training], Cluster(name="test", workers=(1, 2), restarts=2), lambda *_, **__: None)
+    assert without == [frozenset()] * 2 + [frozenset(["bad"])] * 2
+    assert "Node bad is left out for now, since groups of workers fell there." in capsys.readouterr().err
+
+
 def test_a_notice_whose_save_fails_says_what_was_lost(monkeypatch, training, capsys):
     def outcome(number, notice):
         notice._note(signal.SIGTERM, None)
