@@ -24,7 +24,7 @@ class Cluster:
     offload: Literal["none", "optimizer", "parameters"] = "none"  # what GPU workers keep in their node's memory instead
     recompute: bool = False  # activations of repeated blocks are computed again in the backward pass: time for memory
     feed_tasks: int = 1  # tasks that read, decode and collate at a time for one worker
-    micro_batch: int = 0  # rows a worker takes through the model at once; 0: its whole share
+    micro_batch: int = 0  # rows a worker takes through the model at once, at most; 0: its whole share, if that fits
     restarts: int = 3  # of a training, in a row and without a checkpoint in between, before it is given up
     stall_seconds: float = 100  # without a step or a word of a worker, until all start anew; half: until it is said
     grow_seconds: float = 30  # that a group trains at least before it makes room for workers that have come
@@ -69,10 +69,13 @@ class Cluster:
         most = max(1, batch // self.rows_per_worker)
         return min(self.workers[0], most), min(self.workers[1], most)
 
-    def micro_batches(self, batch: int, workers: int) -> tuple[int, int]:
-        """How one of so many workers takes its share of a global batch: rows at once, and how often."""
+    def micro_batches(self, batch: int, workers: int, most: int = 0) -> tuple[int, int]:
+        """How one of so many workers takes its share of a global batch: rows at once, and how often.
+
+        `most` is a further limit of these rows; 0: none.
+        """
         share = -(-batch // workers)
-        rows = min(self.micro_batch or share, share)
+        rows = min(self.micro_batch or share, most or share, share)
         return rows, -(-share // rows)
 
     def check(self, precision: str, whole_weights: bool = False) -> None:

@@ -1,6 +1,7 @@
 """What file systems raise, in sentences, and the one distinction that matters: is the file at fault, or its place?"""
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,29 @@ _UNKNOWN = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", 
 _REFUSED = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "InvalidClientTokenId"}  # some come as 400
 _SILENT = {"EndpointConnectionError", "ConnectTimeoutError"}
 _BROKEN = {"HTTPClientError", "IncompleteReadError", "ClientPayloadError", "ResponseParserError", "TimeoutError"}
+
+# As torch and the libraries under it say it; none of them is imported here.
+_DEVICE = re.compile(
+    r"\b(CUDA|HIP|cuDNN|cuBLAS)( driver)? error|\b(CUBLAS|CUDNN|CUSOLVER|CUSPARSE)_STATUS_", re.IGNORECASE
+)
+_MEMORY = re.compile(r"out of memory|can't allocate memory|ALLOC_FAILED", re.IGNORECASE)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was too small, of a device or of the machine; fewer rows at a time may fit."""
+    named = isinstance(error, MemoryError) or "OutOfMemoryError" in _classes(error)
+    return named or (isinstance(error, RuntimeError) and bool(_MEMORY.search(str(error))))
+
+
+def is_device_error(error: BaseException) -> bool:
+    """Whether a device failed, other than for want of memory: its process can do nothing more on it."""
+    named = "AcceleratorError" in _classes(error)
+    said = isinstance(error, RuntimeError) and bool(_DEVICE.search(str(error)))
+    return (named or said) and not is_out_of_memory(error)
+
+
+def _classes(error: BaseException) -> set[str]:
+    return {each.__name__ for each in type(error).__mro__}
 
 
 class UnavailableError(ConnectionError, PermissionError):
@@ -48,7 +72,7 @@ def _trouble(url: str, error: Exception, local: bool) -> str | None:
         return f"There is no room left for {url}. Free some space, then give the same command again."
     if local:
         return None
-    kinds = {each.__name__ for each in type(error).__mro__}
+    kinds = _classes(error)
     status, code = _answer(error)
     if kinds & _UNKNOWN:
         advice = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role."

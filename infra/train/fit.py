@@ -4,6 +4,7 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,8 +15,10 @@ from infra.notice import Notice, Teller
 from infra.train import checkpoint
 from infra.train.board import Board
 from infra.train.group import GROWS, TAKEN, Group, Growth
-from infra.train.restarts import Restarts, root, sentence
-from infra.train.seats import take
+from infra.train.limits import Limits
+from infra.train.restarts import Faults, Restarts, root, sentence
+from infra.train.seats import spared, take
+from infra.train.turn import DoesNotFitError
 from infra.train.worker import FINISHED, Job, Training
 
 PAUSES = (1, 5, 15, 30, 60)  # seconds between questions to a store that is away
@@ -56,22 +59,29 @@ def _supervise(job: Job, report: Report, notice: Notice) -> None:
     low, high = cluster.workers_for(max(training.config.batch for training in job.trainings))
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     board: Any = ray.remote(num_cpus=0, label_selector=here)(Board).remote()
-    restarts = Restarts(cluster.restarts, _reached(job))
-    say = Teller()
+    reached, say = _reached(job), Teller()
+    restarts, faults, limits = Restarts(cluster.restarts, sum(reached)), Faults(), Limits(job.trainings, say)
     diary = _Diary(job.trainings[0].out, say)
     growth, group = Growth(cluster.grow_seconds, high), None
+
+    def left_out() -> frozenset[str]:
+        return spared(faults.bad(), cluster.worker_resources, low)
+
     for number in itertools.count():
         nodes, held = list[str](), ExitStack()
-        if low < high:
+        if low < high or left_out():
             nodes, held = take(
                 cluster.worker_resources, low, high,
                 waiting=lambda: say(f"Training waits until there is room for {low} workers."),
                 stopped=notice.given,
+                left_out=left_out(),
             )  # fmt: skip
         notice.heed()
         if group and group.why == GROWS:
             growth.came(group.size, len(nodes))
-        group = Group(job, number, board, len(nodes) or high, nodes, growth, held)
+        group = Group(
+            replace(job, most=limits.most()), number, board, len(nodes) or high, nodes, growth, held, left_out
+        )
         diary(group, "begins")
         failures = group.run(report, notice, say, partial(diary, group, "first step"))
         diary(group, "ends", why=sentence(root(failures)) if failures else group.why or "all was trained")
@@ -84,19 +94,28 @@ def _supervise(job: Job, report: Report, notice: Notice) -> None:
             failures = {-1: RuntimeError("A group of workers ended before all was trained, and none said why.")}
         if group.why == TAKEN:
             say(f"Training waits: the places of its {group.size} workers were taken by others.")
-        if failures and not restarts.again(failures, _patiently(lambda: _reached(job), say)):
-            cause = root(failures)
+        before, reached = reached, _patiently(lambda: _reached(job), say)
+        for training, start, end in zip(job.trainings, before, reached, strict=True):
+            limits.passed(training.out, cluster.micro_batches(training.config.batch, group.size)[0], end - start)
+        cause, known = root(failures), left_out()
+        if isinstance(cause, DoesNotFitError):
+            limits.failed(cause)
+            continue
+        faults.note(group.blamed(), cause)
+        for node in (new := left_out() - known):
+            say(f"Node {node} is left out for now, since groups of workers fell there.")
+        if failures and not restarts.again(failures, sum(reached), elsewhere=bool(new)):
             raise RuntimeError(f"Training failed: {sentence(cause)}") from cause
         if failures:
-            say(f"{sentence(root(failures))} Training goes on from what was saved last.")
+            say(f"{sentence(cause)} Training goes on from what was saved last.")
 
 
-def _reached(job: Job) -> int:
-    """Steps of all trainings that are committed."""
-    return sum(
+def _reached(job: Job) -> list[int]:
+    """Steps of each training that are committed."""
+    return [
         training.config.steps + 1 if training.finished() else checkpoint.reached(training.checkpoints)
         for training in job.trainings
-    )
+    ]
 
 
 def _patiently(ask: Callable[[], Any], say: Teller) -> Any:

@@ -13,6 +13,7 @@ from infra.notice import Notice, Teller
 from infra.train import spare
 from infra.train.board import Beat, silence
 from infra.train.loop import is_loss
+from infra.train.restarts import root
 from infra.train.seats import Seats, alive, draining
 from infra.train.worker import Job, work
 
@@ -36,11 +37,13 @@ class Group:
         nodes: list[str],
         growth: "Growth",
         held: contextlib.ExitStack,
+        left_out: Callable[[], frozenset[str]] = frozenset,
     ) -> None:
-        """`held` is closed once the workers sit in their places, or never will."""
+        """`held` is closed once the workers sit in their places, or never will; `left_out` are nodes to do without."""
         self.number, self.size, self.nodes = number, size, nodes
         self.why = ""  # it was told to leave
-        self._training_since = 0.0
+        self._training_since, self._left_out, self._killed = 0.0, left_out, False
+        self._where: dict[int, str] = {}  # the node of each worker that came in
         self._job, self._board, self._growth, self._held = job, board, growth, held
         self._failures: Mapping[int, BaseException] = {}
         self._controller: Any = None
@@ -54,7 +57,7 @@ class Group:
         ray.get(self._board.open.remote(self.number, self.size))
         training = threading.Thread(target=self._fit, daemon=True)  # beside the thread that signals come to
         training.start()
-        room = Room(self._job.cluster, self._growth.most - self.size)
+        room = Room(self._job.cluster, self._growth.most - self.size, self._left_out)
         try:
             while training.is_alive():
                 training.join(LOOK_SECONDS)
@@ -62,6 +65,7 @@ class Group:
                     self.why = STOPPED
                     break  # nothing is lost with a group that has only begun to start
                 words = ray.get(self._board.read.remote())
+                self._where = {beat.rank: beat.node for beat, _ in words}
                 if any(beat.pid for beat, _ in words):
                     self._held.close()
                 self._show(words, report)
@@ -85,6 +89,12 @@ class Group:
             room.close()
             self._held.close()
         return self._failures
+
+    def blamed(self) -> str:
+        """The node where the worker sat that fell first; nothing where that is not known, as after a hang."""
+        cause = root(self._failures)
+        ranks = [rank for rank, failure in self._failures.items() if failure is cause]
+        return self._where.get(ranks[0], "") if ranks and not self._killed else ""
 
     def _fit(self) -> None:
         """In a thread of its own: whatever is raised is a failure of the group."""
@@ -138,6 +148,7 @@ class Group:
     def _kill(self) -> None:
         import ray
 
+        self._killed = True
         for handle in ray.get(self._board.handles.remote()):
             ray.kill(pickle.loads(handle))
         if self._controller is not None and not self._training_since:
@@ -171,8 +182,8 @@ class Growth:
 class Room:
     """Whether the cluster is about to take nodes away, or has places for more workers."""
 
-    def __init__(self, cluster: Cluster, more: int) -> None:
-        self._cluster, self._more = cluster, more
+    def __init__(self, cluster: Cluster, more: int, left_out: Callable[[], frozenset[str]] = frozenset) -> None:
+        self._cluster, self._more, self._left_out = cluster, more, left_out
         self._seats: Any = None
         self._found, self._since = 0, 0.0
 
@@ -182,8 +193,9 @@ class Room:
     def grows(self) -> bool:
         if self._more < 1:
             return False
-        if self._seats is None:  # only now: the group has its own places
-            self._seats = Seats(self._cluster.worker_resources)
+        if self._seats is None or self._seats.left_out != self._left_out():  # only now: the group has its own places
+            self.close()
+            self._seats, self._found = Seats(self._cluster.worker_resources, self._left_out()), 0
             self._seats.ask(self._more)
         if len(self._seats.found()) > self._found:
             self._found, self._since = len(self._seats.found()), time.monotonic()

@@ -14,7 +14,8 @@ from infra.train.flops import Flops
 from infra.train.settings import Precision
 from infra.train.task import Batch, Task, Update
 from infra.train.turn import Diverged as Diverged
-from infra.train.turn import counted, turn
+from infra.train.turn import DoesNotFitError as DoesNotFitError
+from infra.train.turn import counted, fitting, turn
 from infra.train.writer import Writer
 
 
@@ -107,8 +108,8 @@ def train(
 
     `log(step, figures)` is called on rank 0. Returns the checkpoint of the last step. Raises Diverged when a loss or
     a gradient is no longer a finite number, or a loss that is looked at (where figures are logged, and before every
-    save) is none or beyond `config.stop_above`: nothing of that step is saved. Raises Left, after a checkpoint, when
-    `watch` says so.
+    save) is none or beyond `config.stop_above`: nothing of that step is saved. Raises DoesNotFitError where memory
+    is too small for a micro-batch, and Left, after a checkpoint, when `watch` says so.
     """
     saved = checkpoint.restore(folder)
     start = saved.step if saved else 0
@@ -125,6 +126,7 @@ def train(
         writer.wait()  # before the state is copied: the one before it is held no longer
         if world.rank() == 0:
             log.flush()
+        world.gather(None)  # who is slow is waited for here, whatever time the engine's own groups have
         writer.save(
             step,
             {name: tensor for engine in engines for name, tensor in engine.state().items()},
@@ -152,9 +154,9 @@ def train(
                 watch.uses(step, micro_batches)
                 figures = {}
                 for engine in awake:
-                    figures |= turn(
-                        engine, micro_batches, counts[engine.update.name], step, config.steps, config.precision, flops
-                    )
+                    told = counts[engine.update.name]
+                    with fitting(len(micro_batches[0]["weight"])):
+                        figures |= turn(engine, micro_batches, told, step, config.steps, config.precision, flops)
                 done = step + 1
                 saving = done % config.save_every_steps == 0 or done == config.steps
                 logging = done % config.log_every_steps == 0 or done == config.steps

@@ -33,6 +33,9 @@ def settings(
         "torch_autocast": {
             "enabled": precision != "fp32",
             "dtype": "float16" if precision == "fp16" else "bfloat16",
+            # Of linear and convolution layers ZeRO would else add gradients over workers in 16 bits, and gather
+            # weights at stage 3 in them.
+            "lower_precision_safe_modules": [],
         },
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,

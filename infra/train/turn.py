@@ -1,6 +1,8 @@
 """One optimizer's turn within a training step: micro-batches, the mean of each loss, and what follows the weights."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -10,6 +12,7 @@ from infra.train.flops import Flops
 from infra.train.optim import learning_rate
 from infra.train.settings import Precision
 from infra.train.task import Batch
+from infra.trouble import is_out_of_memory
 
 
 class Diverged(FloatingPointError):  # noqa: N818 - a kind of FloatingPointError
@@ -22,6 +25,35 @@ class Diverged(FloatingPointError):  # noqa: N818 - a kind of FloatingPointError
     def step(self) -> int:
         """The training step, from 1."""
         return self.args[1]
+
+
+class DoesNotFitError(RuntimeError):
+    """A worker's memory is too small for so many rows at once: `DoesNotFitError(text, rows, out of the training)`."""
+
+    def __str__(self) -> str:
+        return self.args[0]
+
+    @property
+    def rows(self) -> int:
+        """Of the micro-batch."""
+        return self.args[1]
+
+    @property
+    def out(self) -> str:
+        """The folder of the training."""
+        return self.args[2]
+
+
+@contextmanager
+def fitting(rows: int) -> Iterator[None]:
+    """Turn want of memory into DoesNotFitError, which names how many rows were taken at once."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        raise DoesNotFitError(f"{rows} rows at once do not fit into a worker's memory ({said}).", rows, "") from None
 
 
 def counted(

@@ -4,7 +4,7 @@ import gc
 import os
 import pickle
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import ray
@@ -20,7 +20,7 @@ from infra.train.board import Beat, Pulse
 from infra.train.buckets import BucketPlan
 from infra.train.engine import load_weights
 from infra.train.ids import IdLog
-from infra.train.loop import Diverged, Left, TrainConfig, train
+from infra.train.loop import Diverged, DoesNotFitError, Left, TrainConfig, train
 from infra.train.plan import BatchPlan, Plan
 from infra.train.task import Batch, Task
 
@@ -65,11 +65,15 @@ class Training:
 
 @dataclass(frozen=True)
 class Job:
-    """All that a training worker has to know: the trainings that are left, and the rows of each shard of each."""
+    """All that a training worker has to know: the trainings that are left, and the rows of each shard of each.
+
+    `most` are rows that it takes at once at most, by the `out` of a training; others are not limited.
+    """
 
     trainings: list[Training]
     counts: list[Counts]
     cluster: Cluster
+    most: dict[str, int] = field(default_factory=dict)
 
 
 def work(arguments: dict[str, Any]) -> None:
@@ -93,7 +97,7 @@ def work(arguments: dict[str, Any]) -> None:
         for number, (training, counts) in enumerate(zip(job.trainings, job.counts, strict=True)):
             pulse.at("start", training=number)
             if not world.from_first(world.rank() == 0 and training.finished()):
-                _train(training, counts, job.cluster, pulse)
+                _train(training, counts, job.cluster, job.most.get(training.out, 0), pulse)
             gc.collect()  # engines are rings of references: the next one's memory is this one's
         pulse.at("done")
     except Left:
@@ -102,12 +106,12 @@ def work(arguments: dict[str, Any]) -> None:
         pulse.close()
 
 
-def _train(training: Training, counts: Counts, cluster: Cluster, pulse: Pulse) -> None:
+def _train(training: Training, counts: Counts, cluster: Cluster, most: int, pulse: Pulse) -> None:
     from infra.train import zero
     from infra.train.feed import Feed
 
     task, config = training.task, training.config
-    micro_batch, micro_steps = cluster.micro_batches(config.batch, world.size())
+    micro_batch, micro_steps = cluster.micro_batches(config.batch, world.size(), most)
     plan = training.plan(counts)
     feed = Feed(
         task, training.inputs, list(counts), plan, config.steps, world.rank(), world.size(),
@@ -131,6 +135,8 @@ def _train(training: Training, counts: Counts, cluster: Cluster, pulse: Pulse) -
         except Diverged as error:
             log.close()
             raise Diverged(f"{error} {_blamed(training, feed, error.step)}", error.step) from None
+        except DoesNotFitError as error:
+            raise DoesNotFitError(str(error), error.rows, training.out) from None
         pulse.at("export")
         log.close()
     if world.rank() == 0:

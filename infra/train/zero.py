@@ -85,6 +85,7 @@ class ZeroEngine:
             recompute_blocks(update.module)
         if saved is not None:
             load_weights(update, saved)  # before DeepSpeed copies the weights into its partitions
+        world.gather(None)  # who reads slowly is waited for here, and not in DeepSpeed's groups
         groups = parameter_groups(update.module, update.optim)
         moved = {parameter for group in groups if "shapes" in group for parameter in group["params"]}
         self._moved = {key for key, parameter in update.module.named_parameters() if parameter in moved}  # by Muon

@@ -13,6 +13,7 @@ from infra.data.encoded import Place, fetch_images
 from infra.data.readers import read_source
 from infra.data.samples import Source
 from infra.lease import Lease
+from infra.trouble import is_device_error, is_out_of_memory
 from tests.proxy import Proxy
 
 MIXED = {"500": 0.12, "503": 0.08, "cut": 0.08, "lost": 0.08, "slow": 0.04}
@@ -201,3 +202,22 @@ def test_a_folder_is_removed_while_others_write_into_it(tmp_path, round):
             thread.join()
     storage.remove(folder)
     assert not storage.exists(folder)
+
+
+@pytest.mark.parametrize(
+    ("error", "device", "memory"),
+    [
+        (type("AcceleratorError", (RuntimeError,), {})("device-side assert triggered"), True, False),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), True, False),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), True, False),
+        (RuntimeError("CUDA error: out of memory"), False, True),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), False, True),
+        (type("OutOfMemoryError", (RuntimeError,), {})("Tried to allocate"), False, True),
+        (MemoryError(), False, True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), False, True),
+        (RuntimeError("NCCL error: remote process exited"), False, False),  # another worker fell
+        (ValueError("CUDA error: is what a text says"), False, False),
+    ],
+)
+def test_what_a_device_and_want_of_memory_raise(error, device, memory):
+    assert (is_device_error(error), is_out_of_memory(error)) == (device, memory)

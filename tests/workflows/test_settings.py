@@ -38,7 +38,7 @@ def test_the_command_prints_what_was_asked_for(capsys):
         "train_micro_batch_size_per_gpu": 3,
         "gradient_accumulation_steps": 5,  # 13 rows a worker
         "gradient_clipping": 0.5,
-        "torch_autocast": {"enabled": True, "dtype": "bfloat16"},
+        "torch_autocast": {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []},
         "zero_optimization": {"stage": 3, "reduce_bucket_size": 50_000_000},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
@@ -119,6 +119,7 @@ def test_the_engine_hands_over_the_same_and_deepspeed_understands_it(monkeypatch
     assert (read.gradient_clipping, read.zero_optimization_stage) == (0.25, 2)
     assert read.torch_autocast_enabled
     assert read.torch_autocast_dtype == torch.bfloat16
+    assert read.torch_autocast_lower_precision_safe_modules == []
 
 
 @pytest.mark.timeout(120)
@@ -167,4 +168,4 @@ def test_the_command_shows_offload_and_refuses_what_cannot_be(capsys):
     with pytest.raises(ValueError, match="fp16 is for GPUs"):
         settings_of(half, CLUSTERS["laptop"]())
     shown = settings_of(half, CLUSTERS["one_node"]())["train_prior"]["updates"]["prior"]
-    assert shown["torch_autocast"] == {"enabled": True, "dtype": "float16"}
+    assert shown["torch_autocast"] == {"enabled": True, "dtype": "float16", "lower_precision_safe_modules": []}

@@ -1,14 +1,23 @@
 """Toy tasks for what the loop promises beside a plain Update; each is named by jobs of `toy.work`."""
 
 import copy
+import datetime
+import functools
+import time
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import nn
+from torch.distributed import distributed_c10d
 
-from infra.train import world
-from tests.infra.train.toy import Net, Toy
+from infra.train import world, zero
+from infra.train.optim import OptimConfig
+from infra.train.task import Update
+from infra.train.writer import Writer
+from tests.infra.train.toy import Net, Toy, train_as_told, worker_engine
+
+WAITED = 4  # seconds, by the groups of DeepSpeed in `slow`
 
 
 def swapped(update, module, **changes):
@@ -223,3 +232,71 @@ class Meets(Toy):
     def updates(self):
         (update,) = super().updates()
         return [swapped(update, Meeting(), mixes_rows=True)]
+
+
+class GreedyNet(Net):
+    """More than some rows at once are too many for its memory."""
+
+    def __init__(self, most):
+        super().__init__()
+        self.most = most
+
+    def forward(self, batch):
+        if len(batch["weight"]) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().forward(batch)
+
+
+@dataclass(frozen=True)
+class Greedy(Toy):
+    most: int = 0
+
+    def updates(self):
+        (update,) = super().updates()
+        greedy = GreedyNet(self.most)
+        greedy.load_state_dict(update.module.state_dict())
+        return [swapped(update, greedy)]
+
+
+class Summed(nn.Module):
+    """One weight in a layer of each kind that DeepSpeed would sum in 16 bits; its gradient is `x`."""
+
+    def __init__(self):
+        super().__init__()
+        kinds = [functools.partial(kind, 1, 1) for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)]
+        self.layers = nn.ModuleList([nn.Linear(1, 1, bias=False), *(kind(1, bias=False) for kind in kinds)])
+
+    def forward(self, batch):
+        axes = (2, 3, 4, 5)
+        return {"sum": sum(layer(batch["x"].view([1] * n)).sum() for layer, n in zip(self.layers, axes, strict=True))}
+
+
+def added(job, config):
+    """The norm of a gradient that is 1 on the first worker and 2^-12 on others, a micro-step and layer."""
+    torch.manual_seed(0)
+    engine = worker_engine(job, config)(Update("summed", Summed(), OptimConfig()), job["micro_steps"], None)
+    for _ in range(job["micro_steps"]):
+        engine.backward(engine({"x": torch.tensor(2.0**-12 if world.rank() else 1.0)})["sum"])
+    return engine.step(1e-3)
+
+
+def slow(job, config):
+    """Train two steps, and a third anew; of the first worker a save takes longer than DeepSpeed's groups wait, and so
+    does reading a checkpoint.
+    """
+    distributed_c10d.default_pg_timeout = datetime.timedelta(seconds=WAITED)
+    save, load = Writer._save, zero.load_weights
+    naps = [WAITED + 2] if world.rank() == 0 else []
+
+    def late(function, *arguments):
+        time.sleep(naps.pop() if naps else 0)
+        return function(*arguments)
+
+    Writer._save = lambda *arguments: late(save, *arguments)
+    zero.load_weights = lambda *arguments: late(load, *arguments)
+    try:
+        losses = train_as_told(job, replace(config, steps=2, save_every_steps=1))
+        naps += [WAITED + 2] if world.rank() == 0 else []
+        return losses + train_as_told(job, replace(config, steps=3))
+    finally:
+        Writer._save, zero.load_weights = save, load

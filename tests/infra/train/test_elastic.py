@@ -101,6 +101,23 @@ def test_a_raylet_dies_and_its_node_is_done_without(place, undisturbed):
     check(place, undisturbed)
 
 
+def test_a_node_whose_device_fails_is_left_out_and_named(place, undisturbed):
+    with Nodes() as nodes:
+        nodes.environment["BAD_NODE"] = f"{place}/bad"
+        for core in (0, 1):
+            nodes.add(core, cpus=3)
+        one = {"workers": (1, 1), "zero_stage": 2, "restarts": 0, "log_ids": True}
+        with Driver(place, CONFIG, nodes.environment, "Sore", address=nodes.address, **one) as driver:
+            code, said = driver.end(240)
+            assert code == 0, said
+    bad = (place / "bad").read_text()
+    assert f"Node {bad} is left out for now, since groups of workers fell there." in said
+    assert "CUDA error: an illegal memory access was encountered Training goes on" in said
+    assert len(groups(place)) == 2
+    assert bad not in groups(place)[1]["on"]
+    check(place, undisturbed)
+
+
 def test_a_driver_that_is_told_to_go_saves_first(place, undisturbed):
     with Driver(place, CONFIG, task="Slow", **PAIR) as driver:
         driver.wait_for_step(30)

@@ -213,6 +213,31 @@ def test_sixteen_bits_train(tmp_path):
 
 
 @pytest.mark.timeout(240)
+def test_gradients_are_added_in_fp32_whatever_they_are_computed_in(tmp_path):
+    """1 + 2^-12 is more than 16 bits hold."""
+    jobs = [
+        {"do": "tests.infra.train.followers:added", "stage": stage, "micro_steps": steps, "small": small,
+         "config": {"precision": precision}}
+        for precision in ("bf16", "fp16", "fp32")
+        for stage in STAGES
+        for steps, small in [(1, True), (2, True), (1, False)]
+    ]  # fmt: skip
+    for job, norm in zip(jobs, run_workers(tmp_path, 2, jobs), strict=True):
+        assert norm == pytest.approx(2 * job["micro_steps"] * (1 + 2**-12), rel=1e-6), job  # of four weights
+
+
+@pytest.mark.timeout(120)
+def test_who_saves_or_reads_slowly_is_waited_for(tmp_path):
+    """By a group that has patience, and not in a collective of DeepSpeed's, whose time is short."""
+    jobs = [
+        {"do": "tests.infra.train.followers:slow", "folder": str(tmp_path / str(stage)), "stage": stage}
+        for stage in (3, 1)
+    ]
+    for losses in run_workers(tmp_path, 2, jobs, seconds=90):
+        assert len(losses) == 3
+
+
+@pytest.mark.timeout(240)
 def test_a_gradient_that_is_no_number_is_seen_by_every_worker_and_changes_nothing(tmp_path):
     jobs = [
         {"do": "poison", "folder": "", "stage": stage, "offload": offload, "config": {"precision": precision}}
@@ -260,7 +285,7 @@ def test_no_compiler_is_loaded_to_train_and_flops_are_the_models_own(tmp_path, m
     """
     for name, value in BARE.items():
         monkeypatch.setenv(name, value)
-    jobs = [{"do": "train", "folder": str(tmp_path / str(stage)), "stage": stage} for stage in (0, 1, 2)]
+    jobs = [{"folder": str(tmp_path / str(stage)), "stage": stage} for stage in (0, 1, 2)]
     jobs += [{"do": "flops", "stage": stage} for stage in (0, 1, 2)]
     more = [{"do": "flops", "stage": stage, "recompute": True} for stage in (2, 3)]
     *_, a, b, c, loaded, d, e = run_workers(tmp_path, 1, [*jobs, {"do": "compilers"}, *more], method="spawn")

@@ -14,7 +14,8 @@ from infra.train.fit import Training, fit
 from infra.train.loop import TrainConfig
 from tests.infra.train import toy
 from tests.infra.train.drive import groups
-from tests.infra.train.workers import final_state
+from tests.infra.train.followers import Greedy
+from tests.infra.train.workers import distance, final_state
 
 CONFIG = {"steps": 12, "batch": 10, "log_every_steps": 1, "save_every_steps": 6}
 
@@ -49,6 +50,20 @@ def test_fit_equals_the_plain_loop_and_is_a_no_op_again(ray_cluster, place, tmp_
     started = time.monotonic()
     assert fit(*arguments, quiet) == result
     assert time.monotonic() - started < 2
+
+
+@pytest.mark.timeout(180)
+def test_what_does_not_fit_is_trained_in_halves_to_the_same_numbers(ray_cluster, tmp_path, capsys):
+    toy.write_rows(f"{tmp_path}/rows")
+    training = Training(Greedy(most=2), [f"{tmp_path}/rows"], TrainConfig(**CONFIG), f"{tmp_path}/out")
+    cluster = Cluster(name="two", workers=(2, 2), zero_stage=2, restarts=0)
+    fit([training], cluster, quiet)
+    wanted, losses = toy.plain(str(tmp_path / "plain"))
+    assert [row["net/token"] for row in read_scalars(f"{tmp_path}/out")] == pytest.approx(losses, rel=1e-4)
+    assert distance(final_state(training.checkpoints), wanted) < 1e-5
+    assert len(groups(tmp_path, "begins")) == 2
+    said = capsys.readouterr().err
+    assert "5 rows at once do not fit into a worker's memory (CUDA out of memory). From now on 2 are taken" in said
 
 
 @pytest.mark.timeout(60)

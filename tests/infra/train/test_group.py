@@ -13,7 +13,7 @@ from infra.train import fit as fit_module
 from infra.train import trainer
 from infra.train.fit import fit
 from infra.train.group import GROWS, STOPPED, TAKEN, Group, Growth
-from infra.train.loop import TrainConfig
+from infra.train.loop import DoesNotFitError, TrainConfig
 from infra.train.worker import Job, Training
 from tests.infra.train import toy
 from tests.infra.train.drive import groups
@@ -43,6 +43,45 @@ def test_groups_that_end_without_a_word_are_not_started_for_ever(monkeypatch, tr
     with pytest.raises(RuntimeError, match="ended before all was trained, and none said why"):
         fit_with(monkeypatch, training, lambda number, notice: ("", {}), restarts=2)
     assert len(groups(tmp_path, "begins")) == 3
+
+
+def test_want_of_memory_starts_again_with_half_the_rows_and_is_no_start_in_vain(monkeypatch, training, capsys):
+    taken = []
+
+    class Scripted(Group):
+        def run(self, report, notice, say, first_step):
+            most = self._job.most[training.out]
+            taken.append(self._job.cluster.micro_batches(64, self.size, most)[0])
+            text = f"{taken[-1]} rows at once do not fit."
+            return {0: RuntimeError("Connection closed by peer"), 1: DoesNotFitError(text, taken[-1], training.out)}
+
+    monkeypatch.setattr(fit_module, "Group", Scripted)
+    cluster = Cluster(name="test", workers=(2, 2), restarts=0, micro_batch=12)
+    for _ in range(2):  # the same line again knows it
+        with pytest.raises(RuntimeError, match="a single row does not fit: 1 rows at once do not fit"):
+            fit([training], cluster, lambda *_, **__: None)
+    assert taken == [12, 6, 3, 1, 1]
+    assert "From now on 3 are taken at once" in capsys.readouterr().err
+
+
+def test_a_node_over_which_groups_fall_is_left_out_and_named(monkeypatch, training, capsys):
+    """It falls twice, and then on another node, of which no more than that is known."""
+    without = []
+
+    class Scripted(Group):
+        def run(self, report, notice, say, first_step):
+            without.append(self._left_out())
+            self._where = {0: "good", 1: "good" if "bad" in without[-1] else "bad"}
+            self._failures = {0: RuntimeError("Connection reset by peer"), 1: RuntimeError("The actor died.")}
+            return self._failures
+
+    monkeypatch.setattr(fit_module, "Group", Scripted)
+    monkeypatch.setattr(fit_module, "spared", lambda nodes, *_: nodes & {"bad"})
+    monkeypatch.setattr(fit_module, "take", lambda *_, left_out, **__: (["node"] * (2 - len(left_out)), ExitStack()))
+    with pytest.raises(RuntimeError, match="The actor died"):
+        fit([training], Cluster(name="test", workers=(1, 2), restarts=2), lambda *_, **__: None)
+    assert without == [frozenset()] * 2 + [frozenset(["bad"])] * 2
+    assert "Node bad is left out for now, since groups of workers fell there." in capsys.readouterr().err
 
 
 def test_a_notice_whose_save_fails_says_what_was_lost(monkeypatch, training, capsys):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from infra.train import checkpoint
 from infra.train.engine import PlainEngine
-from infra.train.loop import Diverged, Left, TrainConfig, train
+from infra.train.loop import Diverged, DoesNotFitError, Left, TrainConfig, train
 from infra.train.worker import _export as export
 from infra.train.writer import Writer
 from tests.infra.train import toy
@@ -132,6 +132,25 @@ def test_who_leaves_before_a_step_saves_nothing(tmp_path):
     with pytest.raises(Left):
         run(tmp_path, watch=Told(0))
     assert checkpoint.newest(str(tmp_path)) is None
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError(), None])
+def test_what_does_not_fit_is_told_with_the_rows_taken_at_once(tmp_path, error):
+    class Large(Sick):
+        def updates(self):
+            (update,) = super().updates()
+
+            def forward(batch):
+                if error is None:
+                    torch.empty(2**60)  # as torch says it of the machine's own memory
+                raise error
+
+            update.module.forward = forward
+            return [update]
+
+    with pytest.raises(DoesNotFitError, match="10 rows at once do not fit into a worker's memory") as raised:
+        run(tmp_path, Large(0, 1.0))
+    assert raised.value.rows == 10
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e9])

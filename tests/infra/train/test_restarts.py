@@ -3,7 +3,7 @@
 import pytest
 
 from infra.train.loop import Diverged
-from infra.train.restarts import Restarts, root, sentence
+from infra.train.restarts import FADE_SECONDS, Faults, Restarts, root, sentence
 
 LOST = {1: RuntimeError("The actor died unexpectedly.")}
 
@@ -29,6 +29,36 @@ def test_what_lasts_is_told_at_once(error):
 @pytest.mark.parametrize("error", [OSError(28, "No space"), RuntimeError("CUDA error"), TimeoutError("slow")])
 def test_what_may_pass_is_tried_again(error):
     assert Restarts(1, reached=0).again({0: error}, 0)
+
+
+def test_a_start_that_shows_a_bad_node_was_not_in_vain():
+    restarts = Restarts(1, reached=0)
+    assert [restarts.again(LOST, 0, elsewhere) for elsewhere in (False, True, False)] == [True, True, False]
+
+
+def test_a_node_is_done_without_after_two_faults_or_one_of_its_device_until_they_fade():
+    now = [0.0]
+    faults = Faults(lambda: now[0])
+    lost, device = LOST[1], type("AcceleratorError", (RuntimeError,), {})("CUDA error: an illegal memory access")
+    for _ in range(2):
+        faults.note("", lost)
+    faults.note("a", lost)
+    faults.note("b", lost)
+    for told in (OSError("no room"), TimeoutError(), RuntimeError("The feed gave nothing for steps 1 to 2."), None):
+        for _ in range(2):
+            faults.note("d", told)
+    assert faults.bad() == frozenset()
+    faults.note("a", lost)
+    faults.note("c", device)
+    assert faults.bad() == {"a", "c"}
+    now[0] = FADE_SECONDS / 2
+    assert faults.bad() == frozenset()
+    faults.note("a", lost)
+    faults.note("b", lost)
+    assert faults.bad() == {"a", "b"}
+    now[0] = 10 * FADE_SECONDS
+    faults.note("a", lost)
+    assert faults.bad() == frozenset()
 
 
 def test_the_root_is_not_an_echo():

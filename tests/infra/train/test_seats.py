@@ -1,5 +1,6 @@
 """Places for workers on a cluster that others use, too."""
 
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -59,6 +60,30 @@ def test_until_workers_sit_nobody_else_takes_the_cpu_of_their_feed(others):
         assert not more
     with taken(FREE) as possible:
         assert possible
+
+
+def test_a_node_that_is_left_out_gives_places_only_where_there_are_no_others(others, monkeypatch):
+    here = frozenset([ray.get_runtime_context().get_node_id()])
+    few = seats.Seats({"CPU": 1}, here)
+    few.ask(1)
+    assert not few.found()
+    few.free()
+    begun = time.monotonic()
+    nodes, held = seats.take({"CPU": 1}, 1, 1, lambda: None, lambda: False, here)
+    held.close()
+    assert nodes == [*here]
+    assert time.monotonic() - begun > seats.WAIT_SECONDS
+
+
+@pytest.mark.parametrize(("low", "done_without"), [(1, True), (4, True), (5, False)])
+def test_nodes_are_done_without_where_the_others_have_places_enough(monkeypatch, low, done_without):
+    def node(name, cpus, gpus, alive=True):
+        return {"NodeID": name, "Alive": alive, "Resources": {"CPU": cpus, "GPU": gpus}}
+
+    nodes = [node("bad", 8, 8), node("good", 8, 3), node("busy", 1.5, 9), node("head", 9, 0), node("gone", 8, 8, False)]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    wanted = frozenset(["bad"]) if done_without else frozenset()
+    assert seats.spared(frozenset(["bad"]), {"CPU": 1, "GPU": 1}, low) == wanted
 
 
 def test_who_is_told_to_stop_gives_back_what_was_found(others):

@@ -124,6 +124,33 @@ class Slow(Toy):
         return [replace(update, module=slow)]
 
 
+class SoreNet(Net):
+    """The device of the node that is first to compute fails, and that node's name is written down."""
+
+    def forward(self, batch):
+        import ray
+
+        here = ray.get_runtime_context().get_node_id()
+        with open(os.environ["BAD_NODE"], "a+") as file:
+            file.seek(0)
+            bad = file.read()
+            file.write("" if bad else here)
+        if bad in ("", here):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return super().forward(batch)
+
+
+@dataclass(frozen=True)
+class Sore(Toy):
+    """The same numbers, but not on a node that is bad."""
+
+    def updates(self):
+        (update,) = super().updates()
+        sore = SoreNet()
+        sore.load_state_dict(update.module.state_dict())
+        return [replace(update, module=sore)]
+
+
 class Sick(Toy):
     """One row, number 7, has a gradient that is no number."""
 
@@ -343,16 +370,8 @@ def work(jobs, result):
         config = TrainConfig(
             **{"steps": 12, "batch": 10, "log_every_steps": 1, "save_every_steps": 6, **job.get("config", {})}
         )
-        do = {
-            "train": train_as_told,
-            "copy": copy,
-            "poison": poison,
-            "tear": tear,
-            "refused": refused,
-            "compilers": compilers,
-            "flops": flops,
-        }[job.get("do", "train")]
-        results.append(do(job, config))
+        do = job.get("do", "train_as_told")
+        results.append(pkgutil.resolve_name(do if ":" in do else f"{__name__}:{do}")(job, config))
         zero.settings = plain_settings
         gc.collect()
     if world.rank() == 0:
