@@ -96,6 +96,7 @@ class Health:
         return unheard | {place.node for place, strikes in self._strikes.items() if not strikes and place.node in nodes}
 
     def _leave_out(self, place: Place, times: int, why: str) -> None:
-        sentence = f"{place} is left out: what it did failed {times} times in a row, the last time with {why}"
+        why = why.rstrip(".")
+        sentence = f"{place} is left out: what it did failed {times} times in a row, the last time with {why}."
         self.out[place.node] = sentence
         print(f"rescribe: {sentence} The other nodes go on.", file=sys.stderr, flush=True)

@@ -252,5 +252,5 @@ def _lost(left: list[str], errors: dict[str, str], avoided: Iterable[str], out: 
     named = ", ".join(left[:5]) + (", ..." if len(left) > 5 else "")
     of_left = {item: error for item, error in errors.items() if read_item(item)[0] in {*left}}
     item, error = next(iter((of_left or errors).items()), (left[0], "no word of why"))
-    said = [f"Shard {item} ended with {error.rstrip('.')}.", *avoided]
-    return f"{len(left)} shards of {out} could not be made: {named}. {' '.join(said)}"
+    told = f"{len(left)} shards of {out} could not be made: {named}. Shard {item} ended with {error.rstrip('.')}."
+    return " ".join([told, *avoided])

@@ -53,7 +53,7 @@ def test_a_key_that_is_taken_no_longer_fails_no_row(slow, index, tmp_path):  # n
     slow.answer = lambda body, number: server.completion("fine") if number < 12 else server.status(401)
     out, stage = str(tmp_path / "out"), caption_with(slow)
     result = Actor(StageWork((stage,), with_alts(index, tmp_path), 64), out, 1000, 100.0)._run("000000")
-    assert result["away"]
+    assert result["ended"] == "away"
     assert result["error"].startswith("The server takes the key no longer: http_401")
     (part,) = parts_of(out, "000000")
     assert 6 <= part.accepted < 12
