@@ -67,7 +67,7 @@ def run_shards(
     try:
         with telling:
             items = _plan(work, left, parts, actors[1], run.faults)
-            while items and not run.health.over:
+            while items:
                 run.health.begin()
                 avoided = len(run.health.out)
                 with closing(_results(work, items, out, cpus, gpus, actors, bool(parts), run.health.out)) as results:
@@ -166,7 +166,7 @@ class _Run:
         """The items of the next round, those that failed last, after a while; none where to try again is no use."""
         self._tries.update(self._failed)
         self._failed.clear()
-        if not (self.health.well or self._excused):
+        if self.health.over or not (self.health.well or self._excused):
             return []
         tried = [name for name in left if self._tries[name] < MAX_ATTEMPTS]
         planned = _plan(self._work, tried, parts, actors, self.faults)
