@@ -64,10 +64,11 @@ def counted(into: dict[str, dict[str, int]], name: str) -> Iterator[None]:
 
 def measure(rows: int, bucket: str) -> dict[str, dict[str, int]]:
     from infra import storage
+    from infra.data.actor import Actor
     from infra.data.ledger import Ledger, pending
     from infra.data.readers import find_corpus
-    from infra.data.run import StageWork, _Actor
     from infra.data.shards import shard_names
+    from infra.data.work import StageWork
     from workflows.corpora.shapes import ShapesConfig, write_shards
     from workflows.ingest import IngestConfig, IngestWork
 
@@ -79,8 +80,8 @@ def measure(rows: int, bucket: str) -> dict[str, dict[str, int]]:
     sources = find_corpus(corpus).sources
     (name,) = sources
     works = {
-        "ingest": _Actor(IngestWork(IngestConfig(corpus=corpus), sources, images), images),
-        "stages": _Actor(StageWork((Look(),), (images,), 128), out),
+        "ingest": Actor(IngestWork(IngestConfig(corpus=corpus), sources, images), images),
+        "stages": Actor(StageWork((Look(),), (images,), 128), out),
     }
     for what, actor in works.items():
         with counted(found, f"{what}, one shard"):

@@ -64,7 +64,7 @@ class RetryOptions:
     """Rows that failed are tried again, the others stay as they are; what comes is a new revision."""
 
     path: tyro.conf.Positional[str]  # folder of an artifact, or of a store in which rows of one artifact failed
-    only: tuple[str, ...] = ()  # decode_error, read_error, oom, timeout, error; none: whatever failed
+    only: tuple[str, ...] = ()  # decode_error, read_error, oom, timeout, device_error, error; none: whatever failed
     cluster: Cluster = dataclasses.field(default_factory=laptop)
     json: bool = False
 

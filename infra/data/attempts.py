@@ -21,8 +21,12 @@ MAX_TOLD = 3  # of the shards that are at work when none ends
 OURS = f"{Path(__file__).parents[1]}/"
 
 
+class SpentError(RuntimeError):
+    """Too many processes died over an item for another to be risked."""
+
+
 class Attempt:
-    """Leaves a count behind if the process dies in its body; RuntimeError where too many have."""
+    """Leaves a count behind if the process dies in its body; SpentError where too many have."""
 
     def __init__(self, out: str, item: str, every: float = BEAT_SECONDS) -> None:
         self._url, self._every = storage.join(out, ATTEMPTS, item), every
@@ -31,7 +35,7 @@ class Attempt:
         except FileNotFoundError:
             died = 0
         if died >= MAX_ATTEMPTS:
-            raise RuntimeError(f"{died} workers died over it, perhaps for want of memory")
+            raise SpentError(f"{died} workers died over it, perhaps for want of memory")
         self.number = died + 1
         self._told = {"host": socket.gethostname(), "process": os.getpid(), "since": time.time()}
         self._stop, self._lock, self._worker = threading.Event(), threading.Lock(), threading.get_ident()
@@ -45,7 +49,7 @@ class Attempt:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stop.set()
         self._thread.join()  # what is written after the attempt's end would count as one
-        if kind is None:
+        if kind is None or issubclass(kind, Exception):  # which is told: the process lives
             storage.remove(self._url)
 
     def advanced(self) -> None:

@@ -3,80 +3,38 @@
 import json
 import logging
 import time
-import traceback
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import closing, suppress
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import ray
 import ray.data
 import ray.exceptions
 from ray.data import ActorPoolStrategy, DataContext
 
-from infra import storage, strict
+from infra import storage
 from infra.data import wide
-from infra.data.attempts import ATTEMPTS, BEAT_SECONDS, MAX_ATTEMPTS, Attempt, at_work
-from infra.data.clock import clocked, taken
-from infra.data.ledger import Ledger, Record, commit, inspect, pending, side_files, total
-from infra.data.parts import PARTS, Part, Rows, all_parts, commit_part, cut, gaps, item_of, merge, parts_of, read_item
+from infra.data.actor import PART_SECONDS, Actor, PartWork, ShardWork
+from infra.data.attempts import ATTEMPTS, BEAT_SECONDS, MAX_ATTEMPTS, at_work
+from infra.data.faults import Faults
+from infra.data.health import AWAY, BACK, BROKEN, IDLE, RAISED, SETUP, SPENT, WELL, Health, Place
+from infra.data.ledger import Ledger, pending, side_files, total
+from infra.data.parts import PARTS, Part, Rows, all_parts, commit_part, cut, gaps, item_of, read_item
 from infra.data.portions import split
 from infra.data.revision import Redo
-from infra.data.shards import joined_names, shard_url
+from infra.data.shards import joined_names
 from infra.data.stage import Stage
 from infra.data.telling import Telling
 from infra.data.work import StageWork
 from infra.metrics import Report
 from infra.raylet import watched
 
-MAX_AWAY = 4  # shards that met a server that fails or refuses, or a full disk: the others would fare no better
-MAX_BAD_SHARDS = 16  # more than that is not a few bad shards but a broken set-up
 MAX_COUNTED = 20_000  # shards whose rows are looked up before work begins; of more, shards are counted
-PART_SECONDS = 20  # of work that is not committed; a shard that takes no longer has no parts
 PIECES = 3  # of rows for each actor, where there are fewer shards than actors
 SHARES = 1000  # of the shards that are left, a portion is one of so many shares
-
-
-class ShardWork(Protocol):
-    """A picklable object that makes one shard's table; `setup` is called once in each actor."""
-
-    def setup(self) -> None:
-        """Load what all shards need."""
-        ...
-
-    def __call__(self, name: str) -> pa.Table:
-        """The rows of a shard: sample_id, state, reason and further columns."""
-        ...
-
-
-@runtime_checkable
-class PartWork(Protocol):
-    """Work whose shards may be done in parts, by several actors, and that knows how many rows there are."""
-
-    batch_size: int
-
-    def setup(self) -> None: ...
-
-    def open(self, name: str) -> "Shard": ...
-
-    def counts(self) -> dict[str, int]:
-        """The rows of each shard."""
-        ...
-
-
-class Shard(Protocol):
-    """A shard that is to be done in parts; `starts` are the rows, ascending, at which it is best cut."""
-
-    sample_ids: list[str]
-
-    @property
-    def starts(self) -> list[int]: ...
-
-    def tables(self, rows: Rows, due: Callable[[], bool]) -> Iterator[pa.Table]:
-        """Do some rows, and yield them in order: whenever `due`, and at the end, which is one table at least."""
-        ...
+WAIT_SECONDS = 2.0  # before what failed once is tried again; twice as long where it failed twice
 
 
 def run_shards(
@@ -94,49 +52,47 @@ def run_shards(
     With them come `actor_seconds`, what the actors spent on the shards of this call, summed over them: `all`, and of
     these the parts that were clocked; what `read` and `decode` took in threads ran beside the rest.
 
-    Shards whose work raises, or kills its worker again and again, do not stop the others; RuntimeError names them at
-    the end. Whatever was committed stays, shards and parts, so that the next call does only the rest.
+    Shards whose work raises, or kills its worker, do not stop the others: they are tried again behind them, three times
+    in all. Rows over which devices fail are found, and failed; a node on which all fails is left out (`Health`).
+    RuntimeError names what could not be made. Whatever was committed stays, shards and parts, so that the next call
+    does only the rest.
     """
     assert ray.is_initialized(), "call infra.cluster.connect first: Ray Data would start a cluster of its own making"
     left = pending(out, names)
-    ledger = Ledger(out)
     storage.remove(storage.join(out, ATTEMPTS))
     counts = work.counts() if isinstance(work, PartWork) and len(names) <= MAX_COUNTED else {}
     parts = all_parts(out)
-    errors: dict[str, str] = {}
-    seconds: dict[str, float] = {}
-    away = 0
     telling = Telling(names, left, parts, counts, out, report, partial(at_work, out, cpus, gpus))
-    items = _plan(work, left, parts, actors[1])
-    results = _results(work, items, out, cpus, gpus, actors, bool(parts))
+    run = _Run(work, out, telling, Health(partial(_nodes, cpus, gpus)))
     try:
         with telling:
-            for result in results:
-                for part, spent in json.loads(result["seconds"]).items():
-                    seconds[part] = seconds.get(part, 0.0) + spent
-                name, _ = read_item(result["name"])
-                if result["error"]:
-                    errors[result["name"]] = result["error"]
-                    away += int(result["away"])
-                elif record := json.loads(result["record"]):
-                    ledger.add(name, record)
-                    telling.ended(name, record)
-                if len(errors) > MAX_BAD_SHARDS or away > MAX_AWAY:
-                    break
+            items = _plan(work, left, parts, actors[1], run.faults)
+            while items:
+                run.health.begin()
+                avoided = len(run.health.out)
+                with closing(_results(work, items, out, cpus, gpus, actors, bool(parts), run.health.out)) as results:
+                    for result in results:
+                        run.hear(result)
+                        if run.health.over or len(run.health.out) > avoided:
+                            break
+                if left := pending(out, left):
+                    run.settle(begun=len(left) < len(names) or bool(all_parts(out)))
+                    parts = all_parts(out)
+                items = run.again(left, parts, actors[1])
     except ray.exceptions.RayError as error:  # work tells its errors itself: this is a node that went, or Ray
         told = " ".join(str(error).split())[:300]
         raise RuntimeError(f"Ray broke off: {told} What was committed stays; give the same command again.") from error
     finally:
-        results.close()
-        ledger.save()
+        run.ledger.save()
     storage.remove(storage.join(out, ATTEMPTS))
     if left := pending(out, names):
-        raise RuntimeError(_lost(left, errors, out))
+        raise RuntimeError(_lost(left, run.errors, run.health.out.values(), out))
     storage.remove(storage.join(out, PARTS))
-    records = ledger.close()
+    run.faults.close()
+    records = run.ledger.close()
     wide.sweep(out, side_files(records.values()))
     return total(records.values()) | {
-        "actor_seconds": {part: round(spent, 2) for part, spent in sorted(seconds.items())}
+        "actor_seconds": {part: round(spent, 2) for part, spent in sorted(run.seconds.items())}
     }
 
 
@@ -164,41 +120,113 @@ def run_stages(
     )
 
 
-def _plan(work: ShardWork, left: Sequence[str], parts: Mapping[str, list[Part]], actors: int) -> list[str]:
-    """What the actors are to do: shards, and, where these are fewer than actors, what is left of them in pieces."""
-    if not isinstance(work, PartWork) or len(left) >= actors:
+class _Run:
+    """What a driver learns of its items, from one round of them to the next."""
+
+    def __init__(self, work: ShardWork, out: str, telling: Telling, health: Health) -> None:
+        self.ledger, self.faults, self.health = Ledger(out), Faults(out), health
+        self.errors: dict[str, str] = {}  # the last of each item that did not end well
+        self.seconds: Counter[str] = Counter()
+        self._work, self._out, self._telling = work, out, telling
+        self._tries: Counter[str] = Counter()  # the rounds in which a shard failed
+        self._failed: set[str] = set()  # in this round
+        self._excused = False  # whether something failed that may do better in another process, or elsewhere
+
+    def hear(self, result: Mapping[str, Any]) -> None:
+        """An item ended, as `Actor` tells it."""
+        item, ended, error = result["name"], result["ended"], result["error"]
+        (name, _), place = read_item(item), Place(*json.loads(result["place"]))
+        self.seconds.update(json.loads(result["seconds"]))
+        news = ended != BROKEN or self.faults.times(name) != 1
+        counts = self.health.heard(place, name, ended, error, news)
+        if ended in (WELL, IDLE):
+            self.errors.pop(item, None)
+            if record := json.loads(result["record"]):
+                self.ledger.add(name, record)
+                self._telling.ended(name, record)
+        elif ended != BACK:
+            self.errors[item] = error
+        self._excused = self._excused or ended in (SETUP, BROKEN)
+        if ended == BROKEN and counts:
+            self.faults.add(item, place, error)
+            self.settle(begun=False)  # at once, else a driver that is killed leaves the next one no row to tell by
+        elif ended in (RAISED, AWAY):
+            self._failed.add(name)
+        elif ended == SPENT:
+            self._tries[name] = MAX_ATTEMPTS
+
+    def settle(self, begun: bool) -> None:
+        """Fail the rows that were found to be at fault; `begun`: other rows were done, be it by an earlier driver."""
+        if isinstance(self._work, PartWork):
+            for name, rows, why in self.faults.found(self.health.well, begun):
+                table = self._work.open(name).written_off(rows, why)
+                commit_part(self._out, name, Part.of(rows[0], table), table)
+
+    def again(self, left: Sequence[str], parts: Mapping[str, list[Part]], actors: int) -> list[str]:
+        """The items of the next round, those that failed last, after a while; none where to try again is no use."""
+        self._tries.update(self._failed)
+        self._failed.clear()
+        if self.health.over or not (self.health.well or self._excused):
+            return []
+        tried = [name for name in left if self._tries[name] < MAX_ATTEMPTS]
+        planned = _plan(self._work, tried, parts, actors, self.faults)
+        tries = {item: self._tries[read_item(item)[0]] for item in planned if self.faults.here[item] < MAX_ATTEMPTS}
+        if most := max(tries.values(), default=0):
+            time.sleep(WAIT_SECONDS * 2 ** (most - 1))
+        return sorted(tries, key=tries.__getitem__)
+
+
+def _plan(
+    work: ShardWork, left: Sequence[str], parts: Mapping[str, list[Part]], actors: int, faults: Faults
+) -> list[str]:
+    """What the actors are to do: shards, and, where these are fewer than actors, what is left of them in pieces.
+
+    A shard over which two processes ended by an error of their device comes in pieces, too.
+    """
+    if not isinstance(work, PartWork):
         return list(left)
     items: list[str] = []
     for name in left:
         pieces: list[Rows] = []
-        with suppress(Exception):  # the actor that is given all of it will say why
-            shard = work.open(name)
-            found = gaps((0, len(shard.sample_ids)), parts.get(name, []))
-            least = -(-sum(end - first for first, end in found) * len(left) // (PIECES * actors))
-            pieces = [piece for gap in found for piece in cut(gap, shard.starts, least)]
-        items += [item_of(name, piece) for piece in pieces] if len(pieces) > 1 else [name]
+        suspect = faults.times(name) > 1
+        if suspect or len(left) < actors:
+            with suppress(Exception):  # the actor that is given all of it will say why
+                shard = work.open(name)
+                rows = len(shard.sample_ids)
+                found = gaps((0, rows), parts.get(name, []))
+                least = -(-sum(end - first for first, end in found) * len(left) // (PIECES * actors))
+                starts, least = (faults.cuts(name, rows), 1) if suspect else (shard.starts, least)
+                pieces = [piece for gap in found for piece in cut(gap, starts, least)]
+        alone = len(pieces) < 2 and not (pieces and suspect)
+        items += [name] if alone else [item_of(name, piece) for piece in pieces]
     return items
 
 
 def _results(
-    work: ShardWork, items: list[str], out: str, cpus: float, gpus: float, actors: tuple[int, int], resumed: bool
+    work: ShardWork,
+    items: list[str],
+    out: str,
+    cpus: float,
+    gpus: float,
+    actors: tuple[int, int],
+    resumed: bool,
+    avoided: Iterable[str],
 ) -> Generator[Any]:
-    """Yield {name, record, error, away} of each item as it ends; away: the place of its files was at fault."""
-    if not items:
-        return
+    """Yield {name, ended, error, record, seconds, place} of each item as it ends; no actor is on nodes `avoided`."""
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it prints the traceback of what it raises, too
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 0.9  # of actors at work, more are asked for
     context.target_max_block_size = 1  # byte: a result is told as it comes, not with the others of its portion
     context.max_consecutive_actor_init_deaths = MAX_ATTEMPTS
+    placed: dict[str, Any] = {"label_selector": {"ray.io/node-id": f"!in({','.join(avoided)})"}} if avoided else {}
     most = min(actors[1], len(items))
     least = min(actors[0], most)
     portions = [{"names": portion} for portion in split(items, max(SHARES, 4 * most))]
     with DataContext.current(context):
         # One block a portion: a block is what Ray Data retries, for ever, when a worker dies.
         results = ray.data.from_items(portions, override_num_blocks=len(portions)).map_batches(
-            _Actor,
+            Actor,
             fn_constructor_args=(work, out, BEAT_SECONDS, PART_SECONDS, resumed),
             batch_size=1,
             batch_format="numpy",
@@ -208,93 +236,21 @@ def _results(
             ),
             num_cpus=cpus,
             num_gpus=gpus,
+            **placed,
         )
         with watched():
             yield from results.iter_rows()
 
 
-class _Actor:
-    """Holds the work in one process of the cluster; sets it up when the first shard comes."""
-
-    def __init__(
-        self,
-        work: ShardWork,
-        out: str,
-        beat_seconds: float = BEAT_SECONDS,
-        part_seconds: float = PART_SECONDS,
-        resumed: bool = True,
-    ) -> None:
-        self._work, self._out, self._ready = work, out, False
-        self._beat_seconds, self._part_seconds, self._resumed = beat_seconds, part_seconds, resumed
-        self._ended = self._since = time.perf_counter()  # since a part was committed
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, list[Any]]]:
-        # One result an item, whatever happens: Ray takes those of a second attempt for those of the first, by number.
-        for item in batch["names"][0]:
-            yield {key: [value] for key, value in self._run(str(item)).items()}
-
-    def _run(self, item: str) -> dict[str, Any]:
-        record, error, away, began = None, "", False, time.perf_counter()
-        idle, _ = began - self._ended, taken()
-        name, rows = read_item(item)
-        try:
-            if not self._ready:
-                with clocked("load"):
-                    self._work.setup()
-                self._ready = True
-            if storage.exists(shard_url(self._out, name)):  # a first attempt died just after its commit
-                record = inspect(self._out, name)
-            else:
-                with Attempt(self._out, item, self._beat_seconds) as attempt:
-                    record = self._make(name, rows, attempt)
-        except storage.UnavailableError as problem:  # its sentence says all
-            error, away = str(problem), True
-        except Exception as problem:  # told to the driver, which goes on with the other shards
-            place = traceback.extract_tb(problem.__traceback__)[-1]
-            where = f"{storage.name(place.filename)}, line {place.lineno}"
-            error = f"{type(problem).__name__}: {problem} ({where})"
-        self._ended = time.perf_counter()
-        seconds = taken() | {"idle": idle, "all": self._ended - began + idle}
-        told = {"record": strict.dumps(record), "seconds": strict.dumps(seconds)}
-        return {"name": item, "error": error, "away": away, **told}
-
-    def _make(self, name: str, rows: Rows | None, attempt: Attempt) -> Record | None:
-        """Do a shard, or some rows of it; the record of the shard where all of it is done then."""
-        if not isinstance(self._work, PartWork):
-            table = self._work(name)
-            with clocked("write"):
-                return commit(self._out, name, table)
-        shard = self._work.open(name)
-        whole = (0, len(shard.sample_ids))
-        found = parts_of(self._out, name) if self._resumed or attempt.number > 1 else []
-        own: dict[Part, pa.Table] = {}
-        self._since = time.perf_counter()
-        for gap in gaps(rows or whole, found) or ([] if found else [whole]):
-            first = gap[0]
-            for table in shard.tables(gap, self._due):
-                part = Part.of(first, table)
-                own[part], first = table, part.end
-                if not gaps(whole, [*found, *own]):
-                    break  # it need not be written apart
-                with clocked("write"):
-                    commit_part(self._out, name, part, table)
-                    attempt.advanced()
-                self._since = time.perf_counter()
-        with clocked("write"):
-            if gaps(whole, [*found, *own]) and gaps(whole, parts_of(self._out, name)):
-                return None  # others are at the rest
-            try:
-                return merge(self._out, name, shard.sample_ids, own)
-            except FileNotFoundError:
-                if not storage.exists(shard_url(self._out, name)):
-                    raise
-                return inspect(self._out, name)  # another merged it just now
-
-    def _due(self) -> bool:
-        return time.perf_counter() - self._since >= self._part_seconds
+def _nodes(cpus: float, gpus: float) -> set[str]:
+    """The ids of the living nodes on which an actor of so many CPUs and GPUs may be."""
+    nodes = [(node, node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    return {node["NodeID"] for node, has in nodes if has.get("CPU", 0) >= cpus and has.get("GPU", 0) >= gpus}
 
 
-def _lost(left: list[str], errors: dict[str, str], out: str) -> str:
+def _lost(left: list[str], errors: dict[str, str], avoided: Iterable[str], out: str) -> str:
     named = ", ".join(left[:5]) + (", ..." if len(left) > 5 else "")
-    name, error = next(iter(errors.items()), (left[0], "no word of why"))
-    return f"{len(left)} shards of {out} could not be made: {named}. Shard {name} ended with {error.rstrip('.')}."
+    of_left = {item: error for item, error in errors.items() if read_item(item)[0] in {*left}}
+    item, error = next(iter((of_left or errors).items()), (left[0], "no word of why"))
+    told = f"{len(left)} shards of {out} could not be made: {named}. Shard {item} ended with {error.rstrip('.')}."
+    return " ".join([told, *avoided])

@@ -1,5 +1,6 @@
 """The stage contract: a step over rows says which columns it reads and writes and what it needs."""
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -10,8 +11,24 @@ from infra.trouble import UnavailableError
 ACCEPTED = "accepted"
 REJECTED = "rejected"  # the row itself is unfit, and the reason says why
 FAILED = "failed"  # something went wrong on the way; to try again may help
+DEVICE = "device_error"  # the kind of trouble after which a process can do nothing more on its GPU
 
 Columns = dict[str, list[Any]]
+
+# As torch and the libraries under it say it; none of them is imported here.
+_DEVICE = re.compile(
+    r"\b(CUDA|HIP|cuDNN|cuBLAS|NCCL|RCCL)( driver)? error|\bTriton Error \["
+    r"|\b(CUBLAS|CUDNN|CUFFT|CUSOLVER|CUSPARSE|HIPBLAS|MIOPEN)_STATUS_|\b(cuda|hip)Error[A-Z]",
+    re.IGNORECASE,
+)
+_FULL = re.compile(r"out of memory|ALLOC_FAILED|MemoryAllocation", re.IGNORECASE)
+
+
+class DeviceError(RuntimeError):
+    """The device is of no more use to this process, and which row is to blame, if any is, it cannot tell.
+
+    Nothing is noted of the rows; the message is the reason of a row that is found to be at fault.
+    """
 
 
 @runtime_checkable
@@ -44,7 +61,8 @@ class Stage(Protocol):
         """Return the `writes` columns for a batch that holds only accepted rows.
 
         "state" and "reason" may come with them, to reject rows (None means fine). If the call raises, its rows are
-        tried in halves, and those that raise alone are recorded as failed; UnavailableError ends the shard.
+        tried in halves, and those that raise alone are recorded as failed; UnavailableError ends the shard, and an
+        error of the device (`kind_of`) the process.
         """
         ...
 
@@ -63,7 +81,8 @@ class Runner:
     def __call__(self, batch: Columns) -> Columns:
         """Run a batch with `state` and `reason` columns; return these and all `writes` columns.
 
-        Rows that are not accepted, or cease to be, have None in the columns that were not written for them.
+        Rows that are not accepted, or cease to be, have None in the columns that were not written for them. DeviceError
+        where a stage met an error of the device other than want of memory, or failed a row for one.
         """
         columns = dict(batch)
         columns["state"], columns["reason"] = list(batch["state"]), list(batch["reason"])
@@ -95,8 +114,13 @@ class _Size:
 def kind_of(error: BaseException) -> str:
     """What sort of trouble an error is, in a word by which its rows can be tried again."""
     names = {each.__name__ for each in type(error).__mro__}
-    if "OutOfMemoryError" in names or isinstance(error, MemoryError):  # torch's is not imported here
+    device = bool(names & {"AcceleratorError", "DeviceError"}) or (
+        isinstance(error, RuntimeError) and bool(_DEVICE.search(str(error)))
+    )
+    if "OutOfMemoryError" in names or isinstance(error, MemoryError) or (device and _FULL.search(str(error))):
         return "oom"
+    if device:
+        return DEVICE
     if isinstance(error, TimeoutError):
         return "timeout"
     if isinstance(error, OSError):
@@ -139,7 +163,10 @@ def _call(stage: Stage, batch: Columns, rows: int, size: _Size) -> Iterator[dict
         except UnavailableError:
             raise  # no fault of these rows
         except Exception as error:
-            if kind_of(error) == "oom":
+            kind = kind_of(error)
+            if kind == DEVICE:  # every later call would raise, whatever its rows
+                raise DeviceError(describe_error(type(stage).__name__, error)) from error
+            if kind == "oom":
                 _free()
                 size.shrink(count)
                 if count > 1:
@@ -161,7 +188,11 @@ def _rows(stage: Stage, output: Columns, rows: int) -> list[dict[str, Any]]:
         assert name in output, f"{type(stage).__name__} promised the column {name!r} and did not return it"
         found = len(output[name])
         assert found == rows, f"{type(stage).__name__} returned {found} values of {name!r} for {rows} rows"
-    return [{name: values[row] for name, values in output.items()} for row in range(rows)]
+    found = [{name: values[row] for name, values in output.items()} for row in range(rows)]
+    for row in found:  # a stage may catch the error and tell it of a row
+        if row.get("state") == FAILED and _DEVICE.search(row.get("reason") or "") and not _FULL.search(row["reason"]):
+            raise DeviceError(f"{DEVICE}: {type(stage).__name__}: {row['reason']}")
+    return found
 
 
 def _free() -> None:

@@ -16,7 +16,7 @@ from infra.data.ledger import Ledger, counting
 from infra.data.parts import Rows
 from infra.data.revision import Redo
 from infra.data.shards import OPTIONAL, VIRTUAL, ShardReader
-from infra.data.stage import ACCEPTED, FAILED, Columns, Runner, Stage, describe_error
+from infra.data.stage import ACCEPTED, DEVICE, FAILED, Columns, Runner, Stage, describe_error, kind_of
 
 PICTURES_BYTES = 512 * 2**20  # of whole pictures that wait decoded; photographs of 12 megapixels take 36 MB each
 CALL_SECONDS = 10  # that a call takes at most, if it may be cut
@@ -130,11 +130,18 @@ class StageShard:
                     yield self._table(first, reached)
                     first = reached
                 begun = time.perf_counter()
-        except Exception:
-            if first < reached:
+        except Exception as error:
+            if first < reached and kind_of(error) != DEVICE:
                 yield self._table(first, reached)  # what was done is not lost
             raise
         yield self._table(first, end)
+
+    def written_off(self, rows: Rows, reason: str) -> pa.Table:
+        """Some rows of the shard without doing them: failed, as far as there was something to do."""
+        accepted = self._reader.accepted[self._todo]
+        for row in accepted[(accepted >= rows[0]) & (accepted < rows[1])]:
+            self._states[row], self._reasons[row] = FAILED, reason
+        return self._table(*rows)
 
     def _table(self, first: int, end: int) -> pa.Table:
         columns = {"sample_id": self.sample_ids, "state": self._states, "reason": self._reasons} | self._columns

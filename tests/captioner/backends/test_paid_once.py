@@ -10,9 +10,9 @@ from captioner.backends.endpoint import EndpointConfig
 from captioner.backends.stages import CaptionWith
 from captioner.styles import Style
 from infra.data import work
+from infra.data.actor import Actor
 from infra.data.ledger import commit
 from infra.data.parts import parts_of
-from infra.data.run import _Actor
 from infra.data.shards import ShardReader
 from infra.data.work import StageWork
 from tests.captioner.backends import server
@@ -52,8 +52,8 @@ def with_alts(index, tmp_path):  # noqa: F811
 def test_a_key_that_is_taken_no_longer_fails_no_row(slow, index, tmp_path):  # noqa: F811
     slow.answer = lambda body, number: server.completion("fine") if number < 12 else server.status(401)
     out, stage = str(tmp_path / "out"), caption_with(slow)
-    result = _Actor(StageWork((stage,), with_alts(index, tmp_path), 64), out, 1000, 100.0)._run("000000")
-    assert result["away"]
+    result = Actor(StageWork((stage,), with_alts(index, tmp_path), 64), out, 1000, 100.0)._run("000000")
+    assert result["ended"] == "away"
     assert result["error"].startswith("The server takes the key no longer: http_401")
     (part,) = parts_of(out, "000000")
     assert 6 <= part.accepted < 12
@@ -73,11 +73,11 @@ def test_a_killed_actor_is_followed_by_one_that_asks_for_the_rest(slow, index, t
     images = with_alts(index, tmp_path)
     stage = caption_with(slow)
     with pytest.raises(Killed):
-        _Actor(StageWork((stage,), images, 64), out, 1000, 0.0)._run("000000")
+        Actor(StageWork((stage,), images, 64), out, 1000, 0.0)._run("000000")
     assert max(calls) <= 8 < 64, "a call takes some tenths of a second, and not all rows at once"
     kept = sum(part.accepted for part in parts_of(out, "000000"))
     assert kept == len(slow.bodies) >= 6
-    assert _Actor(StageWork((stage,), images, 64), out, 1000, 0.0)._run("000000")["error"] == ""
+    assert Actor(StageWork((stage,), images, 64), out, 1000, 0.0)._run("000000")["error"] == ""
     pictures = Counter(body["messages"][0]["content"][0]["image_url"]["url"] for body in slow.bodies)
     assert len(pictures) == 19
     assert set(pictures.values()) == {1}

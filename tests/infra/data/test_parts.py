@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 
 from infra import storage
 from infra.data import work
+from infra.data.actor import Actor
 from infra.data.attempts import ATTEMPTS
+from infra.data.faults import Faults
 from infra.data.ledger import Ledger, commit, inspect, pack, record_of, tally
 from infra.data.parts import PARTS, Part, all_parts, commit_part, cover, cut, gaps, parts_of, read_item
 from infra.data.revision import Redo, revise
-from infra.data.run import _Actor, _plan
+from infra.data.run import _plan
 from infra.data.shards import shard_names, shard_url
 from infra.data.telling import Telling
 from infra.data.verify import verify_shards
@@ -117,7 +119,8 @@ def read(out, name):
 
 
 def plan(whole, out, actors):
-    return _plan(whole, [name for name in NAMES if name not in shard_names(out)], all_parts(out), actors)
+    left = [name for name in NAMES if name not in shard_names(out)]
+    return _plan(whole, left, all_parts(out), actors, Faults(out))
 
 
 def drive(out, index, seconds=0.0, actors=1, calls=None, order=None):
@@ -126,7 +129,7 @@ def drive(out, index, seconds=0.0, actors=1, calls=None, order=None):
     stage = Shout(calls if calls is not None else [])
     whole = StageWork((stage,), (index,), 3, Redo.of_folder(out))
     items = plan(whole, out, actors)
-    actor = _Actor(whole, out, 1000, seconds, resumed=bool(all_parts(out)))
+    actor = Actor(whole, out, 1000, seconds, resumed=bool(all_parts(out)))
     if order:
         order.shuffle(items)
     results = [actor._run(item) for item in items]
@@ -216,7 +219,7 @@ def test_rows_of_an_actor_that_outlived_its_driver_are_no_matter(index, plain, t
     """Two actors at the same rows, in other parts: whoever merges takes each row once."""
     out, order = str(tmp_path), random.Random(0)
     whole = StageWork((Shout(),), (index,), 3)
-    orphan, actor = (_Actor(whole, out, 1000, 0.0) for _ in range(2))
+    orphan, actor = (Actor(whole, out, 1000, 0.0) for _ in range(2))
     items = ["000000.0-9", "000000.4-12", "000000.15-23", "000000.2-16"]
     order.shuffle(items)
     for item in items[:3]:
@@ -230,7 +233,7 @@ def test_rows_of_an_actor_that_outlived_its_driver_are_no_matter(index, plain, t
 def test_a_part_that_is_not_what_it_says_is_done_again(index, plain, tmp_path):
     out = str(tmp_path)
     whole = StageWork((Shout(),), (index,), 3)
-    assert _Actor(whole, out, 1000, 0.0)._run("000000.0-9")["error"] == ""
+    assert Actor(whole, out, 1000, 0.0)._run("000000.0-9")["error"] == ""
     first, second = parts_of(out, "000000")[:2]
     urls = [storage.join(out, PARTS, "000000", part.file) for part in (first, second)]
     storage.write_bytes(urls[0], b"torn")
@@ -261,7 +264,7 @@ def test_how_rows_are_shared_out_is_no_matter_to_batches(index, tmp_path):
         whole = StageWork((stage,), (index,), 3)
         items = plan(whole, out, actors)
         assert (len(items) > len(NAMES)) == (actors > len(NAMES))
-        actor = _Actor(whole, out, 1000, seconds)
+        actor = Actor(whole, out, 1000, seconds)
         assert not any(actor._run(item)["error"] for item in items)
         seen.append(sorted(stage.batches))
     assert seen[0] == seen[1] == seen[2] == seen[3]
@@ -271,7 +274,7 @@ def test_a_shard_that_is_soon_done_has_no_parts_and_asks_for_no_more(index, tmp_
     counted = []
     acts(monkeypatch, counted=counted)
     whole = StageWork((Shout(),), (index,), 3)
-    actor = _Actor(whole, str(tmp_path), 1000, 100.0, resumed=False)
+    actor = Actor(whole, str(tmp_path), 1000, 100.0, resumed=False)
     assert actor._run("000000")["error"] == ""
     assert counted == ["exists", "read_json", "write_json", "write_bytes", "write_bytes", "remove"]
 
@@ -288,8 +291,8 @@ class Ends(Shout):
 def test_a_place_that_is_away_fails_no_row_and_what_was_done_before_stays(index, plain, tmp_path):
     out = str(tmp_path)
     stage = Ends()
-    result = _Actor(StageWork((stage,), (index,), 3), out, 1000, 100.0)._run("000000")
-    assert (result["error"], result["away"]) == ("The server is away.", True)
+    result = Actor(StageWork((stage,), (index,), 3), out, 1000, 100.0)._run("000000")
+    assert (result["error"], result["ended"]) == ("The server is away.", "away")
     assert parts_of(out, "000000") == [Part(0, 7, 4, 1, 2)]
     calls = []
     assert drive(out, index, calls=calls) == []
@@ -300,7 +303,7 @@ def test_a_place_that_is_away_fails_no_row_and_what_was_done_before_stays(index,
 def test_deaths_are_counted_anew_when_something_was_committed(index, tmp_path):
     out = str(tmp_path)
     for _ in range(5):
-        actor = _Actor(StageWork((Dies(),), (index,), 3), out, 1000, 0.0, resumed=False)
+        actor = Actor(StageWork((Dies(),), (index,), 3), out, 1000, 0.0, resumed=False)
         with pytest.raises(Killed):
             actor._run("000000")
         assert storage.read_json(storage.join(out, ATTEMPTS, "000000"))["attempts"] == 1

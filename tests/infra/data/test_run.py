@@ -17,6 +17,7 @@ import ray
 
 from infra import storage
 from infra.data import attempts, run
+from infra.data.ledger import commit
 from infra.data.portions import split
 from infra.data.readers import find_corpus
 from infra.data.run import run_shards, run_stages
@@ -55,6 +56,12 @@ class Numbers:
 
 
 NAMES = [f"{n:06d}" for n in range(6)]
+
+
+@pytest.fixture(autouse=True)
+def no_wait(monkeypatch):
+    """What failed is tried again at once."""
+    monkeypatch.setattr(run, "WAIT_SECONDS", 0)
 
 
 def read_table(out):
@@ -100,7 +107,7 @@ def test_a_rerun_does_what_is_missing_and_no_more(ray_cluster, place):
 
 def test_a_shard_that_raises_does_not_stop_the_others(ray_cluster, tmp_path):
     out = str(tmp_path / "out")
-    work = Numbers(str(tmp_path), raises=("000001", "000004"))
+    work = Numbers(str(tmp_path), raises=("000001", "000004"), times=3)
     with pytest.raises(RuntimeError, match=r"2 shards of .* could not be made: 000001, 000004\. Shard .* is ill"):
         run_shards(work, NAMES, out)
     assert shard_names(out) == ["000000", "000002", "000003", "000005"]
@@ -123,7 +130,7 @@ def test_a_shard_that_kills_its_workers_is_given_up_and_named(ray_cluster, tmp_p
 
 def test_a_broken_set_up_is_given_up_soon(ray_cluster, tmp_path):
     names = [f"{n:06d}" for n in range(60)]
-    work = Numbers(str(tmp_path), raises=tuple(names))
+    work = Numbers(str(tmp_path), raises=tuple(names), times=100)
     with pytest.raises(RuntimeError, match=r"60 shards of .* could not be made: 000000, 000001, 000002"):
         run_shards(work, names, str(tmp_path / "out"))
 
@@ -132,7 +139,10 @@ def test_a_worker_that_dies_within_a_part_does_each_shard_once(ray_cluster, tmp_
     monkeypatch.setattr(run, "SHARES", 4)
     names, seen = [f"{n:06d}" for n in range(40)], []
     assert len(split(names, 4)[0]) == 10
-    work = Numbers(str(tmp_path), dies=("000004",), raises=("000007",))
+    work = Numbers(str(tmp_path), dies=("000004",), raises=("000007",), times=3)
+
+    for number in range(2):  # it dies once, and the other raises whenever it is tried
+        (tmp_path / f"000004-{number}").touch()
 
     def report(done, total, unit, **figures):
         seen.append(done)
@@ -156,7 +166,7 @@ def test_a_step_that_stalls_says_which_worker_is_at_which_shard_and_where(ray_cl
     last = lines[-1]
     assert "1 CPUs; Ray has" in last or re.search(
         r"shard 000000 is with process \d+ on \S+ for \d+ s"
-        r"(, at run\.py:\d+ _make > test_run\.py:\d+ __call__)?; Ray has [\d.]+ of 8 CPUs free",
+        r"(, at actor\.py:\d+ _make > test_run\.py:\d+ __call__)?; Ray has [\d.]+ of 8 CPUs free",
         last,
     )
 
@@ -349,9 +359,9 @@ def test_a_worker_that_is_killed_at_birth_is_replaced(ray_cluster, tmp_path):
 ORPHAN = """
 import sys
 import time
-from infra.data.run import _Actor
+from infra.data.actor import Actor
 from tests.infra.data.test_run import MANY, Numbers
-actor = _Actor(Numbers(seconds=0.02), sys.argv[1])
+actor = Actor(Numbers(seconds=0.02), sys.argv[1])
 while True:
     for result in actor({"names": [MANY]}):
         assert not result["error"][0] or "FileNotFoundError" in result["error"][0], result
@@ -384,7 +394,7 @@ def test_actors_that_outlive_their_driver_do_no_harm(ray_cluster, tmp_path):
 
 def test_a_node_that_goes_is_told_in_words(ray_cluster, tmp_path, monkeypatch):
     def results(*_):
-        yield {"name": "000000", "record": "", "error": "ill", "away": False, "seconds": "{}"}
+        yield {"name": "000000", "ended": "raised", "error": "ill", "seconds": "{}", "place": '["a", "b", ""]'}
         raise ray.exceptions.NodeDiedError("The node has died.")
 
     monkeypatch.setattr(run, "_results", results)
@@ -423,3 +433,84 @@ def test_two_shards_are_two_actors_work(ray_cluster, tmp_path):
         out = str(tmp_path / str(attempt))
         run_shards(Signed(seconds=1), ["000000", "000001"], out, actors=(2, 2))
         assert len({row["pid"] for row in read_rows(out)}) == 2
+
+
+@dataclass
+class Sticky:
+    """Numbers on a device that is lost to its process after a row of `poison`, and always on the nodes but `well`."""
+
+    poison: str = ""
+    well: str = ""
+    reads: tuple[str, ...] = ("sample_id", "text")
+    writes: tuple[str, ...] = ("number", "pid")
+    cpus: float = 1
+    gpus: float = 0
+    lost: bool = False
+
+    def setup(self):
+        self.lost = bool(self.well) and ray.get_runtime_context().get_node_id() != self.well
+
+    def __call__(self, batch):
+        self.lost = self.lost or self.poison in batch["sample_id"]
+        if self.lost:
+            raise AcceleratorError("CUDA error: an illegal memory access was encountered")
+        return {"number": [int(text) for text in batch["text"]], "pid": [os.getpid()] * len(batch["text"])}
+
+
+class AcceleratorError(RuntimeError):
+    """As torch calls its own."""
+
+
+def write_rows(folder, shards, rows):
+    for name in [f"{number:06d}" for number in range(shards)]:
+        ids = [f"{name}-{row}" for row in range(rows)]
+        table = {"sample_id": ids, "state": ["accepted"] * rows, "reason": pa.array([None] * rows, pa.string())}
+        commit(folder, name, pa.table(table | {"text": [str(row) for row in range(rows)]}))
+    return folder
+
+
+@pytest.mark.timeout(120)
+def test_a_row_after_which_the_device_is_lost_is_found_by_processes_that_end(ray_cluster, tmp_path):
+    index, out = write_rows(str(tmp_path / "index"), 2, 32), str(tmp_path / "out")
+    counts = run_stages([Sticky("000001-21")], [index], out, batch_size=64, actors=(1, 1))
+    rows = read_rows(out)
+    assert [row["sample_id"] for row in rows] == [row["sample_id"] for row in read_rows(index)]
+    (failed,) = [row for row in rows if row["state"] == "failed"]
+    assert failed["sample_id"] == "000001-21"
+    assert failed["reason"].startswith("device_error: Sticky: AcceleratorError: CUDA error: an illegal memory access")
+    assert counts["accepted"] == 63
+    assert counts["reasons"] == {"device_error": 1}
+    assert [row["number"] for row in rows] == [*range(32), *range(21), None, *range(22, 32)]
+    assert len({row["pid"] for row in rows}) > 2
+    assert storage.list_names(out) == ["ledger.json", "shards"]
+
+
+TWO_NODES = """
+import sys
+import ray
+from ray.cluster_utils import Cluster
+from infra.data.run import run_stages
+from tests.infra.data.test_run import Sticky, write_rows
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+cluster.add_node(num_cpus=2)
+ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+index, out = write_rows(sys.argv[1], 24, 8), sys.argv[2]
+well = ray.get_runtime_context().get_node_id()
+counts = run_stages([Sticky(well=well)], [index], out, batch_size=8, actors=(4, 4))
+assert counts["accepted"] == counts["rows_in"] == 192, counts
+(bad,) = [node["NodeID"] for node in ray.nodes() if node["NodeID"] != well]
+print("left out:", bad[:12], flush=True)
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(240)
+def test_a_node_whose_devices_fail_is_left_out_by_its_id(tmp_path):
+    line = [sys.executable, "-c", TWO_NODES, str(tmp_path / "index"), str(tmp_path / "out")]
+    done = subprocess.run(line, cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    bad = done.stdout.rpartition("left out: ")[2].strip()
+    assert re.search(rf"^rescribe: Node {bad} \(\S+\) is left out: .*illegal memory access", done.stderr, re.MULTILINE)
+    assert {row["state"] for row in read_rows(str(tmp_path / "out"))} == {"accepted"}

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.data.stage import Runner, Stage, kind_of
+from infra.data.stage import DeviceError, Runner, Stage, kind_of
 
 
 @dataclass
@@ -132,6 +132,43 @@ def test_a_row_that_alone_does_not_fit_fails_for_want_of_memory():
     assert result["reason"] == [None, "oom: Small: OutOfMemoryError: CUDA out of memory", None]
 
 
+class AcceleratorError(RuntimeError):
+    """As torch calls its own."""
+
+
+class Lost(Length):
+    """Its device is lost at the letter x, and all that comes after raises; perhaps it tells it of its rows."""
+
+    caught = False
+
+    def __call__(self, batch):
+        self.lost = getattr(self, "lost", False) or any("x" in text for text in batch["text"])
+        result = super().__call__(batch)
+        if self.lost and not self.caught:
+            raise AcceleratorError("CUDA error: an illegal memory access was encountered\nCompile with ..")
+        if self.lost:
+            return result | {"state": ["failed"] * len(result["length"]), "reason": ["error: CUDA error: ill"] * 64}
+        return result
+
+
+def test_an_error_of_the_device_is_no_fault_of_rows_and_nothing_more_is_tried():
+    stage = Lost()
+    stage.setup()
+    run = Runner([stage])
+    assert run(batch(["a", "b"]))["length"] == [1, 1]
+    with pytest.raises(DeviceError, match=r"^device_error: Lost: AcceleratorError: CUDA error: an illegal memory"):
+        run(batch(["a"] * 32 + ["x"] + ["b"] * 31))
+    assert [len(call) for call in stage.calls] == [2, 64]
+
+
+def test_an_error_of_the_device_that_a_stage_tells_of_its_rows_is_one():
+    stage = Lost()
+    stage.setup()
+    stage.caught = True
+    with pytest.raises(DeviceError, match=r"^device_error: Lost: error: CUDA error: ill$"):
+        Runner([stage])(batch(["a"] * 63 + ["x"]))
+
+
 @given(st.lists(st.sampled_from(["a", "bbb", "x" * 9, None, "reject me please"]), min_size=1, max_size=24))
 def test_whatever_fails_beside_it_a_row_ends_the_same(texts):
     """Each row alone is the oracle of the rows together."""
@@ -155,6 +192,17 @@ def test_whatever_fails_beside_it_a_row_ends_the_same(texts):
         (ConnectionResetError(), "read_error"),
         (FileNotFoundError(), "read_error"),
         (KeyError(), "error"),
+        (KeyError("CUDA error: of a corpus"), "error"),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "error"),
+        (AcceleratorError("CUDA error: device-side assert triggered"), "device_error"),
+        (AcceleratorError("CUDA error: out of memory"), "oom"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(..)`"), "device_error"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "oom"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), "device_error"),
+        (RuntimeError("HIP error: the operation cannot be performed in the present state"), "device_error"),
+        (RuntimeError("NCCL Error 1: unhandled cuda error"), "device_error"),
+        (RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"), "device_error"),
+        (DeviceError("device_error: Caption: it"), "device_error"),
     ],
 )
 def test_kinds_of_trouble(error, kind):

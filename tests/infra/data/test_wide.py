@@ -16,10 +16,10 @@ from hypothesis.extra import numpy as arrays
 from infra import storage
 from infra.cluster import Cluster
 from infra.data import wide
+from infra.data.actor import Actor
 from infra.data.growth import take_over
 from infra.data.ledger import Ledger, commit, inspect, pending, side_files, tally
 from infra.data.revision import Redo
-from infra.data.run import _Actor
 from infra.data.shards import ShardReader, joined_names
 from infra.data.sidecar import shard_url
 from infra.data.verify import verify_files, verify_shards
@@ -328,7 +328,7 @@ def index(config: Config, *, out, cluster, report):
 
 def made_of(rows, out):
     """As `run_shards` makes it of stages, without Ray; a part is committed after each batch of three."""
-    actor = _Actor(StageWork((Describe(),), (rows.path,), 3, Redo.of_folder(out)), out, 1000, 0.0)
+    actor = Actor(StageWork((Describe(),), (rows.path,), 3, Redo.of_folder(out)), out, 1000, 0.0)
     for name in pending(out, joined_names([rows.path])):
         assert actor._run(name)["error"] == ""
     storage.remove(storage.join(out, "attempts"))
