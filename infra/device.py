@@ -22,12 +22,15 @@ def take(gpus: float) -> None:
 
     if torch.cuda.is_available():
         return
-    lack = f"{socket.gethostname()} gave a process a GPU, but torch {torch.__version__}"
+    here, version = socket.gethostname(), torch.__version__
     if torch.version.cuda is None:
-        raise ValueError(f"{lack} was built without CUDA. Install a build that has it, or choose --cluster laptop.")
+        raise ValueError(
+            f"{here} gave a process a GPU, but torch {version} was built without CUDA. Install a build that has it, or "
+            "choose --cluster laptop."
+        )
     raise RuntimeError(
-        f"{lack} finds none. See whether `nvidia-smi` shows it there, in the container too, and whether its driver is "
-        f"new enough for CUDA {torch.version.cuda}."
+        f"{here} gave a process a GPU, but torch {version} finds none. See whether `nvidia-smi` shows it there, in the "
+        f"container too, and whether its driver is new enough for CUDA {torch.version.cuda}."
     )
 
 
