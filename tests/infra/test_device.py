@@ -163,7 +163,7 @@ def work(arguments):
         file.write(json.dumps({name: os.environ.get(name) for name in ("DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES")}))
 
 with loopback():
-    ray.init(num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init(address="local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level=40)
 for gpus in (0, 1):
     cluster, out = Cluster(name="test", gpus_per_worker=gpus), f"{sys.argv[1]}/{gpus}.json"
     failures, _ = trainer.run(work, {"out": out}, cluster, 1, [], {}, begun=lambda _: None)
