@@ -31,6 +31,8 @@ from typing import Any, Literal
 import torch
 import tyro
 
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # read at import
+
 from benchmarks.nodes import free_port
 from infra.train import zero
 from infra.train.loop import TrainConfig, train

@@ -39,6 +39,7 @@ class Size:
     gpus: float = 0
     reads: tuple[str, ...] = field(default=("width", "height"), init=False)
     writes: tuple[str, ...] = field(default=("unfit_size",), init=False)
+    counted: tuple[str, ...] = field(default=("unfit_size",), init=False)
 
     def setup(self) -> None:
         """Nothing is loaded."""
@@ -78,6 +79,7 @@ class Language:
     writes: tuple[str, ...] = field(init=False)
     types: dict[str, str] = field(init=False)
     optional: tuple[str, ...] = field(default=("languages_alt", "unfit_languages"), init=False)
+    counted: tuple[str, ...] = field(default=("unfit_language",), init=False)
 
     def __post_init__(self) -> None:
         self.writes = ("language_alt", "unfit_language", *self.optional)

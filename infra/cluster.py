@@ -2,11 +2,13 @@
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from infra import device
 from infra.private import ensure_token, loopback
 
 
@@ -103,6 +105,13 @@ def laptop() -> Cluster:
     return Cluster(name="laptop", workers=(count, count), rows_per_worker=16, actors=(count, count))
 
 
+def one_gpu() -> Cluster:
+    """One machine with one GPU."""
+    return Cluster(
+        name="one_gpu", cpus_per_worker=2, gpus_per_worker=1, threads_per_worker=4, feed_tasks=4, gpus_per_actor=1,
+    )  # fmt: skip
+
+
 def one_node() -> Cluster:
     """One machine with eight GPUs."""
     return Cluster(
@@ -119,14 +128,29 @@ def elastic() -> Cluster:
     )  # fmt: skip
 
 
-CLUSTERS = {cluster.__name__: cluster for cluster in (laptop, one_node, elastic)}
+CLUSTERS = {cluster.__name__: cluster for cluster in (laptop, one_gpu, one_node, elastic)}
+
+
+def this_machine() -> Cluster:
+    """What is taken if nothing is said: all GPUs of this machine, which is told, or `laptop` where it has none."""
+    gpus = device.count()
+    if not gpus:
+        return laptop()
+    found = "a GPU, and trains on it" if gpus == 1 else f"{gpus} GPUs, and trains with a worker on each"
+    print(f"This machine has {found}; --cluster laptop leaves GPUs alone.", file=sys.stderr, flush=True)
+    if gpus == 1:
+        return one_gpu()
+    cpus = max(1, min(4, (os.cpu_count() or 1) // gpus))  # of Ray's two a core: what feeds the workers needs some, too
+    workers = {"workers": (gpus, gpus), "cpus_per_worker": cpus, "threads_per_worker": cpus, "feed_tasks": cpus}
+    return replace(one_node(), name="this_machine", actors=(1, gpus), **workers)
 
 
 def connect(cluster: Cluster) -> None:
     """Join the Ray cluster, or start one on this machine; does nothing where that is done already.
 
     What is started here listens on loopback alone, and asks for a token (`docs/security.md`).
-    Raises RuntimeError where Ray cannot be joined, or does not start.
+    Raises RuntimeError where Ray cannot be joined, or does not start, and ValueError where it would start on this
+    machine, which has no GPU for those that are to have one.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
@@ -140,6 +164,12 @@ def connect(cluster: Cluster) -> None:
         with _told(lambda _: sentence):
             ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         return
+    wanted = (cluster.workers[0] * cluster.gpus_per_worker, cluster.actors[0] * cluster.gpus_per_actor)
+    if any(wanted) and (found := device.count()) < min(filter(None, wanted)):
+        raise ValueError(
+            f"Cluster '{cluster.name}' asks for GPUs, and Ray finds {found} on this machine. See what `nvidia-smi` and "
+            "CUDA_VISIBLE_DEVICES say, or choose another --cluster, such as laptop."
+        )
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # else a process for each logical CPU
     ensure_token()
     with _told(_not_started), _silent(), loopback():

@@ -1,6 +1,5 @@
 """The last step: score captions, reconstructions and samples on held-out rows, and write the report page."""
 
-import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
@@ -12,6 +11,7 @@ from PIL import Image
 from captioner.habits import faulty, styles, table
 from infra import storage
 from infra.cluster import Cluster
+from infra.data.ahead import ahead
 from infra.data.images import decode, encode_png
 from infra.data.shards import ShardReader, joined_names
 from infra.metrics import Report, read_scalars
@@ -20,6 +20,8 @@ from t2i.evaluate import report as pages
 from t2i.evaluate.reconstruction import mean_squared_error, psnr, reconstruction_scores
 from workflows.corpora.scoring import Corpus, Pictures, Row, Scores, caption_scores, picture_scores
 from workflows.habits import habits
+from workflows.held_out import first_held_out
+from workflows.judge import TEST
 from workflows.train_tokenizer import MODEL
 
 TRUTH = ("reference_short", "reference_descriptive", "scene")
@@ -81,7 +83,7 @@ def evaluate(
     fair and always the same. How alike captions are, and what is wrong with them, is counted over all rows. What is not
     there is not scored: images stand for captions where the corpus has only its own.
     """
-    rows = heapq.nsmallest(config.rows, held_out(images, captions), key=lambda row: row["sample_id"])
+    rows = held_out(images, captions, config.rows)
     scores = caption_scores(config.corpus, rows)
     report(1, 4, "parts")
 
@@ -125,16 +127,20 @@ def evaluate(
     return {**scores, "report": storage.join(out, "report.html")}
 
 
-def held_out(images: Artifact, captions: Artifact) -> Iterator[Row]:
-    """Rows of the `test` split, with captions old and new, the truth as far as it is known, and their place."""
+def held_out(images: Artifact, captions: Artifact, count: int) -> list[Row]:
+    """The first rows of the `test` split, with captions old and new, the truth that is known, and their place."""
     inputs = [images.path, captions.path]
-    for shard in joined_names(inputs):
+    joined_names(inputs)  # that they are of one ingest
+
+    def read(shard: str) -> Iterator[Row]:
         reader = ShardReader(inputs, shard)
-        test = np.flatnonzero(reader.columns(["split"])["split"] == "test")
+        test = np.flatnonzero(reader.columns(["split"])["split"] == TEST)
         columns = reader.stored(["sample_id", "caption_alt", *TRUTH], test)
         columns |= reader.stored([f"caption_{style}" for style in styles_of(captions)], test)
         for place, values in zip(test, zip(*columns.values(), strict=True), strict=True):
             yield {**dict(zip(columns, values, strict=True)), "shard": shard, "place": int(place)}
+
+    return first_held_out(images, count, read, lambda row: row["sample_id"])
 
 
 def styles_of(captions: Artifact) -> list[str]:
@@ -144,12 +150,16 @@ def styles_of(captions: Artifact) -> list[str]:
 
 def fetch_images(images: Artifact, captions: Artifact, rows: Sequence[Row]) -> list[bytes]:
     """The encoded images of `held_out` rows, in their order."""
-    found: dict[str, bytes] = {}
-    for shard in sorted({row["shard"] for row in rows}):
+
+    def fetch(shard: str) -> dict[str, bytes]:
         here = [row for row in rows if row["shard"] == shard]
         reader = ShardReader([images.path, captions.path], shard)
         stored = reader.rows(["image"], [row["place"] for row in here])["image"]
-        found |= {row["sample_id"]: image for row, image in zip(here, stored, strict=True)}
+        return {row["sample_id"]: image for row, image in zip(here, stored, strict=True)}
+
+    found: dict[str, bytes] = {}
+    for fetched in ahead(fetch, sorted({row["shard"] for row in rows}), threads=8):
+        found |= fetched
     return [found[row["sample_id"]] for row in rows]
 
 

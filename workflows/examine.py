@@ -6,8 +6,8 @@ from typing import Any
 
 from captioner.filters import Language, Size
 from infra.cluster import Cluster, connect
+from infra.data.ledger import recorded
 from infra.data.run import run_stages
-from infra.data.shards import ShardReader, shard_names
 from infra.metrics import Report
 from infra.store import Artifact, by_shard, step
 
@@ -52,7 +52,7 @@ def examine(config: ExamineConfig, images: Artifact, *, out: str, cluster: Clust
 def summary(out: str) -> dict[str, Any]:
     """How many rows are unfit, by verdict and by the reason before its colon."""
     reasons: dict[str, Counter[str]] = {verdict: Counter() for verdict in VERDICTS}
-    for name in shard_names(out):
-        for verdict, column in ShardReader([out], name).columns(VERDICTS).items():
-            reasons[verdict].update(reason.split(":")[0] for reason in column.tolist() if reason)
+    for record in recorded(out, VERDICTS):
+        for verdict, counts in reasons.items():
+            counts.update(record["counts"][verdict])
     return {verdict: dict(counts.most_common()) for verdict, counts in reasons.items()}

@@ -204,7 +204,7 @@ class IngestWork:
                 schema = schema.append(held)
         if self.config.sizes:
             schema = schema.append(pa.field("image", pa.binary()))
-        return counting(pa.Table.from_pylist(rows, schema), COUNTED)
+        return counting(pa.Table.from_pylist(rows, schema), COUNTED, first=["split"])
 
     def _samples(self, name: str) -> Iterator[Sample]:
         source = self.sources[name]

@@ -1,7 +1,6 @@
 """Decide which captions a text-to-image model learns from: thresholds and shares, never a model."""
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,8 +9,9 @@ import pyarrow as pa
 
 from captioner.detect import FAULTS
 from infra.cluster import Cluster, connect
+from infra.data.ledger import counting, recorded
 from infra.data.run import run_shards
-from infra.data.shards import OPTIONAL, ShardReader, joined_names, shard_names
+from infra.data.shards import OPTIONAL, ShardReader, joined_names
 from infra.metrics import Report
 from infra.store import Artifact, by_shard, step
 from t2i.captions import shares
@@ -20,6 +20,7 @@ TOO_SHORT, TOO_LONG, UNLIKELY, UNMATCHED, MISSING = "too short", "too long", "un
 ALT, ALTS = "alt", "captions_alt?"
 SCORES = {"logp": "logps_alt?", "match": "matches_alt?"}  # of all alt texts of a row that has several
 DUPLICATE, DUPLICATE_KIND, UNFIT = "duplicate_of", "duplicate_kind", "unfit_"  # columns of `deduplicate` and `examine`
+JUDGED = ("keep", "keep_reason")  # counted in a shard's record; the weights are summed there
 LANGUAGES = "unfit_languages?"  # by `examine`, of all alt texts of a row that has several
 
 
@@ -134,6 +135,7 @@ class MixWork:
         } | {f"weight_{style}": _spread(reader, column.tolist(), pa.float32()) for style, column in weights.items()}
         states = {"state": pa.array(reader.states, pa.string()), "reason": pa.array(reader.reasons, pa.string())}
         made = pa.table({"sample_id": pa.array(reader.sample_ids, pa.string()), **states, **table})
+        made = counting(made, JUDGED, _weights(self.config))
         if several is None:
             return made
         pairs = zip(several, weights[ALT].tolist(), strict=True)
@@ -236,18 +238,15 @@ def _spread(reader: ShardReader, values: list[Any], kind: pa.DataType) -> pa.Arr
 
 
 def _summary(config: MixConfig, out: str) -> dict[str, Any]:
-    kept, reasons, shared = 0, Counter(), dict.fromkeys(_styles(config), 0.0)
-    for columns in _verdicts(config, out):
-        keep = columns["keep"].astype(bool)
-        kept += int(keep.sum())
-        reasons.update(reason.split(":")[0] for reason in columns["keep_reason"][~keep])
+    kept, reasons, shared = 0, Counter[str](), dict.fromkeys(_styles(config), 0.0)
+    for record in recorded(out, JUDGED, _weights(config)):
+        kept += record["counts"]["keep"].get("True", 0)
+        reasons.update(record["counts"]["keep_reason"])
         for style in shared:
-            shared[style] += float(columns[f"weight_{style}"].sum())
+            shared[style] += record["sums"][f"weight_{style}"]
     read = {style: round(total / max(kept, 1), 4) for style, total in shared.items()}
     return {"kept": kept, "dropped": reasons.total(), "dropped_by_reason": dict(reasons.most_common(20)), "read": read}
 
 
-def _verdicts(config: MixConfig, out: str) -> Iterator[dict[str, np.ndarray]]:
-    names = ["keep", "keep_reason", *(f"weight_{style}" for style in _styles(config))]
-    for shard in shard_names(out):
-        yield ShardReader([out], shard).columns(names)
+def _weights(config: MixConfig) -> list[str]:
+    return [f"weight_{style}" for style in _styles(config)]

@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 import tyro
 
 from infra import storage
-from infra.cluster import CLUSTERS, Cluster, laptop
+from infra.cluster import CLUSTERS, Cluster, laptop, this_machine
 from infra.config import from_dict
 from infra.store import Step
 from workflows import recipes
@@ -223,8 +223,12 @@ def _renamed(arguments: list[str], before: str, after: str) -> list[str]:
 
 
 def _named_cluster(arguments: list[str]) -> tuple[Cluster, list[str]]:
+    """The cluster that is named, or what is taken if none is: of another machine's Ray, what a laptop would ask for."""
     name, arguments = _take("--cluster", arguments)
-    return (choose(name, CLUSTERS, "cluster")() if name else laptop()), arguments
+    if name:
+        return choose(name, CLUSTERS, "cluster")(), arguments
+    elsewhere = any(word.split("=")[0] == "--cluster.address" for word in arguments)
+    return laptop() if elsewhere else this_machine(), arguments
 
 
 def _take(flag: str, arguments: list[str]) -> tuple[str | None, list[str]]:

@@ -1,6 +1,5 @@
 """Draw pictures for prompts: captions of held-out images, or a user's own."""
 
-import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +10,7 @@ from infra import storage, strict
 from infra.cluster import Cluster
 from infra.config import setting
 from infra.data.images import encode_png
-from infra.data.shards import ShardReader, joined_names
+from infra.data.shards import ShardReader
 from infra.metrics import Report
 from infra.store import Artifact, step
 from t2i.pixels import to_pixels
@@ -19,6 +18,8 @@ from t2i.priors.asking import CAPTION
 from t2i.priors.sampling import SamplingConfig
 from t2i.priors.task import load_prior
 from t2i.tokenizers.task import load_tokenizer
+from workflows.held_out import first_held_out
+from workflows.judge import TEST
 from workflows.train_tokenizer import MODEL
 
 SAMPLES = "samples.json"
@@ -92,20 +93,19 @@ def sample(
 
 def held_out(images: Artifact, count: int) -> list[Prompt]:
     """Reference captions (alt texts where there are none) of the first test rows by sample id: a fair, fixed draw."""
-    rows = heapq.nsmallest(count, _test_rows(images), key=lambda row: row.sample_id or "")
-    if not rows:
-        raise ValueError(f"{images.path} has no row of the split 'test' with a caption. Give prompts of your own.")
-    return rows
-
-
-def _test_rows(images: Artifact) -> Iterator[Prompt]:
     names = ("reference_descriptive", "reference_short", "caption_alt")
-    for shard in joined_names([images.path]):
+
+    def read(shard: str) -> Iterator[Prompt]:
         columns = ShardReader([images.path], shard).columns(["sample_id", "split", "scene", *names])
-        for row in np.flatnonzero(columns["split"] == "test"):
+        for row in np.flatnonzero(columns["split"] == TEST):
             text = next((columns[name][row] for name in names if columns[name][row]), None)
             if text:
                 yield Prompt(text, columns["scene"][row], columns["sample_id"][row], (shard, int(row)))
+
+    rows = first_held_out(images, count, read, lambda prompt: prompt.sample_id or "")
+    if not rows:
+        raise ValueError(f"{images.path} has no row of the split 'test' with a caption. Give prompts of your own.")
+    return rows
 
 
 def _beside(mixture: Artifact, prompts: Sequence[Prompt], names: Sequence[str]) -> dict[str, list[Any]]:

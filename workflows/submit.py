@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("workflows", "captioner", "t2i", "infra")
 KINDS = (".py", ".jinja")  # of the files that make up the packages
 PREFIX = "rescribe-"
+ADDRESS = ["--cluster.address", "auto"]  # of the cluster that a job is in
 DECODE = ("run", "recaption", "caption_with", "encode")  # lines whose actors hold models
 
 
@@ -69,7 +70,7 @@ def send(arguments: list[str], understand: Callable[[list[str]], Any]) -> dict[s
     """Submit a line; `understand` parses it as the command would and returns its options, without doing anything."""
     options, line = _split(arguments)
     refuse_secrets(words(line))  # before anything could repeat them
-    asked = understand(line)
+    asked = understand(with_options(line, ADDRESS))
     refuse_secrets(strings(asked))  # those of a recipe's file too: configs are written to manifests
     address = _address(options.address)
     jobs = Jobs(address)
@@ -90,7 +91,7 @@ def send(arguments: list[str], understand: Callable[[list[str]], Any]) -> dict[s
         if not options.autoscaling:
             _refuse(asked, line, nodes, options.free_gb)
         name = identity if job is None else f"{identity}-{len(attempts) + 1}"
-        sent_line = with_options(line, ["--cluster.address", "auto"])
+        sent_line = with_options(line, ADDRESS)
         entrypoint = "exec " + shlex.join([python, "-m", "workflows", *sent_line])
         with tempfile.TemporaryDirectory(prefix="rescribe-") as folder:
             _copy_code(folder)

@@ -9,6 +9,7 @@ import torch
 from infra import storage
 from infra.cluster import Cluster
 from infra.config import from_dict, setting
+from infra.data.ahead import ahead
 from infra.data.shards import ShardReader, joined_names
 from infra.metrics import Report
 from infra.store import Artifact, step
@@ -211,11 +212,15 @@ def _with_features(
 
 def _values(inputs: list[str], column: str) -> tuple[str, ...]:
     """All that a column of words, or of lists of words, says of the rows that are trained on, sorted."""
-    found: set[str] = set()
-    for shard in joined_names(inputs):
+
+    def read(shard: str) -> set[str]:
         columns = ShardReader(inputs, shard).columns(["split", "keep", column])
-        for value in columns[column][(columns["split"] == TRAIN) & columns["keep"].astype(bool)]:
-            found.update(() if value is None else [value] if isinstance(value, str) else value)
+        values = columns[column][(columns["split"] == TRAIN) & columns["keep"].astype(bool)]
+        return {
+            word for value in values if value is not None for word in ([value] if isinstance(value, str) else value)
+        }
+
+    found = set[str]().union(*ahead(read, joined_names(inputs), threads=8))
     if not found - {None}:
         raise ValueError(
             f"No row that is trained on has a {column}: ingest with --conditions that say where it stands."

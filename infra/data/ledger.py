@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import time
 import uuid
 from collections import Counter
@@ -24,9 +25,12 @@ ROW_GROUP = 512  # rows of a shard are also read in part, and images are large
 MAX_REASONS = 20
 STATES = (ACCEPTED, REJECTED, FAILED)
 
-COUNTED = b"counted"  # in a shard's schema: columns of few values, which its record has the counts of
+# In a shard's schema, by what its record has of their values in accepted rows: how often each of few values stands
+# there, the sum of numbers, and the first sample id of each value.
+COUNTED, SUMMED, FIRST = b"counted", b"summed", b"first"
+FIGURES = {COUNTED: "counts", SUMMED: "sums", FIRST: "firsts"}
 
-# rows_in, a count for each state, reasons, and of the file: size and sha256; perhaps counts, and names of side files
+# rows_in, a count for each state, reasons, and of the file: size and sha256; perhaps figures, and names of side files
 Record = dict[str, Any]
 
 
@@ -57,22 +61,48 @@ def inspect(out: str, name: str) -> Record:
     data = storage.read_bytes(shard_url(out, name))
     schema = pq.read_schema(pa.BufferReader(data))
     check_plain(schema, shard_url(out, name))
-    columns = ["state", "reason", *counted(schema)]
-    return record_of(pq.read_table(pa.BufferReader(data), columns=columns, use_threads=False), data, schema)
-
-
-def counting(table: pa.Table, columns: Sequence[str]) -> pa.Table:
-    """The table, of which a record is to count how often each value of some columns stands in an accepted row."""
-    if not columns:
-        return table
-    return table.replace_schema_metadata(
-        {**(table.schema.metadata or {}), COUNTED: strict.dumps(list(columns)).encode()}
+    columns = dict.fromkeys(
+        ["sample_id", "state", "reason", *(name for kind in FIGURES for name in noted(schema, kind))]
     )
+    return record_of(pq.read_table(pa.BufferReader(data), columns=list(columns), use_threads=False), data, schema)
 
 
-def counted(schema: pa.Schema) -> list[str]:
-    """The columns that a shard's record counts the values of."""
-    return json.loads((schema.metadata or {}).get(COUNTED, b"[]"))
+def counting(
+    table: pa.Table, columns: Sequence[str], summed: Sequence[str] = (), first: Sequence[str] = ()
+) -> pa.Table:
+    """The table, of whose accepted rows a record is to say more.
+
+    How often each value of some `columns` stands there, the sums of others that are `summed`, and by each value of
+    others the `first` sample id. Values are texts, and of reasons what stands before the colon.
+    """
+    asked = {kind: names for kind, names in zip(FIGURES, (columns, summed, first), strict=True) if names}
+    if not asked:
+        return table
+    metadata = {kind: strict.dumps(list(names)).encode() for kind, names in asked.items()}
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
+
+
+def noted(schema: pa.Schema, kind: bytes = COUNTED) -> list[str]:
+    """The columns of which a shard's record has figures of a kind."""
+    return json.loads((schema.metadata or {}).get(kind, b"[]"))
+
+
+def recorded(out: str, counted: Sequence[str], summed: Sequence[str] = ()) -> list[Record]:
+    """The records of an artifact's shards, in their order, with the counts and the sums of some columns.
+
+    Shards of before, whose records lack them, are read, several at a time.
+    """
+
+    def complete(named: tuple[str, Record]) -> Record:
+        name, record = named
+        if {*counted} <= record.get("counts", {}).keys() and {*summed} <= record.get("sums", {}).keys():
+            return record
+        with storage.open_read(shard_url(out, name)) as file, pq.ParquetFile(file) as parquet:
+            check_plain(parquet.schema_arrow, shard_url(out, name))
+            table = parquet.read(["state", *counted, *summed], use_threads=False)
+        return record | _figures(counting(table, counted, summed))
+
+    return list(ahead(complete, Ledger(out).complete().items(), threads=8, depth=32))
 
 
 def pending(out: str, names: Sequence[str]) -> list[str]:
@@ -163,8 +193,6 @@ def record_of(table: pa.Table, data: bytes, schema: pa.Schema | None = None) -> 
     found = table["state"].to_pylist()
     states = Counter(found)
     reasons = Counter(reason.split(":")[0] for reason in table["reason"].to_pylist() if reason is not None)
-    accepted = table.filter(pa.array([state == ACCEPTED for state in found], pa.bool_()))
-    counts = {name: _counts(accepted[name]) for name in counted(table.schema)}
     files = [side.file for side in wide.sides(schema or table.schema).values()]
     return {
         "rows_in": table.num_rows,
@@ -172,7 +200,7 @@ def record_of(table: pa.Table, data: bytes, schema: pa.Schema | None = None) -> 
         "reasons": dict(reasons.most_common(MAX_REASONS)),
         "size": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
-        **({"counts": counts} if counts else {}),
+        **_figures(table),
         **({"wide": files} if files else {}),
     }
 
@@ -182,7 +210,33 @@ def side_files(records: Iterable[Record]) -> set[str]:
     return {file for record in records for file in record.get("wide", ())}
 
 
+def _figures(table: pa.Table) -> dict[str, dict[str, Any]]:
+    """What a record is to say of the accepted rows of a table beside how many there are."""
+    accepted = table.filter(pa.array([state == ACCEPTED for state in table["state"].to_pylist()], pa.bool_()))
+    made = {COUNTED: _counts, SUMMED: _sum, FIRST: lambda column: _firsts(column, accepted["sample_id"])}
+    figures = {kind: {name: make(accepted[name]) for name in noted(table.schema, kind)} for kind, make in made.items()}
+    return {FIGURES[kind]: figure for kind, figure in figures.items() if figure}
+
+
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:
     """By value, as text, of reasons by what stands before the colon; null is not counted."""
-    values = Counter(str(value).split(":")[0] for value in column.drop_null().to_pylist())
+    values = Counter(map(_word, column.drop_null().to_pylist()))
     return dict(sorted(values.items()))
+
+
+def _sum(column: pa.ChunkedArray) -> float:
+    """Rounded once, so that it is the same however the rows lie."""
+    return math.fsum(column.drop_null().to_pylist())
+
+
+def _firsts(column: pa.ChunkedArray, sample_ids: pa.ChunkedArray) -> dict[str, str]:
+    """By value, as `_counts` has it, the first sample id in the order of their letters."""
+    firsts: dict[str, str] = {}
+    for value, sample_id in zip(column.to_pylist(), sample_ids.to_pylist(), strict=True):
+        if value is not None:
+            firsts[_word(value)] = min(sample_id, firsts.get(_word(value), sample_id))
+    return dict(sorted(firsts.items()))
+
+
+def _word(value: Any) -> str:
+    return str(value).split(":")[0]

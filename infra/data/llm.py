@@ -1,8 +1,9 @@
-"""Run chat requests over shards through vLLM in Ray Data; a shard is committed when all its answers are there."""
+"""Run chat requests over shards through vLLM in Ray Data; actors gather the answers of a shard and commit it."""
 
 import importlib.util
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -10,15 +11,19 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
+import ray.exceptions
 
 from infra import strict
-from infra.data.ledger import Ledger, commit, pending, total
-from infra.data.shards import VIRTUAL, ShardReader, count_rows, joined_names
+from infra.data.ledger import Ledger, Record, commit, pending, total
+from infra.data.shards import VIRTUAL, ShardReader, joined_names
 from infra.data.stage import ACCEPTED, FAILED, Columns
 from infra.metrics import Report
+from infra.trouble import UnavailableError
 
 ERROR = "__inference_error__"  # Ray Data's column: rows that have it pass by the engine and what follows
 LOST = "decode_error: image: "  # opens the reason of a row whose picture cannot be had, as in `run_stages`
+
+Found = dict[tuple[int, str], tuple[str | None, str]]  # by row and column, the text and what went wrong
 
 
 class Sign(Protocol):
@@ -69,6 +74,7 @@ def run_requests(
     assert ray.is_initialized(), "call infra.cluster.connect first: Ray Data would start a cluster of its own making"
     names = joined_names(inputs)
     left = pending(out, names)
+    ledger = Ledger(out)
     if sign:
         sign.setup()
     if left:
@@ -76,41 +82,86 @@ def run_requests(
         shards = ray.data.from_items([{"name": name} for name in left], override_num_blocks=len(left))
         ask: Any = partial(_ask, requests, tuple(inputs), engine.get("batch_size", 32))
         asked = shards.map_batches(ask, batch_size=1, batch_format="numpy")
-        answers = _processor(engine, actors)(asked).iter_rows()
-        counts = count_rows(inputs)
-        done = len(names) - len(left)
-        for _ in gather(answers, {name: counts[name] for name in left}, requests.writes, inputs, out, sign):
-            done += 1
-            if report:
-                report(done, len(names), "shards")
+        desks = _desks(min(actors[1], len(left)), (requests.writes, tuple(inputs), out, sign))
+        hand_in: Any = partial(_hand_in, desks)
+        answered = _processor(engine, actors)(asked).map_batches(hand_in, batch_size=None, batch_format="numpy")
+        ended = {*names} - {*left}
+        try:
+            for told in answered.iter_rows():
+                if told["away"]:
+                    raise UnavailableError(told["away"])
+                ledger.add(str(told["name"]), json.loads(told["record"]))
+                ended.add(str(told["name"]))
+                if report:
+                    report(len(ended), len(names), "shards")
+        except ray.exceptions.RayError as error:
+            told = " ".join(str(error).split())[:300]
+            raise RuntimeError(
+                f"Ray broke off: {told} What was committed stays; give the same command again."
+            ) from error
+        finally:
+            ledger.save()
     if left := pending(out, names):
         raise RuntimeError(f"{len(left)} shards of {out} lack answers, such as {left[0]}; run it again for the rest.")
-    return total(Ledger(out).close().values())
+    return total(ledger.close().values())
 
 
-def gather(
-    answers: Iterable[Mapping[str, Any]],
-    counts: Mapping[str, int],
-    writes: Sequence[str],
-    inputs: Sequence[str],
-    out: str,
-    sign: Sign | None = None,
-) -> Iterator[str]:
-    """Commit each shard with its last answer, and yield its name; `counts` are the accepted rows of each shard.
+class Desk:
+    """Gathers the answers of some shards, and commits each with its last one."""
 
-    Answers come in any order, with `name`, `row` (of the accepted ones), `column`, and `text` or what went wrong.
+    def __init__(self, writes: Sequence[str], inputs: Sequence[str], out: str, sign: Sign | None) -> None:
+        self._writes, self._inputs, self._out, self._sign = writes, inputs, out, sign
+        self._waiting: dict[str, Found] = {}
+        self._ended: dict[str, Record] = {}
+
+    def take(self, answers: Sequence[Mapping[str, Any]]) -> dict[str, Record]:
+        """The records of those shards of which nothing is awaited any more, by name.
+
+        Answers come in any order, and again where Ray tries again, with `name`, `row` (of the accepted ones), `column`,
+        how many answers there are `of` the shard, and `text` or what went wrong. A shard that asks nothing has one of
+        no column.
+        """
+        told: dict[str, Record] = {}
+        for answer in answers:
+            name = str(answer["name"])
+            if name not in self._ended:
+                found = self._waiting.setdefault(name, {})
+                if column := str(answer["column"]):
+                    text = answer.get("text")  # of a row that passed by the engine Ray Data may make NaN
+                    said = text if isinstance(text, str) else None
+                    found[int(answer["row"]), column] = (said, answer.get(ERROR) or "")
+                if len(found) == int(answer["of"]):
+                    table = _table(name, self._waiting.pop(name), self._writes, self._inputs, self._sign)
+                    self._ended[name] = commit(self._out, name, table)
+            if name in self._ended:
+                told[name] = self._ended[name]
+        return told
+
+
+def _desks(count: int, arguments: tuple[Any, ...]) -> list[Any]:
+    """So many desks, over the nodes of the cluster. With a node the shards are lost that one there has begun with."""
+    make: Any = ray.remote(num_cpus=0, scheduling_strategy="SPREAD", max_restarts=3, max_task_retries=3)(Desk).remote
+    return [make(*arguments) for _ in range(count)]
+
+
+def _hand_in(desks: Sequence[Any], batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
+    """Take answers to the desks of their shards; `name` and `record`, as JSON, of the shards that ended with them.
+
+    `away` is why none could be committed.
     """
-    for name in (name for name, rows in counts.items() if not rows):
-        commit(out, name, _table(name, {}, writes, inputs, sign))
-        yield name
-    waiting: dict[str, dict[tuple[int, str], tuple[str | None, str]]] = {}
-    for answer in answers:
-        name, key = str(answer["name"]), (int(answer["row"]), str(answer["column"]))
-        found = waiting.setdefault(name, {})
-        found[key] = (answer.get("text"), answer.get(ERROR) or "")
-        if len(found) == counts[name] * len(writes):
-            commit(out, name, _table(name, waiting.pop(name), writes, inputs, sign))
-            yield name
+    by_desk: dict[int, list[dict[str, Any]]] = {}
+    for values in zip(*batch.values(), strict=True):
+        answer = dict(zip(batch, values, strict=True))
+        answer = {key: answer.get(key) for key in ("name", "of", "row", "column", "text", ERROR)}
+        by_desk.setdefault(zlib.crc32(str(answer["name"]).encode()) % len(desks), []).append(answer)
+    ended: dict[str, Record] = {}
+    try:
+        for records in ray.get([desks[desk].take.remote(answers) for desk, answers in by_desk.items()]):
+            ended |= records
+    except UnavailableError as error:  # its sentence says all, without Ray's layers around it
+        return {"name": [""], "record": [""], "away": [str(getattr(error, "cause", error))]}
+    records = [strict.dumps(record) for record in ended.values()]
+    return {"name": list(ended), "record": records, "away": [""] * len(ended)}
 
 
 def _processor(engine: Mapping[str, Any], actors: tuple[int, int]) -> Any:
@@ -124,9 +175,14 @@ def _processor(engine: Mapping[str, Any], actors: tuple[int, int]) -> Any:
 def _ask(
     requests: Requests, inputs: tuple[str, ...], size: int, batch: dict[str, np.ndarray]
 ) -> Iterator[dict[str, list[Any]]]:
-    """The requests of one shard, `size` rows at a time, as JSON: a table would fill in what the parts do not share."""
+    """The requests of one shard, `size` rows at a time, as JSON: a table would fill in what the parts do not share.
+
+    One that has none to make has a row that passes by the engine, so that its desk hears of it.
+    """
     (name,) = batch["name"]
     reader = ShardReader(inputs, str(name))
+    if not len(reader):
+        yield {"name": [str(name)], "of": [0], "row": [0], "column": [""], "request": [""], "lost": ["no row"]}
     stored = [column for column in requests.reads if column not in VIRTUAL]
     pixels = reader.pixels(np.arange(len(reader)), whole=getattr(requests, "whole", False))
     for start in range(0, len(reader), size):
@@ -145,7 +201,8 @@ def _ask(
             for place, bad in enumerate(lost)
             if bad
         ]
-        yield {"name": [str(name)] * len(rows)} | {
+        shard = {"name": [str(name)] * len(rows), "of": [len(reader) * len(requests.writes)] * len(rows)}
+        yield shard | {
             key: [row[field] for row in rows] for field, key in enumerate(("row", "column", "request", "lost"))
         }
 
@@ -158,12 +215,12 @@ def _request(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _answer(row: dict[str, Any]) -> dict[str, Any]:
-    return {"name": row["name"], "row": row["row"], "column": row["column"], "text": row["generated_text"]}
+    return {key: row[key] for key in ("name", "of", "row", "column")} | {"text": row["generated_text"]}
 
 
 def _table(
     name: str,
-    found: Mapping[tuple[int, str], tuple[str | None, str]],
+    found: Found,
     writes: Sequence[str],
     inputs: Sequence[str],
     sign: Sign | None,

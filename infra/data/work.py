@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from infra import device
 from infra.data import wide
 from infra.data.clock import clocked
 from infra.data.columns import as_list, is_numbers
@@ -54,7 +55,8 @@ class StageWork:
     calls: Calls | None = field(default=None, init=False, repr=False)
 
     def setup(self) -> None:
-        """Set the stages up."""
+        """Set the stages up, on the device that they were given."""
+        device.take(max(stage.gpus for stage in self.stages))
         for stage in self.stages:
             stage.setup()
         self.runner = Runner(self.stages)  # it learns which batches fit into memory

@@ -18,6 +18,7 @@ from ray.train.v2._internal.execution.worker_group.placement_group_handle import
 from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGroup
 from ray.util import get_placement_group, placement_group, remove_placement_group
 
+from infra import device
 from infra.cluster import Cluster
 from infra.train.meeting import keep_to_loopback
 
@@ -43,7 +44,8 @@ def run(
 ) -> tuple[Mapping[int, BaseException], bool]:
     """See `work(arguments)` through on so many workers, on `nodes` if any are named, one entry a worker.
 
-    `variables` are added to the environment of every process of the group; `begun` is given the actor that controls
+    `variables`, and those that say which device it computes on, are added to the environment of every process of the
+    group; `begun` is given the actor that controls
     them, with whose end they end. Returns the failures of the workers by rank, -1 for that of all of them, none where
     it ended well; and whether there were places for them. Nothing is tried again here.
     """
@@ -71,7 +73,9 @@ def run(
                 ),
             ),
         )
-        trainer.variables, trainer.begun = variables if nodes else variables | {PLACE: PLACE_SECONDS}, begun
+        places = {} if nodes else {PLACE: PLACE_SECONDS}
+        trainer.variables = variables | places | device.variables(cluster.gpus_per_worker)
+        trainer.begun = begun
         trainer.fit()
     except ray.train.WorkerGroupError as error:
         return {rank: _told(failure) for rank, failure in error.worker_failures.items()}, True
@@ -108,6 +112,7 @@ class _Controller(TrainController):
 
 class _Backend(ray.train.torch.TorchConfig().backend_cls):
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        worker_group.execute(device.take, float("cuda" in backend_config.backend))
         worker_group.execute(keep_to_loopback)
         super().on_start(worker_group, backend_config)
 

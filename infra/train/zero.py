@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if os.path.exists("/dev/nvidiactl") else "cpu")  # read at import
+os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read at import; `infra.device` has set it where there are GPUs to use
 
 import deepspeed
 import deepspeed.ops

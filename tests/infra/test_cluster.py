@@ -1,13 +1,17 @@
 """A Cluster says how many workers share a batch, and refuses what cannot be."""
 
+import os
+from contextlib import nullcontext as nothing
 from dataclasses import replace
 
 import pytest
 import ray
 from hypothesis import given
 from hypothesis import strategies as st
+from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager as Nvidia
 
-from infra.cluster import CLUSTERS, Cluster, connect, laptop
+from infra.capacity import Node, missing
+from infra.cluster import CLUSTERS, Cluster, connect, laptop, this_machine
 
 
 @given(st.integers(1, 8), st.integers(0, 8), st.integers(1, 64), st.integers(1, 512))
@@ -58,6 +62,50 @@ def test_weights_that_are_needed_whole_are_not_spread():
 def test_every_named_cluster_stands():
     for name, make in CLUSTERS.items():
         assert make().name == name
+
+
+@pytest.fixture
+def cards(monkeypatch):
+    """Has this machine have so many NVIDIA GPUs, and so many cores."""
+
+    def have(gpus, cores=16):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        monkeypatch.setattr(Nvidia, "get_current_node_num_accelerators", staticmethod(lambda: gpus))
+        monkeypatch.setattr(os, "cpu_count", lambda: cores)
+
+    return have
+
+
+@pytest.mark.parametrize("gpus", [0, 1, 2, 8])
+@pytest.mark.parametrize("cores", [2, 16, 128])
+def test_if_nothing_is_said_all_gpus_are_used_and_this_is_told(cards, capsys, gpus, cores):
+    cards(gpus, cores)
+    found, told = this_machine(), capsys.readouterr().err
+    if not gpus:
+        assert (found, told) == (laptop(), "")
+        return
+    assert found.workers == (gpus, gpus)
+    assert (found.gpus_per_worker, found.gpus_per_actor, found.actors) == (1, 1, (1, max(2, gpus)))
+    assert ("a GPU," if gpus == 1 else f"{gpus} GPUs, ") in told
+    assert "--cluster laptop leaves GPUs alone" in told
+    node = Node(name="here", cpus=max(8, 2 * cores), gpus=gpus)  # as Ray is started here
+    if cores >= gpus:
+        assert missing(found, [node], batches=[256], decodes=True, free_gb=0) == []
+
+
+@pytest.mark.parametrize("name", ["one_gpu", "one_node", "laptop"])
+@pytest.mark.parametrize("gpus", [0, 4])
+def test_gpus_that_are_not_there_are_said_before_ray_starts(cards, monkeypatch, gpus, name):
+    cards(gpus)
+    begun = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: begun.append(1))
+    lack = not gpus and name != "laptop"
+    with (
+        pytest.raises(ValueError, match=f"'{name}' asks for GPUs, and Ray finds 0 .*nvidia-smi") if lack else nothing()
+    ):
+        connect(CLUSTERS[name]())
+    assert begun == [1] * (not lack)
 
 
 @pytest.mark.parametrize(("address", "sentence"), [(None, "did not start"), ("10.0.0.1:6379", "could not be joined")])

@@ -3,11 +3,14 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager as Nvidia
 
+from infra.cluster import CLUSTERS, laptop
 from workflows.__main__ import main
-from workflows.options import recipe_options
+from workflows.options import WORK, recipe_options, step_options
 from workflows.recipes import RECIPES, demo
 from workflows.text_to_image import STEPS
 
@@ -80,7 +83,30 @@ def test_overrides_reach_the_step_and_what_follows_only(capsys, tmp_path):
     before, after = ids(), ids("--mix.min-words", "2")
     changed = {step for step in before if before[step] != after[step]}
     assert changed == {"mix", "train_prior", "sample", "evaluate"}
-    assert ids("--cluster", "one_node") == before
+    for name in CLUSTERS:
+        assert ids("--cluster", name) == before
+
+
+def test_without_a_cluster_all_gpus_are_used(capsys, tmp_path, monkeypatch):
+    def ids(*more):
+        code, out, err = run(capsys, "plan", "debug", "--store", str(tmp_path), "--json", *more)
+        assert code == 0
+        return {step["step"]: step["id"] for step in json.loads(out.strip().splitlines()[-1])["steps"]}, err
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    before, told = ids()
+    assert told == ""
+    monkeypatch.setattr(Nvidia, "get_current_node_num_accelerators", staticmethod(lambda: 2))
+    after, told = ids()
+    assert after == before
+    assert told.count("2 GPUs") == 1
+    assert recipe_options(["debug"], "run").cluster.workers == (2, 2)
+    assert step_options(WORK["mix"], ["--images", "i", "--captions", "c"]).cluster.gpus_per_worker == 1
+    capsys.readouterr()
+    named = recipe_options(["debug", "--cluster", "laptop"], "run").cluster
+    elsewhere = recipe_options(["debug", "--cluster.address", "auto"], "run").cluster
+    assert (named, elsewhere) == (laptop(), replace(laptop(), address="auto"))
+    assert capsys.readouterr().err == ""
 
 
 def test_help_names_everything(capsys):

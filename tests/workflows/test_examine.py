@@ -1,7 +1,8 @@
 import pytest
 
 from captioner.filters import Language, Size
-from infra.data.ledger import commit
+from infra import storage
+from infra.data.ledger import Ledger, commit
 from infra.data.readers import find_corpus, write_sources
 from infra.data.shards import ShardReader
 from infra.data.work import StageWork
@@ -18,7 +19,7 @@ ROWS = [
 ]
 
 
-def test_every_row_has_its_verdicts(tmp_path):
+def test_every_row_has_its_verdicts(tmp_path, monkeypatch):
     pytest.importorskip("py3langid")
     corpus, images, out = (str(tmp_path / name) for name in ("corpus", "images", "out"))
     members = [
@@ -40,6 +41,8 @@ def test_every_row_has_its_verdicts(tmp_path):
     assert columns["unfit_size"].tolist() == [None, "too small: 50x10", "too narrow: 500x40", "too small: 1x1"]
     assert columns["unfit_language"].tolist() == [None, None, "other language: fr", None]
     assert columns["language_alt"].tolist() == ["en", "en", "fr", None]
+    Ledger(out).close()
+    monkeypatch.setattr(storage, "open_read", lambda url: pytest.fail(f"{url} was opened"))
     assert summary(out) == {
         "unfit_size": {"too small": 2, "too narrow": 1},
         "unfit_language": {"other language": 1},

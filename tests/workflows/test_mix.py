@@ -14,6 +14,7 @@ from infra.data.shards import ShardReader, shard_names
 from infra.data.verify import verify_files, verify_shards
 from infra.store import Artifact, Store, step
 from tests.infra.data.zoo import encode, picture, tar
+from workflows import mix as module
 from workflows.__main__ import main
 from workflows.deduplicate import DeduplicateConfig, HashConfig, deduplicate, hash_images
 from workflows.examine import ExamineConfig, examine
@@ -91,6 +92,29 @@ def test_each_row_has_a_verdict(inputs):
     # Row 0: its alt text of five words and its long caption are too long. Row 2: only the alt text is left.
     assert [table[f"weight_{style}"][0] for style in CONFIG.weights] == [0, 1, 0]
     assert [table[f"weight_{style}"][2] for style in CONFIG.weights] == [1, 0, 0]
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_the_summary_is_of_the_records(inputs, tmp_path, monkeypatch, before):
+    """Of shards whose records do not say it, as before, they are read."""
+    out = str(tmp_path / "out")
+    for name in ("000000", "000001"):
+        made = MixWork(CONFIG, inputs)(name)
+        commit(out, name, made.replace_schema_metadata(None) if before else made)
+    Ledger(out).close()
+    opened, read = [], storage.open_read
+    monkeypatch.setattr(storage, "open_read", lambda url, *more: opened.append(url) or read(url, *more))
+    reasons = [
+        "alt too short, short too short, descriptive unlikely",
+        "alt too short, short too short, descriptive too long",
+    ]
+    assert module._summary(CONFIG, out) == {
+        "kept": 4,
+        "dropped": 4,
+        "dropped_by_reason": dict.fromkeys(reasons, 2),
+        "read": {"alt": 0.5, "short": 0.5, "descriptive": 0},
+    }
+    assert len([url for url in opened if "/shards/" in url]) == (2 if before else 0)
 
 
 def test_weights_are_shared_among_what_is_fit(inputs):

@@ -347,7 +347,7 @@ def test_only_known_splits_are_trained_on_and_tested_with(tmp_path, model):
     chosen = [ShardReader([images.path], name).columns(["key", *task.where_reads]) for name in shard_names(images.path)]
     assert [key for each in chosen for key in each["key"][task.where(each)]] == ["0", "3"]
     assert [prompt.text for prompt in sample.held_out(images, 9)] == ["a tree"]
-    assert [row["caption_alt"] for row in evaluate.held_out(images, captions)] == ["a tree"]
+    assert [row["caption_alt"] for row in evaluate.held_out(images, captions, 9)] == ["a tree"]
     found = list(train_captioner._captions(TrainCaptionerConfig(styles=()), images))
     assert sorted(found) == sorted([*ROWS["0"][0], *ROWS["3"][0]])
 

@@ -1,14 +1,17 @@
 """The ledger says what was committed, whoever died on the way, and no finished shard is read again."""
 
 import json
+import math
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from infra import storage
 from infra.data import ledger
-from infra.data.ledger import JOURNAL, LEDGER, Ledger, commit, counting, inspect, tally
+from infra.data.ledger import JOURNAL, LEDGER, Ledger, commit, counting, inspect, recorded, tally
 from infra.data.shards import shard_url
+from infra.data.verify import verify_shards
 
 NAMES = [f"{n:06d}" for n in range(4)]
 
@@ -25,6 +28,42 @@ def test_a_record_is_that_of_the_file(place):
     assert record == inspect(place, "000000")
     assert record | storage.digest(shard_url(place, "000000")) == record
     assert record["reasons"] == {"oom": 1}
+
+
+ROWS = {
+    "sample_id": ["d", "c", "b", "a", "e"],
+    "state": ["accepted", "accepted", "accepted", "failed", "accepted"],
+    "reason": [None, None, None, "oom", None],
+    "fault": ["small: 1", "small: 2", None, "lost", "narrow"],
+    "weight": pa.array([0.1, 0.25, None, 9.0, 1e8], pa.float32()),
+}
+
+
+def test_figures_of_a_shard_are_those_of_its_accepted_rows(place):
+    table = counting(pa.table(ROWS), ["fault"], summed=["weight"], first=["fault"])
+    record = commit(place, "000000", table)
+    assert record["counts"] == {"fault": {"narrow": 1, "small": 2}}
+    assert record["sums"] == {"weight": math.fsum(np.float32([0.1, 0.25, 1e8]).tolist())}
+    assert record["firsts"] == {"fault": {"narrow": "e", "small": "c"}}
+    assert record == inspect(place, "000000")
+    Ledger(place).close()
+    assert list(verify_shards(place, [], {})) == []
+
+
+def test_figures_that_a_record_lacks_are_read_and_no_others(place, monkeypatch):
+    for name in NAMES:
+        noted = {NAMES[0]: ([],), NAMES[1]: (["fault"], ["weight"]), NAMES[2]: (["fault"],), NAMES[3]: (["state"],)}
+        commit(place, name, counting(pa.table(ROWS), *noted[name]))
+    Ledger(place).close()
+    opened, read = [], storage.open_read
+    monkeypatch.setattr(storage, "open_read", lambda url, *more: opened.append(url) or read(url, *more))
+    found = recorded(place, ["fault"], ["weight"])
+    assert {shard_url(place, name) for name in NAMES} - {*opened} == {shard_url(place, NAMES[1])}
+    assert [record["counts"]["fault"] for record in found] == [{"narrow": 1, "small": 2}] * 4
+    assert len({record["sums"]["weight"] for record in found}) == 1
+    opened.clear()
+    assert [each["counts"]["fault"] for each in recorded(place, ["fault"])] == [{"narrow": 1, "small": 2}] * 4
+    assert {*opened} == {shard_url(place, name) for name in (NAMES[0], NAMES[3])}
 
 
 def test_what_was_noted_is_not_read_again(place, monkeypatch):

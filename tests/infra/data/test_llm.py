@@ -12,10 +12,12 @@ import ray
 import ray.data
 
 from infra import storage
-from infra.data import llm
+from infra.data import llm, shards
 from infra.data.images import encode_png
 from infra.data.ledger import commit, pending
 from infra.data.shards import ShardReader
+from infra.data.verify import verify_shards
+from infra.trouble import UnavailableError
 from tests.infra.data.zoo import picture
 
 STATES = ["accepted", "rejected", "accepted", "accepted"]
@@ -42,8 +44,8 @@ class Ask:
         }
 
 
-def ingest(folder, shards):
-    for name, states in shards.items():
+def ingest(folder, named):
+    for name, states in named.items():
         images = [encode_png(picture(n)) for n in range(len(states))]
         if len(images) > TORN:
             images[TORN] = images[TORN][:-40]
@@ -69,9 +71,14 @@ class Listed:
         self.rows = rows
 
     def map_batches(self, function, batch_size, batch_format):
-        assert (batch_size, batch_format) == (1, "numpy")
-        batches = (function({key: np.array([value]) for key, value in row.items()}) for row in self.rows)
-        made = [batch for several in batches for batch in several]
+        assert batch_format == "numpy"
+        names = dict.fromkeys(name for row in self.rows for name in row)
+        size = batch_size or len(self.rows)
+        parts = [self.rows[start : start + size] for start in range(0, len(self.rows), size)]
+        batches = [
+            function({key: np.array([row.get(key) for row in part], dtype=object) for key in names}) for part in parts
+        ]
+        made = [batch for several in batches for batch in ([several] if isinstance(several, dict) else several)]
         return Listed(
             [dict(zip(batch, values, strict=True)) for batch in made for values in zip(*batch.values(), strict=True)]
         )
@@ -80,8 +87,8 @@ class Listed:
         return iter(self.rows)
 
 
-def echo(engine, actors):
-    """Answers in disorder what it is asked; fails what is about a row 3 in `caption_long`, and is silent on one."""
+def answer(row):
+    """Fails what is about a row 3 in `caption_long`, and is silent on one."""
     from ray.llm._internal.batch.stages.base import wrap_postprocess, wrap_preprocess
 
     before, after = wrap_preprocess(llm._request, "__data"), wrap_postprocess(llm._answer, "__data", True)
@@ -96,12 +103,30 @@ def echo(engine, actors):
             return data | {"generated_text": "", llm.ERROR: "the engine\nchoked"}
         return data | {"generated_text": "" if message["content"].startswith("c 0") else said}
 
+    return after({"__data": generate(before(row)["__data"])})
+
+
+def echo(engine, actors):
+    """Answers in disorder what it is asked."""
+
     def run(dataset):
-        rows = [after({"__data": generate(before(row)["__data"])}) for row in dataset.rows]
+        rows = [answer(row) for row in dataset.rows]
         random.Random(0).shuffle(rows)
         return Listed(rows)
 
     return run
+
+
+class Call:
+    """A method of an actor, in this process."""
+
+    def __init__(self, method):
+        self.remote = method
+
+
+def desks(count, arguments):
+    here = [llm.Desk(*arguments) for _ in range(count)]
+    return [SimpleNamespace(take=Call(desk.take)) for desk in here]
 
 
 @pytest.fixture
@@ -110,6 +135,8 @@ def played(monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray.data, "from_items", lambda rows, override_num_blocks: Listed(rows))
     monkeypatch.setattr(llm, "_processor", echo)
+    monkeypatch.setattr(llm, "_desks", desks)
+    monkeypatch.setattr(ray, "get", lambda values: values)
 
 
 SHARDS = {"a": STATES, "b": STATES, "c": ["accepted"], "d": ["rejected"] * 3}
@@ -185,6 +212,43 @@ def test_a_shard_without_all_its_answers_is_not_committed(played, monkeypatch, t
     with pytest.raises(RuntimeError, match=r"1 shards of .* lack answers, such as a; run it again"):
         llm.run_requests(Ask(), {}, [images], out)
     assert pending(out, list(SHARDS)) == ["a"]
+
+
+@pytest.mark.timeout(120)
+def test_no_answer_and_no_commit_goes_through_the_driver(ray_cluster, monkeypatch, tmp_path):
+    images = ingest(str(tmp_path / "images"), SHARDS)
+    with monkeypatch.context() as patched:
+        patched.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace())
+        patched.setattr(llm, "_processor", lambda engine, actors: lambda dataset: dataset.map(answer))
+        here, told = [], []
+        for module, name in ((llm, "ShardReader"), (shards, "ShardReader"), (llm, "commit"), (llm, "_table")):
+            patched.setattr(module, name, lambda *_, **__: here.append(1))  # of this process alone
+        counts = llm.run_requests(
+            Ask(), {"batch_size": 2}, [images], f"{tmp_path}/out", actors=(1, 2), report=lambda *done: told.append(done)
+        )
+    assert here == []
+    assert (counts["shards"], counts["accepted"], counts["rejected"], counts["failed"]) == (4, 3, 5, 4)
+    assert [done for done, _, _ in told] == [1, 2, 3, 4]
+    assert list(verify_shards(f"{tmp_path}/out", [images], counts)) == []
+
+
+def test_answers_that_come_twice_change_nothing(tmp_path):
+    images, out = ingest(str(tmp_path / "images"), {"a": ["accepted", "rejected", "accepted"]}), str(tmp_path / "out")
+    desk = llm.Desk(("caption",), [images], out, None)
+    first, last = ({"name": "a", "row": n, "column": "caption", "of": 2, "text": f"{n}", llm.ERROR: ""} for n in (0, 1))
+    assert desk.take([first, first]) == {}
+    (record,) = desk.take([last]).values()
+    assert desk.take([first]) == {"a": record}  # it is told again, as the task may be that heard it
+    assert ShardReader([out], "a").columns(["caption"])["caption"].tolist() == ["0", "1"]
+
+
+def test_a_store_that_is_away_is_its_own_sentence(played, monkeypatch, tmp_path):
+    def away(*_):
+        raise UnavailableError("The server of s3://b does not answer.")
+
+    monkeypatch.setattr(llm, "commit", away)
+    with pytest.raises(UnavailableError, match=r"^The server of s3://b does not answer\.$"):
+        llm.run_requests(Ask(), {}, [ingest(str(tmp_path / "images"), SHARDS)], str(tmp_path / "out"))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
