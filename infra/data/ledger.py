@@ -232,7 +232,8 @@ def _sum(column: pa.ChunkedArray) -> float:
 def _firsts(column: pa.ChunkedArray, sample_ids: pa.ChunkedArray) -> dict[str, str]:
     """By value, as `_counts` has it, the first sample id in the order of their letters."""
     firsts: dict[str, str] = {}
-    for value, sample_id in zip(column.to_pylist(), sample_ids.to_pylist(), strict=True):
+    ids: list[Any] = sample_ids.to_pylist()
+    for value, sample_id in zip(column.to_pylist(), ids, strict=True):
         if value is not None:
             firsts[_word(value)] = min(sample_id, firsts.get(_word(value), sample_id))
     return dict(sorted(firsts.items()))
