@@ -15,9 +15,11 @@ _BROKEN = {"HTTPClientError", "IncompleteReadError", "ClientPayloadError", "Resp
 
 # As torch and the libraries under it say it; none of them is imported here.
 _DEVICE = re.compile(
-    r"\b(CUDA|HIP|cuDNN|cuBLAS)( driver)? error|\b(CUBLAS|CUDNN|CUSOLVER|CUSPARSE)_STATUS_", re.IGNORECASE
+    r"\b(CUDA|HIP|cuDNN|cuBLAS|NCCL|RCCL)( driver)? error|\bTriton Error \["
+    r"|\b(CUBLAS|CUDNN|CUFFT|CUSOLVER|CUSPARSE|HIPBLAS|MIOPEN)_STATUS_|\b(cuda|hip)Error[A-Z]",
+    re.IGNORECASE,
 )
-_MEMORY = re.compile(r"out of memory|can't allocate memory|ALLOC_FAILED", re.IGNORECASE)
+_MEMORY = re.compile(r"out of memory|can't allocate memory|ALLOC_FAILED|MemoryAllocation", re.IGNORECASE)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,12 +1,11 @@
 """The stage contract: a step over rows says which columns it reads and writes and what it needs."""
 
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from infra.data.clock import clocked
-from infra.trouble import UnavailableError
+from infra.trouble import UnavailableError, is_device_error, is_out_of_memory
 
 ACCEPTED = "accepted"
 REJECTED = "rejected"  # the row itself is unfit, and the reason says why
@@ -14,14 +13,6 @@ FAILED = "failed"  # something went wrong on the way; to try again may help
 DEVICE = "device_error"  # the kind of trouble after which a process can do nothing more on its GPU
 
 Columns = dict[str, list[Any]]
-
-# As torch and the libraries under it say it; none of them is imported here.
-_DEVICE = re.compile(
-    r"\b(CUDA|HIP|cuDNN|cuBLAS|NCCL|RCCL)( driver)? error|\bTriton Error \["
-    r"|\b(CUBLAS|CUDNN|CUFFT|CUSOLVER|CUSPARSE|HIPBLAS|MIOPEN)_STATUS_|\b(cuda|hip)Error[A-Z]",
-    re.IGNORECASE,
-)
-_FULL = re.compile(r"out of memory|ALLOC_FAILED|MemoryAllocation", re.IGNORECASE)
 
 
 class DeviceError(RuntimeError):
@@ -113,13 +104,9 @@ class _Size:
 
 def kind_of(error: BaseException) -> str:
     """What sort of trouble an error is, in a word by which its rows can be tried again."""
-    names = {each.__name__ for each in type(error).__mro__}
-    device = bool(names & {"AcceleratorError", "DeviceError"}) or (
-        isinstance(error, RuntimeError) and bool(_DEVICE.search(str(error)))
-    )
-    if "OutOfMemoryError" in names or isinstance(error, MemoryError) or (device and _FULL.search(str(error))):
+    if is_out_of_memory(error):
         return "oom"
-    if device:
+    if isinstance(error, DeviceError) or is_device_error(error):
         return DEVICE
     if isinstance(error, TimeoutError):
         return "timeout"
@@ -190,7 +177,7 @@ def _rows(stage: Stage, output: Columns, rows: int) -> list[dict[str, Any]]:
         assert found == rows, f"{type(stage).__name__} returned {found} values of {name!r} for {rows} rows"
     found = [{name: values[row] for name, values in output.items()} for row in range(rows)]
     for row in found:  # a stage may catch the error and tell it of a row
-        if row.get("state") == FAILED and _DEVICE.search(row.get("reason") or "") and not _FULL.search(row["reason"]):
+        if row.get("state") == FAILED and is_device_error(RuntimeError(row.get("reason"))):
             raise DeviceError(f"{DEVICE}: {type(stage).__name__}: {row['reason']}")
     return found
 
