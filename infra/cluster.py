@@ -26,6 +26,9 @@ class Cluster:
     offload: Literal["none", "optimizer", "parameters"] = "none"  # what GPU workers keep in their node's memory instead
     recompute: bool = False  # activations of repeated blocks are computed again in the backward pass: time for memory
     feed_tasks: int = 1  # tasks that read, decode and collate at a time for one worker
+    max_requests: int = 0  # to a served captioner, of this run; 0: as many as there are captions
+    max_tokens: int = 0  # that it reads and writes for this run, likewise
+    token_prices: tuple[float, float] = (0.0, 0.0)  # of a million that it reads, and that it writes, in your money
     micro_batch: int = 0  # rows a worker takes through the model at once, at most; 0: its whole share, if that fits
     restarts: int = 3  # of a training, in a row and without a checkpoint in between, before it is given up
     stall_seconds: float = 100  # without a step or a word of a worker, until all start anew; half: until it is said

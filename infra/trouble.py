@@ -46,6 +46,10 @@ class UnavailableError(ConnectionError, PermissionError):
     """
 
 
+class HaltError(UnavailableError):
+    """Nobody is to go on: a bound that was set is reached. Its sentence says which, and how to go on later."""
+
+
 @contextmanager
 def explained(url: str, local: bool) -> Iterator[None]:
     """Turn the errors of a file system about `url` into sentences; UnavailableError where its place is at fault."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from captioner.backends.endpoint import EndpointConfig
 from captioner.backends.pretrained import TransformersConfig
-from captioner.backends.stages import CaptionWith
+from captioner.backends.stages import TOKENS, CaptionWith
 from captioner.backends.vllm import Questions, VLLMConfig
 from captioner.model import published
 from captioner.provenance import Author, Record, Sign, identify, record
@@ -15,6 +15,7 @@ from captioner.styles import Style
 from captioner.task import ALT_COLUMN
 from infra import storage
 from infra.cluster import Cluster, connect
+from infra.data.ledger import Ledger
 from infra.data.llm import run_requests
 from infra.data.run import run_stages
 from infra.metrics import Report, counting
@@ -88,13 +89,30 @@ def caption_by(
     else:
         gpus = 0 if isinstance(backend, EndpointConfig) else cluster.gpus_per_actor
         cpus, most = cluster.cpus_per_actor, cluster.actors[1]
-        stage = CaptionWith(backend, styles, precision, cpus, gpus, most, sign, whole)
+        budget = (cluster.max_requests, cluster.max_tokens)
+        stage = CaptionWith(backend, styles, precision, cpus, gpus, most, sign, whole, budget)
         counts = run_stages([stage], inputs, out, batch_size=batch, actors=cluster.actors, report=report)
-    return counts | {
-        "styles": [asdict(style) for style in styles],
-        "precision": precision,
-        "provenance": records,
+    return (
+        counts
+        | _spent(out, cluster)
+        | {
+            "styles": [asdict(style) for style in styles],
+            "precision": precision,
+            "provenance": records,
+        }
+    )
+
+
+def _spent(out: str, cluster: Cluster) -> dict[str, float]:
+    """The tokens that were read and written for the captions that there are, and their price where one was given."""
+    sums = [record.get("sums", {}) for record in Ledger(out).complete().values()]
+    tokens = {
+        name: int(sum(each[name] for each in sums)) for name in TOKENS if sums and all(name in each for each in sums)
     }
+    if not tokens or not any(cluster.token_prices):
+        return dict(tokens)
+    price = sum(price * tokens[name] for price, name in zip(cluster.token_prices, TOKENS, strict=True)) / 1e6
+    return tokens | {"price": round(price, 4)}
 
 
 def sources(backend: Backend, styles: Sequence[Style], precision: Precision) -> dict[str, Record]:

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import inspect
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, get_args, get_type_hints
 
@@ -26,6 +27,7 @@ from workflows.lookup import MAKERS, one
 from workflows.text_to_image import STEPS, Recipe
 
 STORE = "runs"
+BRIEF = ("max-requests", "max-tokens", "token-prices")  # fields of the cluster that are options by themselves
 WORK: dict[str, Step] = {work.name: work for work in (*STEPS, encode_text, hash_images, deduplicate, examine)}
 OLDER: dict[str, Step] = {caption_with.name: caption_with}  # steps of before, whose artifacts can be retried
 ONE_KIND = (tyro.conf.AvoidSubcommands,)  # a field of several types keeps that of its default
@@ -224,6 +226,8 @@ def _renamed(arguments: list[str], before: str, after: str) -> list[str]:
 
 def _named_cluster(arguments: list[str]) -> tuple[Cluster, list[str]]:
     """The cluster that is named, or what is taken if none is: of another machine's Ray, what a laptop would ask for."""
+    brief = re.compile(rf"^--(?=(?:{'|'.join(BRIEF)})(?:=|$))")
+    arguments = [brief.sub("--cluster.", word) for word in arguments]
     name, arguments = _take("--cluster", arguments)
     if name:
         return choose(name, CLUSTERS, "cluster")(), arguments

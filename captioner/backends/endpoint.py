@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from captioner.backends.http import Client, Limiter
+from captioner.backends.http import Budget, Client, Limiter
 from captioner.backends.prompts import check_styles, prompt_of
-from captioner.backends.protocol import CaptionError, Outcome
+from captioner.backends.protocol import Answer, CaptionError, Outcome
 from captioner.backends.requests import Encoding, data_uri, messages
 from captioner.styles import Style
 
@@ -62,8 +62,13 @@ class EndpointConfig:
         """ValueError where a style has no prompt, or asks for a decoder, beams or a least length."""
         check_styles(styles, f"the model at {self.base_url}", cannot=("beams", "min_tokens"), needs_prompt=True)
 
-    def build(self, styles: Sequence[Style], device: str, precision: str, actors: int) -> "Endpoint":
-        """The backend. ValueError if there is no key or it is not taken, ConnectionError if nobody answers."""
+    def build(
+        self, styles: Sequence[Style], device: str, precision: str, actors: int, budget: tuple[int, int] = (0, 0)
+    ) -> "Endpoint":
+        """The backend. ValueError if there is no key or it is not taken, ConnectionError if nobody answers.
+
+        `budget` are the requests and the tokens that all actors together may take, 0 without end.
+        """
         url = self.base_url.rstrip("/")
         client = Client(
             url=f"{url}/chat/completions",
@@ -72,6 +77,7 @@ class EndpointConfig:
             patience=self.patience,
             tries=self.tries,
             limiter=Limiter(self.requests_per_minute / actors if self.requests_per_minute else None),
+            budget=Budget(*(most and max(1, most // actors) for most in budget)),
         )
         # A server that is not there, or takes no such key, must not fail every row of a corpus.
         try:
@@ -126,9 +132,22 @@ class Endpoint:
             "seed": self._config.seed,
         }
         try:
-            return caption_of(self._client.post(body))
+            answer = self._client.post(body)
+            spent = tokens_of(answer)
+            self._client.budget.told(sum(spent))
+            said = Answer(caption_of(answer))
+            said.prompt_tokens, said.answer_tokens = spent
+            return said
         except CaptionError as failure:
             return failure
+
+
+def tokens_of(answer: Any) -> tuple[int, int]:
+    """The tokens that were read and written for a chat completion; 0 where the server does not say."""
+    usage = answer.get("usage") if isinstance(answer, dict) else None
+    counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
+    read, written = (count if isinstance(count, int) and count > 0 else 0 for count in counts)
+    return read, written
 
 
 def caption_of(answer: Any) -> str:

@@ -43,6 +43,28 @@ class Limiter:
             self._next = max(self._next, time.monotonic() + seconds)
 
 
+class Budget:
+    """How much may be asked of a server: requests, and tokens that are read and written; 0 of either has no end."""
+
+    def __init__(self, requests: int = 0, tokens: int = 0) -> None:
+        self._requests, self._tokens = requests, tokens
+        self._asked = self._told = 0
+        self._lock = threading.Lock()
+
+    def ask(self) -> None:
+        """Take one request; CaptionError of the kind `budget` where it is used up."""
+        with self._lock:
+            for name, most, used in (("requests", self._requests, self._asked), ("tokens", self._tokens, self._told)):
+                if most and used >= most:
+                    raise CaptionError("budget", f"{used} of {most} {name} are used up")
+            self._asked += 1
+
+    def told(self, tokens: int) -> None:
+        """So many tokens were read and written."""
+        with self._lock:
+            self._told += tokens
+
+
 class _Stay(urllib.request.HTTPRedirectHandler):
     """Follows no redirect: it would take the key along to another host."""
 
@@ -72,6 +94,7 @@ class Client:
     patience: float
     tries: int
     limiter: Limiter
+    budget: Budget = field(default_factory=Budget)
     sleep: Callable[[float], None] = time.sleep
 
     def post(self, body: Mapping[str, Any]) -> Any:
@@ -80,6 +103,7 @@ class Client:
         self.sleep(self.limiter.turn())
         deadline = time.monotonic() + self.patience
         for number in range(self.tries):
+            self.budget.ask()
             try:
                 return self._send(data, min(self.timeout, max(deadline - time.monotonic(), 0.001)))
             except _TransientError as again:

@@ -12,7 +12,7 @@ class CaptionError(Exception):
     """Why there is no caption. `kind` is one word, which failed rows are counted by.
 
     The kinds: `decode_error` (the picture), `timeout`, `rate_limit`, `refused` (the model will not speak of it),
-    `http_<status>`, `oom`, and `error` for all else.
+    `http_<status>`, `oom`, `budget` (it was not asked), and `error` for all else.
     """
 
     def __init__(self, kind: str, message: str) -> None:
@@ -22,6 +22,13 @@ class CaptionError(Exception):
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.message}"
+
+
+class Answer(str):
+    """A caption of a served model, with the tokens that it read and wrote for it, as the server counts; 0: not told."""
+
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
 
 
 Outcome = str | CaptionError

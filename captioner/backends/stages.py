@@ -10,9 +10,14 @@ from captioner.provenance import Sign
 from captioner.styles import Style
 from captioner.task import ALT_COLUMN
 from infra.data.stage import FAILED
-from infra.trouble import UnavailableError
+from infra.trouble import HaltError, UnavailableError
 
-REFUSED = "http_401"  # the kind of failure that is no fault of its row, and would be that of all others
+# The kinds of failure that are no fault of their rows, and would be those of all others.
+STOPS = {
+    "http_401": "The server takes the key no longer: {}. Give the line again with one it takes.",
+    "budget": "The budget is used up: {} in one of the processes that ask. Give the line again, and it goes on.",
+}
+TOKENS = ("prompt_tokens", "answer_tokens")  # columns of a served model
 
 
 @dataclass
@@ -21,8 +26,11 @@ class CaptionWith:
 
     `sign` writes beside each caption where it comes from, for rows too that fail in another style.
 
-    A row with a style that failed is failed: its reason begins with the error's kind (see `CaptionError`) and names the
-    style; what the other styles said of it stands in their columns. A refused key fails no row: UnavailableError.
+    A row with a style that failed is failed: its reason begins with the error's kind (see `CaptionError`) and names
+    the style; what the other styles said of it stands in their columns. A refused key, or a budget that is used up,
+    fails no row: UnavailableError. For a served model it writes `prompt_tokens` and `answer_tokens`, what was read
+    and written for all captions of a row, and `budget` are the most requests and tokens of all actors, 0 without
+    end.
     """
 
     backend: TransformersConfig | EndpointConfig
@@ -33,15 +41,18 @@ class CaptionWith:
     actors: int = 1  # that run at once, and share a rate limit
     sign: Sign = field(default_factory=lambda: Sign({}))
     whole: bool = False  # it sees pictures as the corpus has them
+    budget: tuple[int, int] = (0, 0)
     reads: tuple[str, ...] = field(default=("pixels", ALT_COLUMN), init=False)
     writes: tuple[str, ...] = field(init=False)
     types: dict[str, str] = field(init=False)
+    summed: tuple[str, ...] = field(init=False)
     _captioner: Backend | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.backend.check(self.styles)
         self._captions = tuple(f"caption_{style.name}" for style in self.styles)
-        self.types = dict.fromkeys(self._captions, "string") | self.sign.types
+        self.summed = TOKENS if isinstance(self.backend, EndpointConfig) else ()
+        self.types = dict.fromkeys(self._captions, "string") | self.sign.types | dict.fromkeys(self.summed, "int64")
         self.writes = tuple(self.types)
         if isinstance(self.backend, EndpointConfig):
             # Rows are asked for one by one, an answer may take a minute, and fewer at once are answered no sooner.
@@ -51,23 +62,29 @@ class CaptionWith:
         """Load the backend."""
         device = "cuda" if self.gpus else "cpu"
         self.sign.setup()
-        self._captioner = self.backend.build(self.styles, device, self.precision, self.actors)
+        limits = {"budget": self.budget} if isinstance(self.backend, EndpointConfig) else {}
+        self._captioner = self.backend.build(self.styles, device, self.precision, self.actors, **limits)
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         """Captions in all styles, and the state of the rows."""
         assert self._captioner is not None, "setup comes first"
         said = self._captioner.caption(batch["pixels"], batch[ALT_COLUMN])
         failures = (outcome for outcomes in said for outcome in outcomes if isinstance(outcome, CaptionError))
-        if refused := next((failure for failure in failures if failure.kind == REFUSED), None):
-            raise UnavailableError(
-                f"The server takes the key no longer: {refused}. Give the line again with one it takes."
-            )
+        if stopped := next((failure for failure in failures if failure.kind in STOPS), None):
+            over = stopped.kind == "budget"
+            said = STOPS[stopped.kind].format(stopped.message if over else stopped)
+            raise HaltError(said) if over else UnavailableError(said)
+        by_row = list(zip(*said, strict=True))
         columns: dict[str, list] = {
             column: [None if isinstance(outcome, CaptionError) else _storable(outcome) for outcome in outcomes]
             for column, outcomes in zip(self._captions, said, strict=True)
         }
-        reasons = [self._reason(outcomes) for outcomes in zip(*said, strict=True)]
+        reasons = [self._reason(outcomes) for outcomes in by_row]
         columns |= self.sign(columns)
+        for name in self.summed:
+            columns[name] = [
+                sum(getattr(outcome, name, 0) for outcome in outcomes) for outcomes in zip(*said, strict=True)
+            ]
         return columns | {"state": [FAILED if reason else None for reason in reasons], "reason": reasons}
 
     def _reason(self, outcomes: tuple[Outcome, ...]) -> str | None:

@@ -14,11 +14,12 @@ import ray
 from infra import storage, strict
 from infra.data.attempts import BEAT_SECONDS, Attempt, SpentError
 from infra.data.clock import clocked, taken
-from infra.data.health import AWAY, BACK, BROKEN, IDLE, RAISED, SETUP, SPENT, WELL, Place
+from infra.data.health import AWAY, BACK, BROKEN, HALT, IDLE, RAISED, SETUP, SPENT, WELL, Place
 from infra.data.ledger import Record, commit, inspect
 from infra.data.parts import Part, Rows, commit_part, gaps, merge, parts_of, read_item
 from infra.data.shards import shard_url
 from infra.data.stage import DEVICE, DeviceError, kind_of
+from infra.trouble import HaltError
 
 PART_SECONDS = 20  # of work that is not committed; a shard that takes no longer has no parts
 
@@ -102,7 +103,7 @@ class Actor:
                 record = self._done(item)
             ended = BACK if self._broken else WELL if self._did else IDLE
         except storage.UnavailableError as problem:  # its sentence says all
-            ended, error = AWAY, str(problem)
+            ended, error = HALT if isinstance(problem, HaltError) else AWAY, str(problem)
         except Exception as problem:  # told to the driver, which goes on with the other shards
             ended = SPENT if isinstance(problem, SpentError) else BROKEN if kind_of(problem) == DEVICE else RAISED
             ended = ended if self._ready else SETUP

@@ -9,9 +9,9 @@ MAX_AWAY = 4  # the same of a server that fails or refuses, or a full disk: the 
 STRIKES = 3  # in a row, and over as many shards, are a place's own fault where another has none
 
 # How an item ended: it is done; there was nothing left to do but to merge it; it raised; too many processes died over
-# it; its files' place is away; no process could be set up for it; its process's device failed; it was not tried, since
-# that had happened before.
-WELL, IDLE, RAISED, SPENT, AWAY = "well", "idle", "raised", "spent", "away"
+# it; its files' place is away; a bound of the run is reached; no process could be set up for it; its process's device
+# failed; it was not tried, since that had happened before.
+WELL, IDLE, RAISED, SPENT, AWAY, HALT = "well", "idle", "raised", "spent", "away", "halt"
 SETUP, BROKEN, BACK = "setup", "broken", "back"
 
 
@@ -81,7 +81,9 @@ class Health:
                 if place.node in self.out or self._moves:
                     return False  # a bad card of a good node: others do what it gives back
             self._broken = ended == SETUP and len(strikes) >= STRIKES and not self.well
-        if ended == AWAY:
+        if ended == HALT:
+            self._broken = True
+        elif ended == AWAY:
             self._away.told(well=False)
         elif news:
             self._bad.told(ended == WELL)

@@ -19,7 +19,7 @@ from infra.data import wide
 from infra.data.actor import PART_SECONDS, Actor, PartWork, ShardWork
 from infra.data.attempts import ATTEMPTS, BEAT_SECONDS, MAX_ATTEMPTS, at_work
 from infra.data.faults import Faults
-from infra.data.health import AWAY, BACK, BROKEN, IDLE, RAISED, SETUP, SPENT, WELL, Health, Place
+from infra.data.health import AWAY, BACK, BROKEN, HALT, IDLE, RAISED, SETUP, SPENT, WELL, Health, Place
 from infra.data.ledger import Ledger, pending, side_files, total
 from infra.data.parts import PARTS, Part, Rows, all_parts, commit_part, cut, gaps, item_of, read_item
 from infra.data.portions import split
@@ -86,7 +86,7 @@ def run_shards(
         run.ledger.save()
     storage.remove(storage.join(out, ATTEMPTS))
     if left := pending(out, names):
-        raise RuntimeError(_lost(left, run.errors, run.health.out.values(), out))
+        raise RuntimeError(run.halted or _lost(left, run.errors, run.health.out.values(), out))
     storage.remove(storage.join(out, PARTS))
     run.faults.close()
     records = run.ledger.close()
@@ -125,6 +125,7 @@ class _Run:
 
     def __init__(self, work: ShardWork, out: str, telling: Telling, health: Health) -> None:
         self.ledger, self.faults, self.health = Ledger(out), Faults(out), health
+        self.halted = ""  # why nobody goes on
         self.errors: dict[str, str] = {}  # the last of each item that did not end well
         self.seconds: Counter[str] = Counter()
         self._work, self._out, self._telling = work, out, telling
@@ -146,6 +147,7 @@ class _Run:
                 self._telling.ended(name, record)
         elif ended != BACK:
             self.errors[item] = error
+        self.halted = error if ended == HALT else self.halted
         self._excused = self._excused or ended in (SETUP, BROKEN)
         if ended == BROKEN and counts:
             self.faults.add(item, place, error)

@@ -29,14 +29,14 @@ class Stage(Protocol):
     `reads` may name columns of the inputs, what earlier stages wrote, and the virtual columns `image` (encoded
     bytes) and `pixels` ((H, W, 3) uint8). `cpus` and `gpus` are what one actor needs, counted as Ray counts. A
     stage may have `types`, the names of Arrow types by column it writes; others are inferred, which a shard of None
-    defeats. It may have `counted`, columns of few values, whose counts go into the shard's record to be summed
-    without reading it; and `views`, functions of decoded `pixels` by virtual columns of its own naming, which it
-    reads in place of them: they are called in threads, ahead of the stage, and whole pictures are let go. A stage
-    that is to see pictures as the corpus has them, where the index has copies, is `whole`, and then so do those
-    beside it. A stage to which it is no matter which rows come together, and whose calls may take long, as those of
-    a server, has `few`, the rows of its first call: further calls have as many more as take some seconds, so that
-    little is lost where one is cut off. `optional` are columns that only those shards have in which a row has a
-    value of them. A type "double[]" is a list.
+    defeats. It may have `summed`, columns of numbers, and `counted`, columns of few values, whose sums and counts
+    go into the shard's record to be summed without reading it; and `views`, functions of decoded `pixels` by
+    virtual columns of its own naming, which it reads in place of them: they are called in threads, ahead of the
+    stage, and whole pictures are let go. A stage that is to see pictures as the corpus has them, where the index
+    has copies, is `whole`, and then so do those beside it. A stage to which it is no matter which rows come
+    together, and whose calls may take long, as those of a server, has `few`, the rows of its first call: further
+    calls have as many more as take some seconds, so that little is lost where one is cut off. `optional` are
+    columns that only those shards have in which a row has a value of them. A type "double[]" is a list.
     """
 
     reads: tuple[str, ...]

@@ -155,7 +155,10 @@ class StageShard:
             if name not in self._optional or made[name].null_count < end - first
         ]
         table = pa.table([made[field.name] for field in fields], pa.schema(fields))
-        return counting(table, [name for stage in self._work.stages for name in getattr(stage, "counted", ())])
+        counted, summed = (
+            [name for stage in self._work.stages for name in getattr(stage, kind, ())] for kind in ("counted", "summed")
+        )
+        return counting(table, counted, summed)
 
     def _batches(self, indices: np.ndarray) -> Iterator[tuple[np.ndarray, Columns]]:
         """Runs of `indices`, with the columns that the stages read of them."""
