@@ -49,8 +49,7 @@ def run(recipe: Recipe, store: Store | Plan) -> Artifact:
     """Make what the recipe describes, or find it; returns the artifact that holds the report."""
     images = store.step(ingest, recipe.corpus)
     captioner = store.step(train_captioner, recipe.captioner, images)
-    captions = store.step(recaption, recipe.captions, images, captioner)
-    captions = captions or images  # its own texts
+    captions = store.step(recaption, recipe.captions, images, captioner) or images
     mixture = store.step(mix, recipe.mix, images, captions)
     tokenizer = store.step(train_tokenizer, recipe.tokenizer, images)
     codes = store.step(encode, recipe.codes, images, tokenizer)
