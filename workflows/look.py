@@ -62,7 +62,7 @@ def list_artifacts(arguments: list[str]) -> dict[str, Any]:
         there = f"There is nothing finished in {place} yet." if storage.exists(place) else f"There is no store {place}."
         raise FileNotFoundError(f"{there} Start with `rescribe run debug`.") from None
     roots = {artifact.path.rsplit("/", 2)[0] for artifact in found}
-    named = {name: {storage.join(root, path) for path in made_by(root, name)} for root in roots for name in names(root)}
+    named = {name: {*made_by(root, name)} for root in roots for name in names(root)}
     known: dict[str, list[Artifact]] = {}
     told = [_facts(artifact, _lineage(artifact, known), named) for artifact in found]
     for each in told:

@@ -58,15 +58,17 @@ def check_name(name: str) -> None:
 
 
 def keep_name(store: str, name: str, made: Sequence[Artifact]) -> None:
-    """From now on a name stands for these artifacts of a store."""
-    paths = list(dict.fromkeys(tail(artifact.path) for artifact in made))
+    """From now on a name stands for these artifacts, by their paths within the store, so that it can be moved."""
+    root = storage.absolute(store) + "/"
+    paths = list(dict.fromkeys(artifact.path.removeprefix(root) for artifact in made))
     storage.write_json(_pointer(store, name), {"name": name, "artifacts": paths})
 
 
 def made_by(store: str, name: str) -> list[str]:
-    """`<step>/<id>` of what a name stands for in a store, in the order in which it was made; none without the name."""
+    """The paths of what a name stands for in a store, in the order in which it was made; none without the name."""
     with suppress(FileNotFoundError):
-        return storage.read_json(_pointer(store, name))["artifacts"]
+        paths = storage.read_json(_pointer(store, name))["artifacts"]
+        return [path if "://" in path or path.startswith("/") else storage.join(store, path) for path in paths]
     return []
 
 
@@ -92,8 +94,8 @@ def _named(given: str) -> tuple[str, str, list[str]]:
         return given.rstrip("/") or "/", "", []
     if name == LATEST:
         return place, name, []
-    for store, step in ((place, ""), (os.path.dirname(place), storage.name(place) + "/")):
-        if made := [storage.join(store, path) for path in made_by(store, name) if path.startswith(step)]:
+    for store, step in ((place, ""), (os.path.dirname(place), storage.name(place))):
+        if made := [path for path in made_by(store, name) if step in ("", path.split("/")[-2])]:
             return place, name, made
     return given.rstrip("/"), "", []
 

@@ -32,6 +32,7 @@ from workflows.lookup import (
     one,
     only,
     rephrased,
+    tail,
 )
 from workflows.options import (
     ONE_KIND,
@@ -80,7 +81,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
 def plan(arguments: list[str]) -> dict[str, Any]:
     """Say what `run` would do, and why: `rescribe plan demo --mix.min-words 4`."""
     options = recipe_options(arguments, "plan")
-    drawn = Plan(options.store, before=made_by(options.store, options.recipe.name))
+    drawn = Plan(options.store, before=[tail(path) for path in made_by(options.store, options.recipe.name)])
     text_to_image.run(options.recipe, drawn)
     for step, identity, reason in drawn.lines:
         print(f"{step:<16} {identity}  {'done' if reason == 'done' else 'RUN: ' + reason}")

@@ -107,7 +107,7 @@ def named(tmp_path, monkeypatch):
     first = put("runs", "recaption", "a", [images], minute=1, batch=1)
     last = put("runs", "recaption", "b", [images], minute=3, batch=2)
     mixture = put("runs", "mix", "mixed", [images, first], minute=2)
-    keep_name("runs", "first", [Artifact.open(path) for path in (images, first, mixture)])
+    keep_name("runs", "first", [Artifact.open(os.path.abspath(path)) for path in (images, first, mixture)])
     return images, first, last, mixture
 
 
@@ -126,6 +126,15 @@ def test_latest_is_what_was_begun_last(named, given):
         assert one(given, MAKERS["images"], line).path == os.path.abspath(images)
     with pytest.raises(FileNotFoundError, match="no finished artifact of encode"):
         one(given, ("encode",), line)
+
+
+def test_a_run_may_have_found_what_lies_elsewhere_and_its_store_be_moved(named, tmp_path):
+    images, first, _, _ = named
+    other = put(str(tmp_path / "other"), "recaption", "grown", [images])
+    keep_name("runs", "second", [Artifact.open(os.path.abspath(images)), Artifact.open(other)])
+    os.rename("runs", "moved")
+    assert one("moved/second", MAKERS["captions"], line).path == other
+    assert one("moved/first", MAKERS["captions"], line).path == os.path.abspath(first.replace("runs", "moved"))
 
 
 def test_a_path_that_is_there_comes_before_a_name(named):
