@@ -35,6 +35,7 @@ class Row:
 
     `image` is (H, W, 3) uint8, or says why there is none. `captions` are by style, `scores` by column: numbers, or, in
     columns named `flag_...`, what was found: truth, a text, or a list of texts. `verdict` is one of VERDICTS.
+    `read` says by style how often a training reads the caption, where that is known.
     """
 
     sample_id: str
@@ -42,6 +43,7 @@ class Row:
     image: np.ndarray | Exception | None = None
     captions: Mapping[str, str | None] = field(default_factory=dict)
     scores: Mapping[str, Any] = field(default_factory=dict)
+    read: Mapping[str, float | None] = field(default_factory=dict)
     state: str | None = None
     verdict: str = "keep"
     reason: str | None = None
@@ -173,6 +175,7 @@ def _told(row: Row, most: int) -> tuple[dict[str, Any], bool]:
         "lost": cut(str(row.image) or type(row.image).__name__) if isinstance(row.image, Exception) else None,
         "captions": {style: cut(text) for style, text in row.captions.items()},
         "scores": {name: value for name, value in scores.items() if value is not None},
+        "read": {style: share for style, value in row.read.items() if (share := _number(value))},
         "flags": [cut(label) for label in flags[:20]],
     }
     return {name: value for name, value in told.items() if value not in (None, {}, [])}, cut.happened

@@ -107,8 +107,11 @@ class Progress:
             self._gauges(plain | counted | rates, unit)
         if stalled and (not self._said or now - self._said >= LOG_SECONDS):
             self._said = now
-            told = f"no progress for {_duration(quiet)}: {self._cause()}"
-            line = "  ".join([self._title, _far(done, total, unit), told])
+            if total:
+                told = [_far(done, total, unit), f"no progress for {_duration(quiet)}: {self._cause()}"]
+            else:  # a model loads, or actors start
+                told = [f"under way for {_duration(quiet)}, nothing is counted yet", self._known()]
+            line = "  ".join(filter(None, [self._title, *told]))
             with self._lock:
                 self._printed = now
                 self._write(line, end="\n")
@@ -119,11 +122,14 @@ class Progress:
                 self.look()
 
     def _cause(self) -> str:
+        return self._known() or "nothing is known of why"
+
+    def _known(self) -> str:
         known = []
         for ask in (self._why, free_resources):
             with contextlib.suppress(Exception):
                 known.append(ask() if ask else "")
-        return "; ".join(filter(None, known)) or "nothing is known of why"
+        return "; ".join(filter(None, known))
 
     def _every(self) -> float:
         if self._stream.isatty():
@@ -281,7 +287,7 @@ def _rate(rate: float, unit: str) -> str:
 
 
 def _far(done: int, total: int, unit: str) -> str:
-    return f"{done:,}/{total:,} {unit}" if total else "not begun"
+    return f"{done:,}/{total:,} {unit}"
 
 
 def _duration(seconds: float) -> str:

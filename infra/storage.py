@@ -92,6 +92,8 @@ def listing(pattern: str, follows: Callable[[str], bool] | None = None) -> list[
     listed = [(one, info) for one, info in listed if not _is_temporary(name(one))]
     if not listed:
         brackets = " Brackets stand for one of the letters in them; write [[] for a bracket itself." * ("[" in pattern)
+        if path in entries:
+            raise FileNotFoundError(f"The folder {pattern} holds no file.")
         raise FileNotFoundError(f"{pattern} matches no file. Check the path, and quote it for the shell.{brackets}")
     return [_file(one if is_local(pattern) else f"s3://{one}", info) for one, info in listed]
 
@@ -414,7 +416,7 @@ def _committed(path: str, overwrite: bool) -> Iterator[str]:
         os.makedirs(folder, exist_ok=True)
     except FileExistsError:
         if os.path.lexists(folder):  # a file of that name
-            raise
+            raise NotADirectoryError(errno.ENOTDIR, "It is a file", folder) from None
         raise FileNotFoundError(errno.ENOENT, "The folder was removed meanwhile", folder) from None
     temporary = os.path.join(folder, f".{name(path)}.{uuid.uuid4().hex}{_TEMPORARY}")
     try:

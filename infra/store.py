@@ -5,8 +5,8 @@ import os
 import platform
 import re
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, overload
 
 from infra import storage, strict
@@ -72,14 +72,8 @@ class Store:
             raise ValueError(f"{artifact.path} has a newer revision: {newest}. Retry that one.")
         renewed = f"{identity}.{int(revision or 0) + 1}"
         path = storage.join(self.root, work.name, renewed)
-        try:
-            with Lease(path):
-                revise(artifact.path, path, only, leave=(MANIFEST, BEGUN, "lease.json"))
-        except ValueError:
-            if storage.is_local(path):
-                with suppress(OSError):  # it holds a revision that was begun for other reasons
-                    os.rmdir(path)
-            raise
+        with _swept(path), Lease(path):
+            revise(artifact.path, path, only, leave=(MANIFEST, BEGUN, "lease.json"))
         return self._make(work, config, tuple(artifact.inputs), renewed, self._progress(work, renewed), fresh=False)
 
     def _progress(self, work: Step, identity: str, number: str = "") -> Progress:
@@ -96,7 +90,7 @@ class Store:
         fresh: bool = True,
     ) -> Artifact:
         path, there = storage.join(self.root, work.name, identity), [each for each in inputs if each is not None]
-        with Lease(path), MemoryWatch() as memory, report:
+        with _swept(path), Lease(path), MemoryWatch() as memory, report:
             started = time.time()
             begun = {
                 "step": work.name,
@@ -137,10 +131,13 @@ class Store:
 
 
 class Plan:
-    """Stands where a Store stands and makes nothing: it writes down what would run, and why."""
+    """Stands where a Store stands and makes nothing: it writes down what would run, and why.
 
-    def __init__(self, root: str) -> None:
-        self.root = storage.absolute(root)
+    `before`, artifacts by `<step>/<id>`, are what it is compared with; without them it is the newest of each step.
+    """
+
+    def __init__(self, root: str, before: Collection[str] = ()) -> None:
+        self.root, self._before = storage.absolute(root), before
         self.lines: list[tuple[str, str, str]] = []  # step, id, "done" or the reason to run
         self.told: dict[str, list[str]] = {}  # by id, what a step says besides
 
@@ -186,10 +183,29 @@ class Plan:
         finished = [storage.read_json(url) for url in others if storage.exists(url)]
         if not finished:
             return "first time"
-        newest = max(finished, key=lambda manifest: manifest["started"])
+        own = [each for each in finished if f"{each['step']}/{each['id']}" in self._before]
+        newest = max(own or finished, key=lambda manifest: manifest["started"])
         with suppress(TypeError, ValueError):  # fields that came later have their defaults
             newest["config"] = to_dict(from_dict(work.config_class, newest["config"]))
         return _difference(newest, wanted)
+
+
+@contextmanager
+def _swept(path: str) -> Iterator[None]:
+    """What ends before anything was made leaves no folder, neither its own nor those that were made for it."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError, ValueError):
+            there: list[storage.File] = []
+            with suppress(FileNotFoundError):
+                there = storage.listing(path)
+            if {storage.name(file.url) for file in there} <= {BEGUN}:
+                storage.remove(path)
+                for folder in (os.path.dirname(path), os.path.dirname(os.path.dirname(path))):
+                    if storage.is_local(path) and folder != os.getcwd():
+                        os.rmdir(folder)  # unless it holds something
+        raise
 
 
 def newest_revision(root: str, step: str, identity: str) -> str | None:

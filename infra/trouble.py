@@ -57,8 +57,12 @@ def explained(url: str, local: bool) -> Iterator[None]:
         yield
     except UnavailableError:
         raise
+    except IsADirectoryError:
+        raise IsADirectoryError(f"{url} is a folder. Give the name of a file.") from None
     except FileExistsError:
         raise FileExistsError(f"{url} already exists.") from None
+    except NotADirectoryError:
+        raise NotADirectoryError(f"{url} cannot be: a part of this path is a file. Give a folder.") from None
     except FileNotFoundError as error:
         if error.errno is None and url in str(error):
             raise  # already a sentence of ours

@@ -39,7 +39,7 @@ def parse_ray(arguments: list[str]) -> list[str]:
 def parse_rescribe(arguments: list[str]) -> None:
     """Parse `rescribe ...`, running nothing."""
     verb, *rest = arguments
-    assert verb in {**command.VERBS, **command.WORK} or verb == "--help", verb
+    assert verb in {**command.VERBS, **command.STEPS} or verb == "--help", verb
     if verb in ("run", "plan", "settings"):
         recipe_options(rest, verb)
     elif verb == "recaption" and "--images" not in rest:

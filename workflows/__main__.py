@@ -1,78 +1,32 @@
 """`rescribe`: run and plan recipes, run single steps, list and show what was made."""
 
+import importlib.metadata
 import os
+import shlex
 import sys
 import traceback
-from collections.abc import Callable
 from typing import Any
 
-from infra import strict
-from workflows import recipes
-from workflows.lookup import ChoiceError
-from workflows.options import (
-    WORK,
-    choose,
-    direct_options,
-    export_options,
-    recipe_options,
-    retry_options,
-    step_options,
-)
-from workflows.submit import logs, send, status, stop
-from workflows.verbs import (
-    export_corpus,
-    gallery,
-    list_artifacts,
-    plan,
-    recaption_corpus,
-    retry,
-    run,
-    run_step,
-    say,
-    settings,
-    shapes,
-    show,
-    verify,
-)
-
-
-def submit(arguments: list[str]) -> dict[str, Any]:
-    """Send a recipe or a step to a Ray cluster: `rescribe submit --address http://HEAD:8265 -- run demo --store s3://...`."""
-    return send(arguments, _understand)
-
-
-VERBS: dict[str, Callable[[list[str]], dict[str, Any]]] = {
-    "run": run,
-    "plan": plan,
-    "show": show,
-    "settings": settings,
-    "list": list_artifacts,
-    "shapes": shapes,
-    "verify": verify,
-    "retry": retry,
-    "recaption": recaption_corpus,
-    "gallery": gallery,
-    "export": export_corpus,
-    "submit": submit,
-    "status": status,
-    "logs": logs,
-    "stop": stop,
-}
+from workflows.commands import ON_RECIPES, STEPS, VERBS, ChoiceError, answer, choose, help_of, overview, recipes, say
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line; ends the process with 0, or with 1 or 2 and a sentence on standard error."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        if not arguments or arguments[0] in ("-h", "--help", "help"):
-            print(_help())
-            return
-        results = _dispatch(arguments[0], arguments[1:])
-        if "--json" in arguments:
+        results = _dispatch(arguments)
+        if "--json" in arguments and results is not None:
+            from infra import strict
+
             print(strict.dumps(results))
+        sys.stdout.flush()
     except KeyboardInterrupt:
         say("Stopped. Give the same command again to continue.")
         sys.exit(130)
+    except BrokenPipeError:  # who read has gone, as `head` does
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # what is left is written when Python ends
+        sys.exit(141)
     except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
         if os.environ.get("RESCRIBE_TRACEBACK"):
             traceback.print_exc()
@@ -82,34 +36,53 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _understand(line: list[str]) -> Any:
     """The options of a line that a cluster can run; nothing is done."""
+    from workflows import options
+
     verb, arguments = line[0], line[1:]
     if verb == "run":
-        return recipe_options(arguments, "run")
+        return options.recipe_options(arguments, "run")
     if verb == "retry":
-        return retry_options(arguments)
+        return options.retry_options(arguments)
     if verb == "recaption" and "--images" not in arguments:
-        return direct_options(arguments)
+        return options.direct_options(arguments)
     if verb == "export":
-        return export_options(arguments)
-    if verb in VERBS and verb not in WORK:
+        return options.export_options(arguments)
+    if verb in VERBS and verb not in STEPS:
         raise ValueError(f"`{verb}` is done here, without a cluster. Submit run, retry, recaption, export or a step.")
-    return step_options(choose(verb, {**VERBS, **WORK}, "command"), arguments)
+    choose(verb, {**VERBS, **STEPS}, "command")
+    return options.step_options(options.WORK[verb], arguments)
 
 
-def _dispatch(verb: str, arguments: list[str]) -> dict[str, Any]:
+def _dispatch(arguments: list[str]) -> dict[str, Any] | None:
+    verb, rest = (arguments or ["--help"])[0], arguments[1:]
+    if verb in ("-h", "--help", "help"):
+        return print(f"{__doc__}\n{overview()}")
+    if verb == "--version":
+        return print(f"rescribe {importlib.metadata.version('rescribe')}")
+    choose(verb, {**VERBS, **STEPS}, "command")
+    if verb in ON_RECIPES:
+        if {"-h", "--help"} & {*rest}:
+            return print(help_of(verb))
+        if rest and not rest[0].startswith("-") and not rest[0].endswith(".json"):
+            choose(rest[0], recipes(), "recipe")
+        if verb == "run" and "--dry-run" in rest:
+            line = shlex.join(["rescribe", "plan", *(word for word in rest if word != "--dry-run")])
+            raise ValueError(f"`plan` says what would run, and why: {line}")
+        rest = _all_options(rest)
+    if verb == "submit":
+        return answer(verb)(rest, _understand)
     if verb in VERBS:
-        return VERBS[verb](arguments)
-    return run_step(choose(verb, {**WORK, **VERBS}, "command"), arguments)
+        return answer(verb)(rest)
+    from workflows import options, verbs
+
+    return verbs.run_step(options.WORK[verb], rest)
 
 
-def _help() -> str:
-    lines = [__doc__ or "", "", "Commands (each with --help):"]
-    lines += [f"  {name:<16} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()]
-    lines += ["", "Steps (on finished artifacts):"]
-    lines += [f"  {work.name:<16} {(work.work.__doc__ or '').splitlines()[0]}" for work in WORK.values()]
-    lines += ["", "Recipes:"]
-    lines += [f"  {name:<16} {(make.__doc__ or '').splitlines()[0]}" for name, make in recipes.RECIPES.items()]
-    return "\n".join(lines)
+def _all_options(rest: list[str]) -> list[str]:
+    """`--help-all` lists the options of a recipe, or of the demo, since every recipe has the same."""
+    if "--help-all" not in rest:
+        return rest
+    return [rest[0] if rest[0] != "--help-all" else "demo", "--help"]
 
 
 def _sentence(error: BaseException) -> str:

@@ -21,7 +21,7 @@ from workflows.habits import habits
 
 CAPTION = "caption_"
 SCORES = ("logp_", "match_", "clip_", "flag_")
-KEEP, KEEP_REASON = "keep", "keep_reason"  # what `mix` decided
+KEEP, KEEP_REASON, WEIGHT = "keep", "keep_reason", "weight_"  # what `mix` decided
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ def gallery(
     At most `count` rows are shown, drawn by (seed, sample id): as many of each verdict, as far as there are, so that
     rare failures are seen; the page says of how many they were drawn, and, with `whole`, of all accepted captions how
     alike they are and what is wrong with them, for which all are read. Images are read of the drawn rows only.
-    `mixture` tells which rows are kept; without one every accepted row is.
+    `mixture` tells which rows are kept and how often each of their captions is read; without one every accepted row is.
     """
     limits = Limits(rows=count, edge=edge, megabytes=megabytes)
     inputs = [artifact.path for artifact in (images, captions, mixture) if artifact is not None]
@@ -131,8 +131,9 @@ def read_rows(inputs: list[str], drawn: Drawn, edge: int) -> Iterator[Row]:
         captions = sorted(column for column in reader.names if column.startswith(CAPTION))
         captions.sort(key=lambda column: column != f"{CAPTION}alt")  # the text that came with the image goes first
         scores = sorted(column for column in reader.names if column.startswith(SCORES))
+        weights = sorted(column for column in reader.names if column.startswith(WEIGHT))
         keys = ["key"] if "key" in reader.names else []
-        columns = reader.stored([*captions, *scores, *keys], indices)
+        columns = reader.stored([*captions, *scores, *weights, *keys], indices)
         pictures = ahead(partial(_shrunk, edge=edge), reader.images(indices), threads=4, depth=8)
         for place, (row, image) in enumerate(zip(indices, pictures, strict=True)):
             verdict, reason = verdicts[row]
@@ -142,6 +143,7 @@ def read_rows(inputs: list[str], drawn: Drawn, edge: int) -> Iterator[Row]:
                 image=image,
                 captions={column.removeprefix(CAPTION): columns[column][place] for column in captions},
                 scores={column: columns[column][place] for column in scores},
+                read={column.removeprefix(WEIGHT): columns[column][place] for column in weights},
                 state=reader.states[row],
                 verdict=verdict,
                 reason=reason,

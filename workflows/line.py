@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from infra import storage
-from infra.train.loop import TrainConfig
+from workflows.lookup import is_name
 
 WRITTEN = ("store", "out")  # options that name a folder, whether it is there yet or not
 READ = (
@@ -75,7 +75,8 @@ def _is_place(name: str, value: str) -> bool:
     last = name.rpartition(".")[2]
     if last in WRITTEN or value.startswith(("/", "~/", "./", "../", "file://")):
         return True
-    return last in READ and (os.path.exists(value) or any(letter in value for letter in "*?[{"))
+    there = os.path.exists(value) or any(letter in value for letter in "*?[{")
+    return last in READ and (there or ("/" in value and is_name(value)))
 
 
 def words(line: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -107,6 +108,8 @@ def strings(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 def batches(value: Any) -> Iterator[int]:
     """The global batch of every training within options."""
+    from infra.train.loop import TrainConfig  # brings torch, and who asks after a job does without
+
     if isinstance(value, TrainConfig):
         yield value.batch
     elif dataclasses.is_dataclass(value):

@@ -1,13 +1,23 @@
-"""From a folder that a command was given, an artifact's, a step's or a whole store, to the artifact that is meant."""
+"""From what a command was given, the folder of an artifact, a step or a store, or a name in one, to what is meant.
 
+`latest` is what was begun last of what ended and fits. Another name stands for what one run made or found: a small file
+in its store, `names/<name>.json`, written when the run ends. A name stands where a folder would, after its store or the
+folder of a step (`runs/demo`, `runs/mix/latest`), or alone, in the store of the command. What lies there by the path
+itself comes first.
+"""
+
+import os
 import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from infra import storage, strict
-from infra.store import MANIFEST, Artifact
+from infra.artifact import MANIFEST, Artifact
+from workflows.commands import ChoiceError
 
+STORE = "runs"  # where nothing else is said
 CAPTIONED = ("mix", "recaption", "caption_with")  # steps whose artifacts stand for captioned rows
 # Which steps make what a parameter of a step takes.
 MAKERS = {
@@ -28,16 +38,76 @@ _KNOWN = {*_ORDER, "evaluate", "export"}  # what a step of somebody else's made 
 MOST = 20  # artifacts that a message lists
 _ID = re.compile(r"[0-9a-f]{16}(?:\.\d+)?")
 
+LATEST, POINTERS = "latest", "names"
+
 Line = Callable[[str], str]  # the line to give with a path in the folder's place
 
 
-class ChoiceError(ValueError):
-    """Several artifacts fit; the text has a line for each."""
+def in_store(given: str, store: str) -> str:
+    """A word alone, which is no folder here, as a name in the store of the command."""
+    return given if "/" in given or not given or storage.exists(given) else storage.join(store, given)
+
+
+def check_name(name: str) -> None:
+    """ValueError where a run cannot be called so."""
+    if not re.fullmatch(r"\w[\w.-]*", name) or name in (LATEST, POINTERS, *_KNOWN):
+        raise ValueError(
+            f"A run cannot be called {name!r}: give --name letters, digits, '-', '_' and '.', and not the name of a "
+            f"step or {LATEST!r}."
+        )
+
+
+def keep_name(store: str, name: str, made: Sequence[Artifact]) -> None:
+    """From now on a name stands for these artifacts, by their paths within the store, so that it can be moved."""
+    root = storage.absolute(store) + "/"
+    paths = list(dict.fromkeys(artifact.path.removeprefix(root) for artifact in made))
+    storage.write_json(_pointer(store, name), {"name": name, "artifacts": paths})
+
+
+def made_by(store: str, name: str) -> list[str]:
+    """The paths of what a name stands for in a store, in the order in which it was made; none without the name."""
+    with suppress(FileNotFoundError):
+        paths = storage.read_json(_pointer(store, name))["artifacts"]
+        return [path if "://" in path or path.startswith("/") else storage.join(store, path) for path in paths]
+    return []
+
+
+def names(store: str) -> list[str]:
+    """All names that a store knows."""
+    return [name.removesuffix(".json") for name in storage.list_names(storage.join(store, POINTERS))]
+
+
+def _pointer(store: str, name: str) -> str:
+    return storage.join(store, POINTERS, f"{name}.json")
+
+
+def is_name(given: str) -> bool:
+    """Whether what was given is a name, by which nothing lies at its path."""
+    return bool(_named(given)[1])
+
+
+def _named(given: str) -> tuple[str, str, list[str]]:
+    """The folder in which a name is looked for, the name, and the paths that it points to; a folder as it is given."""
+    path = in_store(given, STORE).rstrip("/")
+    place, _, name = path.rpartition("/")
+    if not place or storage.exists(path):
+        return given.rstrip("/") or "/", "", []
+    if name == LATEST:
+        return place, name, []
+    for store, step in ((place, ""), (os.path.dirname(place), storage.name(place))):
+        if made := [path for path in made_by(store, name) if step in ("", path.split("/")[-2])]:
+            return place, name, made
+    return given.rstrip("/"), "", []
 
 
 def contents(given: str) -> dict[str, list[str]]:
-    """The paths of artifacts by step, ended or not, in a store or in the folder of one step."""
-    given = given.rstrip("/") or "/"
+    """The paths of artifacts by step, ended or not, in a store, in the folder of one step, or by a name."""
+    given, _, pointed = _named(given)
+    if pointed:
+        by_step: dict[str, list[str]] = {}
+        for path in pointed:
+            by_step.setdefault(path.split("/")[-2], []).append(path)
+        return by_step
     names = storage.list_names(given)
     if here := [name for name in names if _ID.fullmatch(name)]:
         return {storage.name(storage.absolute(given)): [storage.join(given, name) for name in here]}
@@ -58,6 +128,9 @@ def finished(given: str, steps: Sequence[str] = ()) -> list[Artifact]:
                 f"{given} was made by {artifact.step}; give what {' or '.join(steps)} made, or the store that holds it."
             )
         return [artifact]
+    place, name, _ = _named(given)
+    if name == LATEST:
+        return finished(place, steps)[-1:]
     there = contents(given)
     ended = {step: [path for path in paths if _has_ended(path)] for step, paths in there.items()}
     found = [_open(path) for step, paths in ended.items() if not steps or step in steps for path in paths]
@@ -84,8 +157,8 @@ def current(given: str, steps: Sequence[str]) -> list[Artifact]:
 
 def furthest(found: Sequence[Artifact]) -> list[Artifact]:
     """The artifacts without those that others of them were made of: of captions and their mixture, the mixture."""
-    used = {_tail(path) for artifact in found for path in artifact.manifest.get("inputs", ())}
-    return [artifact for artifact in found if _tail(artifact.path) not in used]
+    used = {tail(path) for artifact in found for path in artifact.manifest.get("inputs", ())}
+    return [artifact for artifact in found if tail(artifact.path) not in used]
 
 
 def only(found: Sequence[Artifact], given: str, line: Line) -> Artifact:
@@ -93,7 +166,7 @@ def only(found: Sequence[Artifact], given: str, line: Line) -> Artifact:
     if len(found) == 1:
         return found[0]
     listed = "".join(
-        f"\n  {line(_as_given(given, artifact.path))}    # {_told(artifact, found)}" for artifact in found[-MOST:]
+        f"\n  {line(as_given(given, artifact.path))}    # {_told(artifact, found)}" for artifact in found[-MOST:]
     )
     more = f"\n  and {len(found) - MOST} older ones" if len(found) > MOST else ""
     raise ChoiceError(f"{given} holds {len(found)} artifacts that fit. Say which one:{listed}{more}")
@@ -152,7 +225,7 @@ def _age(artifact: Artifact) -> tuple[str, int, int]:
     return artifact.manifest.get("started", ""), place, int(artifact.id.partition(".")[2] or 0)
 
 
-def _tail(path: str) -> str:
+def tail(path: str) -> str:
     """`<step>/<id>`, which names an artifact wherever its store lies."""
     return "/".join(path.split("/")[-2:])
 
@@ -163,13 +236,14 @@ def _lineage(artifact: Artifact) -> str:
     try:
         inputs = [_lineage(each) for each in artifact.inputs]
     except (OSError, KeyError):  # it was made elsewhere, of what is not to be seen here
-        inputs = [path.partition(".")[0] for path in map(_tail, manifest.get("inputs", ()))]
+        inputs = [path.partition(".")[0] for path in map(tail, manifest.get("inputs", ()))]
     made_of = [manifest.get(name) for name in ("step", "version", "config", "key")]
     return strict.dumps([*made_of, inputs or artifact.id.partition(".")[0]], sort_keys=True)
 
 
-def _as_given(given: str, path: str) -> str:
+def as_given(given: str, path: str) -> str:
     """A path below a folder, in the words that the folder was given in."""
+    given = _named(given)[0]
     root = storage.absolute(given).rstrip("/")
     return storage.join(given, path.removeprefix(root).lstrip("/")) if path.startswith(root + "/") else path
 
@@ -178,21 +252,21 @@ def _told(artifact: Artifact, others: Sequence[Artifact]) -> str:
     """When it was made, of what, and where its config differs from those of the others of its step."""
     alike = [each for each in others if each.step == artifact.step]
     told = [artifact.manifest.get("started", "")]
-    leaves = [dict(_leaves(each.manifest.get("config"))) for each in alike]
-    own = dict(_leaves(artifact.manifest.get("config")))
-    told += [f"{name} {own.get(name)}"[:60] for name in own if len({each.get(name) for each in leaves}) > 1][:3]
-    made_of = [tuple(map(_tail, each.manifest.get("inputs", ()))) for each in alike]
-    own_inputs = [_tail(path) for path in artifact.manifest.get("inputs", ())]
+    configs = [dict(leaves(each.manifest.get("config"))) for each in alike]
+    own = dict(leaves(artifact.manifest.get("config")))
+    told += [f"{name} {own.get(name)}"[:60] for name in own if len({each.get(name) for each in configs}) > 1][:3]
+    made_of = [tuple(map(tail, each.manifest.get("inputs", ()))) for each in alike]
+    own_inputs = [tail(path) for path in artifact.manifest.get("inputs", ())]
     shared = set(made_of[0]).intersection(*made_of)
     if differing := [path for path in own_inputs if path not in shared or len(alike) < len(others)]:
         told.append(f"of {' and '.join(differing)}")
     return ", ".join(filter(None, told))
 
 
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+def leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
     """What a config holds, by dotted name, as JSON."""
     if isinstance(value, dict) and value:
         for key, one in value.items():
-            yield from _leaves(one, f"{name}.{key}".lstrip("."))
+            yield from leaves(one, f"{name}.{key}".lstrip("."))
     else:
         yield name, strict.dumps(value)

@@ -1,7 +1,6 @@
 """The options of every command, made from the types of what it configures."""
 
 import dataclasses
-import difflib
 import inspect
 import re
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from infra.store import Step
 from workflows import recipes
 from workflows.asked import captioner_of
 from workflows.caption_with import caption_with
+from workflows.commands import choose
 from workflows.corpora.shapes import ShapesConfig
 from workflows.deduplicate import deduplicate, hash_images
 from workflows.direct import DirectOptions
@@ -23,10 +23,9 @@ from workflows.encode_text import encode_text
 from workflows.examine import examine
 from workflows.export import ExportOptions
 from workflows.ingest import IngestConfig
-from workflows.lookup import MAKERS, one
+from workflows.lookup import MAKERS, STORE, in_store, one
 from workflows.text_to_image import STEPS, Recipe
 
-STORE = "runs"
 BRIEF = ("max-requests", "max-tokens", "token-prices")  # fields of the cluster that are options by themselves
 WORK: dict[str, Step] = {work.name: work for work in (*STEPS, encode_text, hash_images, deduplicate, examine)}
 OLDER: dict[str, Step] = {caption_with.name: caption_with}  # steps of before, whose artifacts can be retried
@@ -45,20 +44,10 @@ class RecipeOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ListOptions:
-    """The finished artifacts of a store, or of one step."""
+class NamedOptions(DirectOptions):  # noqa: D101 -- its base's
+    __doc__ = DirectOptions.__doc__
 
-    path: tyro.conf.Positional[str] = ""  # a store's folder, or a step's in it; none: that of --store
-    store: str = STORE
-    json: bool = False
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class VerifyOptions:
-    """Every row accounted for, every byte as it was written; ends with 1 where that is not so."""
-
-    paths: tyro.conf.Positional[tuple[str, ...]]  # folders of artifacts, of steps, of stores: whatever is in them
-    json: bool = False
+    name: str = ""  # of this run, to be asked for by
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,11 +106,11 @@ def retry_options(arguments: list[str]) -> RetryOptions:
     return tyro.cli(RetryOptions, default=default, args=arguments, prog="rescribe retry", config=ONE_KIND)
 
 
-def direct_options(arguments: list[str]) -> DirectOptions:
+def direct_options(arguments: list[str]) -> NamedOptions:
     """Of `recaption --corpus`."""
     cluster, arguments = _named_cluster(_renamed(arguments, "--corpus.", "--"))
-    default = DirectOptions(corpus=tyro.MISSING, captioner=tyro.MISSING, out=tyro.MISSING, cluster=cluster)
-    return tyro.cli(DirectOptions, default=default, args=arguments, prog="rescribe recaption", config=ONE_KIND)
+    default = NamedOptions(corpus=tyro.MISSING, captioner=tyro.MISSING, out=tyro.MISSING, cluster=cluster)
+    return tyro.cli(NamedOptions, default=default, args=arguments, prog="rescribe recaption", config=ONE_KIND)
 
 
 def step_options(work: Step, arguments: list[str]) -> Any:
@@ -135,7 +124,7 @@ def step_options(work: Step, arguments: list[str]) -> Any:
     fields: list[Any] = [("config", Annotated[config, _FLAT], *([config(**texts)] if texts else []))]
     fields += [(name, str, *([""] if optional else [])) for name, optional in work.input_names.items()]
     fields += [(name, tuple[str, ...], ()) for name in further_inputs(work)]
-    fields += [("store", str, STORE), ("cluster", Cluster, cluster), ("json", bool, False)]
+    fields += [("store", str, STORE), ("name", str, ""), ("cluster", Cluster, cluster), ("json", bool, False)]
     options = dataclasses.make_dataclass("Options", fields, kw_only=True, namespace={"__doc__": work.work.__doc__})
     return tyro.cli(options, args=arguments, prog=f"rescribe {work.name}", config=ONE_KIND)
 
@@ -150,15 +139,6 @@ def export_options(arguments: list[str]) -> ExportOptions:
     cluster, arguments = _named_cluster(arguments)
     default = ExportOptions(out=tyro.MISSING, cluster=cluster)
     return tyro.cli(ExportOptions, default=default, args=arguments, prog="rescribe export", config=ONE_KIND)
-
-
-def choose(name: str, known: dict[str, Any], what: str) -> Any:
-    """What is known by a name; ValueError with the nearest name where none is."""
-    if name in known:
-        return known[name]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"Did you mean '{near[0]}'?" if near else f"There are: {', '.join(known)}."
-    raise ValueError(f"There is no {what} '{name}'. {hint}")
 
 
 def _take_parameters(make: Callable, name: str, arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
@@ -204,7 +184,8 @@ def _captioned(texts: dict[str, Any], arguments: list[str]) -> tuple[dict[str, A
         key, arguments = _take("--key-variable", arguments)
         made["captioner"] = captioner_of(word, model or "", key or "")
     if isinstance(word := texts.get("captions"), str):
-        made["captions"] = None if word == "none" else one(word, MAKERS["captions"], str).path
+        store = in_store(word, _take("--store", arguments)[0] or STORE)
+        made["captions"] = None if word == "none" else one(store, MAKERS["captions"], str).path
     return made, arguments
 
 

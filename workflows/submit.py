@@ -66,8 +66,11 @@ class _LogsOptions:
     json: bool = False
 
 
-def send(arguments: list[str], understand: Callable[[list[str]], Any]) -> dict[str, Any]:
-    """Submit a line; `understand` parses it as the command would and returns its options, without doing anything."""
+def submit(arguments: list[str], understand: Callable[[list[str]], Any]) -> dict[str, Any]:
+    """Send a recipe or a step to a Ray cluster: `rescribe submit --address http://HEAD:8265 -- run demo --store s3://...`.
+
+    `understand` parses the line as the command would and returns its options, without doing anything.
+    """
     options, line = _split(arguments)
     refuse_secrets(words(line))  # before anything could repeat them
     asked = understand(with_options(line, ADDRESS))

@@ -1,8 +1,6 @@
-"""What `rescribe` does: run and plan recipes, run single steps, prove, retry, show and export what was made."""
+"""What `rescribe` does: run and plan recipes, run single steps, retry and caption, draw and export what was made."""
 
-import sys
 import time
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -11,23 +9,37 @@ import tyro
 from infra import storage, strict
 from infra.config import from_dict, to_dict
 from infra.data.ledger import LEDGER
-from infra.data.verify import unlisted, verify_files, verify_shards
 from infra.store import Artifact, Plan, Step, Store
-from workflows import recipes, text_to_image
+from infra.trouble import explained
+from workflows import text_to_image
+from workflows.commands import say
 from workflows.corpora.shapes import write_shards
 from workflows.direct import direct
 from workflows.export import export
-from workflows.exported import DATA, NAMES
 from workflows.gallery import gallery as draw_gallery
-from workflows.lookup import CAPTIONED, Line, contents, current, finished, furthest, inputs_of, one, only, rephrased
+from workflows.look import COUNTS
+from workflows.lookup import (
+    CAPTIONED,
+    Line,
+    check_name,
+    contents,
+    current,
+    furthest,
+    in_store,
+    inputs_of,
+    keep_name,
+    made_by,
+    one,
+    only,
+    rephrased,
+    tail,
+)
 from workflows.options import (
     OLDER,
     ONE_KIND,
     WORK,
     GalleryOptions,
-    ListOptions,
     ShapesOptions,
-    VerifyOptions,
     direct_options,
     export_options,
     further_inputs,
@@ -40,17 +52,19 @@ from workflows.settings import settings_of
 
 MODELS = {"captioner": "train_captioner", "tokenizer": "train_tokenizer", "prior": "train_prior"}
 TRAINED = "train_captioner"  # the step of captioners that were trained here
-COUNTS = ("rows_in", "accepted", "rejected", "failed", "shards")
 
 
 def run(arguments: list[str]) -> dict[str, Any]:
     """Run a recipe: `rescribe run demo`. Run it again and it continues, or says that all is done."""
     options = recipe_options(arguments, "run")
+    name = options.recipe.name
+    check_name(name)
     plan = Plan(options.store)
     text_to_image.run(options.recipe, plan)
     store = Store(options.store, options.cluster, steps=len(plan.lines))
     started = time.time()
     evaluation = text_to_image.run(options.recipe, store)
+    keep_name(store.root, name, store.made)
     made = {artifact.step: artifact.path for artifact in store.made}
     results = {
         **evaluation.summary,
@@ -67,7 +81,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
 def plan(arguments: list[str]) -> dict[str, Any]:
     """Say what `run` would do, and why: `rescribe plan demo --mix.min-words 4`."""
     options = recipe_options(arguments, "plan")
-    drawn = Plan(options.store)
+    drawn = Plan(options.store, before=[tail(path) for path in made_by(options.store, options.recipe.name)])
     text_to_image.run(options.recipe, drawn)
     for step, identity, reason in drawn.lines:
         print(f"{step:<16} {identity}  {'done' if reason == 'done' else 'RUN: ' + reason}")
@@ -77,18 +91,9 @@ def plan(arguments: list[str]) -> dict[str, Any]:
     return {"steps": [each | ({"told": told} if (told := drawn.told[each["id"]]) else {}) for each in steps]}
 
 
-def show(arguments: list[str]) -> dict[str, Any]:
-    """Print a recipe or an artifact's manifest: `rescribe show demo`, `rescribe show runs/mix`."""
-    if not arguments:
-        raise ValueError("Say what to show: a recipe's name or an artifact's folder.")
-    target, rest = arguments[0], arguments[1:]
-    if target in recipes.RECIPES or target.endswith(".json"):
-        shown = to_dict(recipe_options([target, *rest], "show").recipe)
-    else:
-        shown = one(target, (), rephrased("show", arguments, target)).manifest
-    if "--json" not in rest:
-        print(strict.dumps(shown, indent=2))
-    return shown
+def recipe_of(arguments: list[str]) -> dict[str, Any]:
+    """The recipe that a line of `show` names, as data."""
+    return to_dict(recipe_options(arguments, "show").recipe)
 
 
 def settings(arguments: list[str]) -> dict[str, Any]:
@@ -98,51 +103,6 @@ def settings(arguments: list[str]) -> dict[str, Any]:
     if not options.json:
         print(strict.dumps(shown, indent=2))
     return shown
-
-
-def list_artifacts(arguments: list[str]) -> dict[str, Any]:
-    """List the finished artifacts of a store, or of one step in it: `rescribe list runs`."""
-    options = tyro.cli(ListOptions, args=arguments, prog="rescribe list")
-    place, found = options.path or options.store, []
-    with suppress(FileNotFoundError):
-        found = finished(place)
-    for artifact in found:
-        print(f"{artifact.manifest['started']}  {artifact.manifest['seconds']:>8,.1f} s  {artifact.path}")
-    if not found:
-        say(f"There is nothing finished in {place} yet. Start with `rescribe run debug`.")
-    return {"artifacts": [artifact.path for artifact in found]}
-
-
-def verify(arguments: list[str]) -> dict[str, Any]:
-    """Prove that an artifact is whole, row by row, or all of a store: `rescribe verify captions`."""
-    options = tyro.cli(VerifyOptions, args=arguments, prog="rescribe verify")
-    found = {artifact.path: artifact for path in options.paths for artifact in finished(path)}
-    told = [_verify(artifact) for artifact in found.values()]
-    results = told[0] if len(told) == 1 else {"whole": all(each["whole"] for each in told), "artifacts": told}
-    if not results["whole"]:
-        if options.json:
-            print(strict.dumps(results))
-        raise SystemExit(1)
-    return results
-
-
-def _verify(artifact: Artifact) -> dict[str, Any]:
-    """What is wrong with an artifact, said and returned."""
-    faults = list(verify_files(artifact.path, artifact.manifest["files"]))
-    if LEDGER in artifact.manifest["files"]:
-        faults += verify_shards(artifact.path, [source.path for source in artifact.inputs], artifact.summary)
-    if artifact.step == "export":
-        for folder in (DATA, NAMES):
-            faults += unlisted(artifact.path, folder, artifact.manifest["files"])
-    for fault in faults:
-        say(f"{artifact.path}: {fault}")
-    results = {"artifact": artifact.path, "whole": not faults, "faults": faults}
-    if faults:
-        return results
-    counts = {name: artifact.summary[name] for name in COUNTS if name in artifact.summary}
-    said = ", ".join(f"{name} {value}" for name, value in counts.items())
-    say(f"{artifact.path} is whole" + (f": {said}." if said else "."))
-    return results | counts
 
 
 def retry(arguments: list[str]) -> dict[str, Any]:
@@ -173,7 +133,11 @@ def recaption_corpus(arguments: list[str]) -> dict[str, Any]:
     if not options.captioner.startswith(("http://", "https://")) and TRAINED in contents(options.captioner):
         line = rephrased("recaption", arguments, options.captioner, "--captioner")
         options = replace(options, captioner=one(options.captioner, (TRAINED,), line).path)
+    if options.name:
+        check_name(options.name)
     captions = direct(options)
+    if options.name:
+        keep_name(options.out, options.name, [*captions.inputs, captions])
     counts = {name: captions.summary[name] for name in COUNTS}
     rate = counts["accepted"] / max(captions.manifest["seconds"], 1e-9)
     say(f"Captions of {counts['accepted']} images: {captions.path}")
@@ -212,7 +176,8 @@ def export_corpus(arguments: list[str]) -> dict[str, Any]:
 def shapes(arguments: list[str]) -> dict[str, Any]:
     """Render the built-in corpus as WebDataset tars: `rescribe shapes --out shapes --samples 1000`."""
     options = tyro.cli(ShapesOptions, args=arguments, prog="rescribe shapes", config=ONE_KIND)
-    paths = write_shards(options.shapes, options.out)
+    with explained(options.out, local=True):
+        paths = write_shards(options.shapes, options.out)
     say(f"{len(paths)} shards in {options.out}")
     return {"shards": [str(path) for path in paths]}
 
@@ -220,13 +185,18 @@ def shapes(arguments: list[str]) -> dict[str, Any]:
 def run_step(work: Step, arguments: list[str]) -> dict[str, Any]:
     """Run one step on finished artifacts: `rescribe mix --images captions --captions captions --min-words 4`."""
     parsed = step_options(work, arguments)
+    if parsed.name:
+        check_name(parsed.name)
     given = [(name, getattr(parsed, name)) for name in work.input_names]
     given += [(name, path) for name in further_inputs(work) for path in getattr(parsed, name)]
     inputs: list[Artifact | None] = []
     for name, path in given:
         line = rephrased(work.name, arguments, path, f"--{name}")
-        inputs += inputs_of(name, path, line) if path else [None]
+        inputs += inputs_of(name, in_store(path, parsed.store), line) if path else [None]
     artifact = Store(parsed.store, parsed.cluster).step(work, parsed.config, *inputs)
+    if parsed.name:
+        keep_name(parsed.store, parsed.name, [artifact])
+    say(artifact.path)
     return {**artifact.summary, "artifact": artifact.path}
 
 
@@ -240,8 +210,3 @@ def _failures(artifact: Artifact) -> int:
     return artifact.summary.get("failed", 0) - max(
         (each.summary.get("failed", 0) for each in artifact.inputs), default=0
     )
-
-
-def say(text: str) -> None:
-    """Tell the user, beside the results."""
-    print(text, file=sys.stderr, flush=True)

@@ -17,12 +17,12 @@ from tests.commands import check_command
 from tests.docs.lists import ELSEWHERE, INSTEAD, NOT_RUN, PROGRAMS
 from tests.docs.pages import COMMANDS, PAGES, ROOT, Page
 from tests.docs.shell import without_settings
-from workflows import options, submit
+from workflows import look, options, submit
 from workflows.options import WORK, further_inputs
 
 CODE = [path for package in ("infra", "captioner", "t2i", "workflows") for path in (ROOT / package).rglob("*.py")]
 SUFFIXES = ("py", "md", "yaml", "toml", "lock", "jinja")
-OF_OTHERS = {"--help", "--build-arg"}  # of Docker, and of every command
+OF_OTHERS = {"--help", "--help-all", "--version", "--dry-run", "--build-arg"}  # of Docker, and of the command itself
 LANGUAGES = {"", "python", "diff", "yaml", "text"}
 
 
@@ -118,7 +118,7 @@ def fields(kind: type, prefix: str = "") -> typing.Iterator[str]:
 @cache
 def known_options() -> frozenset[str]:
     found = {"corpus", "seed", "store", "cluster", *fields(Cluster, "cluster.")}
-    holders = [each for module in (options, submit) for each in vars(module).values() if isinstance(each, type)]
+    holders = [each for module in (look, options, submit) for each in vars(module).values() if isinstance(each, type)]
     for kind in holders:
         if dataclasses.is_dataclass(kind):
             found |= set(fields(kind))

@@ -102,6 +102,38 @@ def test_a_cut_step_runs_again(root, monkeypatch):
     assert CALLS == ["number", "double", "double"]
 
 
+def test_a_refused_step_leaves_no_folder(root, tmp_path, monkeypatch):
+    def refuse(config: NumberConfig, *, out: str, cluster: Cluster, report) -> dict:
+        if storage.is_local(out):
+            os.makedirs(os.path.join(out, "parts"))
+        raise ValueError("refused")
+
+    monkeypatch.chdir(tmp_path)
+    refused = Step(refuse, 1, None, shards=lambda *_: {})
+    with pytest.raises(ValueError, match="refused"):
+        Store(root, CLUSTER).step(refused, NumberConfig())
+    assert not storage.exists(root)
+    workflow(Store(root, CLUSTER))
+    with pytest.raises(ValueError, match="refused"):
+        Store(root, CLUSTER).step(refused, NumberConfig())
+    assert storage.list_names(root) == ["double", "number"]
+    with Lease(storage.join(root, "refuse", refused.identity(NumberConfig(), ()))), pytest.raises(RuntimeError):
+        Store(root, CLUSTER).step(refused, NumberConfig())  # another works there
+    plan = Plan(root)
+    plan.step(refused, NumberConfig())
+    assert plan.lines[0][2] == "first time"
+
+
+def test_the_plan_compares_with_what_it_is_told_to(root):
+    before = [workflow(Store(root, CLUSTER), add=3)]
+    time.sleep(1.1)  # the newest by the second
+    workflow(Store(root, CLUSTER), add=5)
+    for compared, wanted in (((), "value 5 -> 7"), (before, "value 3 -> 7")):
+        plan = Plan(root, before=[f"{each.step}/{each.id}" for each in compared])
+        workflow(plan, add=7)
+        assert plan.lines[1][2] == wanted
+
+
 def test_the_plan_says_why(root):
     plan = Plan(root)
     workflow(plan)

@@ -118,8 +118,37 @@ def test_help_names_everything(capsys):
 
 def test_an_empty_store_is_said(capsys, tmp_path):
     code, out, err = run(capsys, "list", "--store", str(tmp_path / "none"))
-    assert (code, out) == (0, "")
-    assert "nothing finished" in err
+    assert (code, out) == (1, "")
+    assert "There is no store" in err
+    code, out, err = run(capsys, "list", str(tmp_path))
+    assert (code, out) == (1, "")
+    assert "There is nothing finished in" in err
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("ingest --corpus folder", "folder holds no file"),
+        ("recaption --corpus folder --captioner http://127.0.0.1:1/v1 --model m --out out", "folder holds no file"),
+        ("recaption --corpus pictures --captioner http://127.0.0.1:1/v1 --model m --out file", "is a file. Give a"),
+        ("run debug --store file", "is a file. Give a folder."),
+        ("list file", "is a file. Give a folder."),
+        ("shapes --out file --samples 4 --labelled 0", "file already exists."),
+        ("shapes --out /sys/kernel/x --samples 4 --labelled 0", "Access to /sys/kernel/x was denied"),
+        ("verify folder", "There is no finished artifact at folder"),
+    ],
+)
+def test_places_that_will_not_do(capsys, tmp_path, monkeypatch, line, wanted):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(b"none")
+    (tmp_path / "file").write_text("")
+    code, out, err = run(capsys, *line.split())
+    assert (code, out) == (1, "")
+    assert wanted in err
+    assert "Errno" not in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "pictures"]
 
 
 @pytest.mark.timeout(60)

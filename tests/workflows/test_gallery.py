@@ -87,10 +87,18 @@ def make(place, rows=60, per_shard=PER_SHARD, copies=False):
         put(paths["recaption"], name, pa.table(base | columns).take(order))
         keep = [n % 5 != 0 if ok else None for n, ok in zip(part, fine, strict=True)]
         why = ["short unlikely" if one is False else None for one in keep]
-        put(paths["mix"], name, base | {"keep": pa.array(keep, pa.bool_()), "keep_reason": pa.array(why, pa.string())})
+        mixed = base | {"keep": pa.array(keep, pa.bool_()), "keep_reason": pa.array(why, pa.string())}
+        mixed |= {
+            f"weight_{style}": pa.array([share * k if k is not None else None for k in keep], pa.float32())
+            for style, share in SHARES.items()
+        }
+        put(paths["mix"], name, mixed)
     for step, path in paths.items():
         storage.write_json(storage.join(path, "manifest.json"), {"step": step, "id": path[-16:], "summary": {}})
     return [Artifact.open(path) for path in paths.values()]
+
+
+SHARES = {"alt": 0.0, "short": 1.0}
 
 
 def told(out):
@@ -123,6 +131,8 @@ def test_every_row_is_shown_with_what_is_left_of_it(tmp_path, copies):
     kept = rows[sample_id(21)]
     assert kept["captions"] == {"alt": "alt 21", "short": "short 21"}
     assert kept["scores"] == {"logp_short": -2.1}
+    assert kept["read"] == {"short": 1.0}  # of its captions this one is read
+    assert "read" not in rows[sample_id(5)]
     assert (kept["key"], kept["state"], "reason" in kept, "flags" in kept) == ("key-21", "accepted", False, False)
     assert rows[sample_id(22)]["flags"] == ["short"]
     assert (rows[sample_id(5)]["state"], rows[sample_id(5)]["reason"]) == ("accepted", "short unlikely")
@@ -147,6 +157,7 @@ def test_without_a_mixture_all_accepted_rows_are_kept(tmp_path):
     rows, totals = told(str(tmp_path / "page.html"))
     assert totals == {"keep": 48, "rejected": 9, "failed": 3}
     assert rows[sample_id(5)]["verdict"] == "keep"
+    assert "read" not in rows[sample_id(5)]
 
 
 def test_all_accepted_captions_are_looked_at_not_the_drawn_ones_alone(tmp_path):

@@ -13,7 +13,7 @@ from infra.store import Store
 from tests.workflows import test_export as plain  # its steps need no Ray
 from workflows import lookup, verbs
 from workflows.__main__ import main
-from workflows.lookup import MAKERS, ChoiceError, contents, current, finished, one
+from workflows.lookup import MAKERS, Artifact, ChoiceError, check_name, contents, current, finished, keep_name, one
 from workflows.options import OLDER, WORK, further_inputs
 
 here = plain.here
@@ -97,6 +97,82 @@ def test_what_was_made_anew_does_not_count(tmp_path):
     assert len(finished(store, ("recaption",))) == 12  # verify proves all of them
     put(store, "recaption", "grown", [renewed], minute=7, batch=32)  # another config is another thing
     assert len(current(store, ("recaption",))) == 2
+
+
+@pytest.fixture
+def named(tmp_path, monkeypatch):
+    """Captions twice, a mixture of the first, and a run `first` that found these."""
+    monkeypatch.chdir(tmp_path)
+    images = put("runs", "ingest", "images", corpus="photos/*.tar")
+    first = put("runs", "recaption", "a", [images], minute=1, batch=1)
+    last = put("runs", "recaption", "b", [images], minute=3, batch=2)
+    mixture = put("runs", "mix", "mixed", [images, first], minute=2)
+    keep_name("runs", "first", [Artifact.open(os.path.abspath(path)) for path in (images, first, mixture)])
+    return images, first, last, mixture
+
+
+@pytest.mark.parametrize("given", ["first", "runs/first", "runs/recaption/first", "runs/first/"])
+def test_a_name_stands_for_what_its_run_found(named, given):
+    _, first, _, _ = named
+    assert one(given, MAKERS["captions"], line).path == os.path.abspath(first)
+
+
+@pytest.mark.parametrize("given", ["latest", "runs/latest", "runs/recaption/latest"])
+def test_latest_is_what_was_begun_last(named, given):
+    images, _, last, mixture = named
+    assert one(given, MAKERS["captions"], line).path == os.path.abspath(last)
+    if "recaption" not in given:
+        assert one(given, MAKERS["mixture"], line).path == os.path.abspath(mixture)
+        assert one(given, MAKERS["images"], line).path == os.path.abspath(images)
+    with pytest.raises(FileNotFoundError, match="no finished artifact of encode"):
+        one(given, ("encode",), line)
+
+
+def test_a_run_may_have_found_what_lies_elsewhere_and_its_store_be_moved(named, tmp_path):
+    images, first, _, _ = named
+    other = put(str(tmp_path / "other"), "recaption", "grown", [images])
+    keep_name("runs", "second", [Artifact.open(os.path.abspath(images)), Artifact.open(other)])
+    os.rename("runs", "moved")
+    assert one("moved/second", MAKERS["captions"], line).path == other
+    assert one("moved/first", MAKERS["captions"], line).path == os.path.abspath(first.replace("runs", "moved"))
+
+
+def test_a_path_that_is_there_comes_before_a_name(named):
+    put("latest", "recaption", "grown", minute=9)
+    assert "/latest/recaption/" in one("latest", MAKERS["captions"], line).path
+    with pytest.raises(FileNotFoundError, match="no finished artifact at secnd"):
+        one("secnd", (), line)
+    with pytest.raises(ChoiceError, match="rescribe look runs/mix/"):
+        one("first", (), line)
+
+
+@pytest.mark.parametrize("name", ["latest", "names", "mix", "a/b", "", ".x", "-x", "a b"])
+def test_what_a_run_cannot_be_called(name):
+    with pytest.raises(ValueError, match="cannot be called"):
+        check_name(name)
+
+
+def test_list_tells_what_each_is(named, capsys):
+    trained = put("runs", "train_captioner", "a", [named[0]], model="Salesforce/blip")
+    put("runs", "recaption", "grown", [named[0], trained], minute=5)
+    main(["list"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6
+    assert lines[0].endswith(f"runs/ingest/{IDS['images']}  photos/*.tar, run first")
+    assert lines[-1].endswith(f"{IDS['grown']}  photos/*.tar, captions by Salesforce/blip")
+    told = run(capsys, "list", "runs/recaption")[1]["told"]  # what is above lies in other folders
+    assert told[-1]["captioner"] == "Salesforce/blip"
+    assert told[0] | {"names": ["first"], "corpus": "photos/*.tar"} == told[0]
+
+
+def test_a_step_is_given_and_makes_names(store, capsys):
+    words = ["mix", "--images", "latest", "--captions", "captions/recaption/latest", "--store", "captions"]
+    words += ["--weights.alt", "0.5", "--weights.short", "0.5", "--weights.descriptive", "0", "--name", "mine"]
+    code, told, err = run(capsys, *words)
+    assert code == 0, err
+    assert err.splitlines()[-1] == told["artifact"]
+    assert run(capsys, "show", "captions/mine")[1]["id"] == told["artifact"].split("/")[-1]
+    assert {tuple(each["names"]) for each in run(capsys, "list", "captions")[1]["told"]} == {(), ("mine",)}
 
 
 def test_inputs_that_are_not_there_do_not_matter(tmp_path):

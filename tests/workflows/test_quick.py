@@ -1,0 +1,82 @@
+"""What is asked in passing is answered without the seconds that models and engines take to load, and ends quietly."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.kills import ROOT
+from tests.workflows.test_command import run
+from workflows import commands
+from workflows.options import WORK
+from workflows.recipes import RECIPES
+
+HEAVY = {"torch", "ray", "transformers", "diffusers", "deepspeed", "pandas"}
+PROGRAM = f"""
+import sys
+from workflows.__main__ import main
+try:
+    main(sys.argv[1:])
+finally:
+    print("loaded:", *sorted({HEAVY} & set(sys.modules)), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("--help", "Recipes:"),
+        ("--version", "rescribe "),
+        ("rum demo", "Did you mean 'run'?"),
+        ("run dmeo", "Did you mean 'demo'?"),
+        ("run --help", "--help-all"),
+        ("plan demo --help", "--help-all"),
+        ("run demo --dry-run", "rescribe plan demo"),
+        ("list nowhere", "nowhere"),
+        ("show nowhere", "nowhere"),
+        ("verify nowhere", "nowhere"),
+        ("verify --help", "Every row accounted for"),
+        ("status", "Say where the job server is"),
+    ],
+)
+def test_nothing_heavy_is_loaded(line, wanted, tmp_path):
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_API_SERVER_ADDRESS"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *line.split()],
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert wanted in done.stdout + done.stderr
+    assert "loaded:" in done.stderr
+    assert re.findall(r"loaded: ?(.*)", done.stderr) == [""]
+
+
+def test_all_that_there_is_can_be_said():
+    assert set(commands.STEPS) == set(WORK)
+    assert set(commands.recipes()) == set(RECIPES)
+    assert all(callable(commands.answer(verb)) for verb in commands.VERBS)
+    assert all(line.split(maxsplit=1)[1:] for line in commands.overview().splitlines() if line.startswith("  "))
+
+
+def test_the_help_of_a_recipe_is_short_and_true(capsys):
+    code, short, _ = run(capsys, "run", "--help")
+    assert code == 0
+    assert len(short.splitlines()) < 40
+    assert all(name in short for name in RECIPES)
+    code, whole, _ = run(capsys, "run", "--help-all")
+    assert code == 0
+    there = set(re.findall(r"--[a-z][\w.-]*", whole))
+    there |= {"--seed", "--cluster", "--corpus", "--captioner.model"}  # taken out before tyro looks
+    assert set(re.findall(r"(--[a-z][\w.-]*[a-z])", short)) - {"--help-all"} <= there
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    line = [sys.executable, "-m", "workflows", "--help"]
+    with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == ("", 141)

@@ -1,0 +1,131 @@
+"""What a line may begin with, and the first line on each, read from the syntax trees: nothing heavy is imported."""
+
+import ast
+import difflib
+import importlib
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+# Which function of which module answers a verb, and which module holds a step, a function of the step's own name.
+VERBS = {
+    "run": "verbs.run",
+    "plan": "verbs.plan",
+    "show": "look.show",
+    "settings": "verbs.settings",
+    "list": "look.list_artifacts",
+    "shapes": "verbs.shapes",
+    "verify": "look.verify",
+    "retry": "verbs.retry",
+    "recaption": "verbs.recaption_corpus",
+    "gallery": "verbs.gallery",
+    "export": "verbs.export_corpus",
+    "submit": "submit.submit",
+    "status": "submit.status",
+    "logs": "submit.logs",
+    "stop": "submit.stop",
+}
+STEPS = {
+    "ingest": "ingest",
+    "train_captioner": "train_captioner",
+    "recaption": "recaption",
+    "mix": "mix",
+    "train_tokenizer": "train_tokenizer",
+    "encode": "encode",
+    "train_prior": "train_prior",
+    "sample": "sample",
+    "evaluate": "evaluate",
+    "encode_text": "encode_text",
+    "hash_images": "deduplicate",
+    "deduplicate": "deduplicate",
+    "examine": "examine",
+}
+ON_RECIPES = ("run", "plan", "settings")  # verbs whose first word is a recipe
+# The options of a recipe that are asked for most; `--help-all` lists all.
+OPTIONS = {
+    "--corpus PATTERN": "shards, a folder or a table, local or s3://, in the place of the recipe's corpus",
+    "--seed N": "of every draw",
+    "--store FOLDER": "where all that is made lies, local or s3:// (runs)",
+    "--name NAME": "of this run, to be asked for by (the recipe's)",
+    "--cluster NAME": "laptop, one_gpu, one_node or elastic; changes no result",
+    "--cluster.workers LEAST MOST": "how many train",
+    "--cluster.address ADDRESS": "of a Ray cluster that is up; auto: this machine's",
+    "--corpus.image-size HEIGHT WIDTH": "that pictures are fitted to",
+    "--captioner WHO": "a model's name or folder, vllm:NAME, a server (and its --model), an artifact, or none",
+    "--captions FOLDER": "captions that are there",
+    "--captions.batch N": "images that are captioned together",
+    "--mix.min-words N": "of a caption that is read",
+    "--tokenizer.train.steps N": "and --captioner.base.steps, --prior.train.steps",
+    "--prior.optim.lr RATE": "and --tokenizer.optim.lr",
+    "--sample.count N": "pictures that are drawn at the end",
+    "--json": "the results as one object, last on standard output",
+}
+
+
+class ChoiceError(ValueError):
+    """Several artifacts fit; the text has a line for each."""
+
+
+def answer(verb: str) -> Callable[..., Any]:
+    """The function that answers a verb; its module, and all that it needs, is imported here."""
+    module, name = VERBS[verb].split(".")
+    return getattr(importlib.import_module(f"workflows.{module}"), name)
+
+
+def recipes() -> dict[str, str]:
+    """What each recipe is, by name: the functions of `recipes.py` that make one."""
+    made = (node for node in _functions("recipes").values() if ast.unparse(node.returns or node) == "Recipe")
+    return {node.name: _first_line(node) for node in made}
+
+
+def overview() -> str:
+    """All verbs, steps and recipes, a line each."""
+    verbs = [place.split(".") for place in VERBS.values()]
+    told = {
+        "Commands (each with --help)": zip(VERBS, [_first_line(_functions(m)[n]) for m, n in verbs], strict=True),
+        "Steps (on finished artifacts)": [(n, _first_line(_functions(m)[n])) for n, m in STEPS.items()],
+        "Recipes": recipes().items(),
+    }
+    return "\n".join(line for title, lines in told.items() for line in ("", f"{title}:", *_columns(lines)))
+
+
+def help_of(verb: str) -> str:
+    """How a verb on recipes is used: the recipes, and the options that are asked for most."""
+    about = _first_line(_functions("verbs")[verb])
+    lines = [about, "", f"usage: rescribe {verb} RECIPE [options]"]
+    lines += ["", "Recipes, or a .json file that `show` wrote:", *_columns(recipes().items())]
+    lines += ["", "Options:", *_columns(OPTIONS.items())]
+    lines += ["", f"Any field of the recipe and of the cluster is one: rescribe {verb} RECIPE --help-all"]
+    return "\n".join(lines)
+
+
+def choose(name: str, known: dict[str, Any], what: str) -> Any:
+    """What is known by a name; ValueError with the nearest name where none is."""
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"Did you mean '{near[0]}'?" if near else f"There are: {', '.join(known)}."
+    raise ValueError(f"There is no {what} '{name}'. {hint}")
+
+
+def say(text: str) -> None:
+    """Tell the user, beside the results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _columns(lines: Any) -> list[str]:
+    lines = list(lines)
+    width = max(len(name) for name, _ in lines)
+    return [f"  {name:<{width}}  {about}" for name, about in lines]
+
+
+@cache
+def _functions(module: str) -> dict[str, ast.FunctionDef]:
+    tree = ast.parse(Path(__file__).with_name(f"{module}.py").read_text())
+    return {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def _first_line(node: ast.FunctionDef) -> str:
+    return (ast.get_docstring(node) or "").partition("\n")[0]
