@@ -66,8 +66,12 @@ class Artifact:
 
     @property
     def content(self) -> Any:
-        """What is equal where all that lies in it is: its files, wherever they came from; else its id."""
-        return [self.step, self.manifest.get("files") or self.id]
+        """What is equal where all that lies in it is: its files, wherever they came from; else its id.
+
+        One that holds none, as the name of somebody else's model, is what its config says.
+        """
+        files = self.manifest.get("files")
+        return [self.step, self.manifest["config"] if files == {} else files or self.id]
 
     def records(self) -> Mapping[str, Record | None] | None:
         """The records of its shards; None where it has none."""

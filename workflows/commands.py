@@ -42,6 +42,7 @@ STEPS = {
     "deduplicate": "deduplicate",
     "examine": "examine",
 }
+COUNTS = ("rows_in", "accepted", "rejected", "failed", "shards")  # of rows, in this order, that a line tells
 ON_RECIPES = ("run", "plan", "settings")  # verbs whose first word is a recipe
 # The options of a recipe that are asked for most; `--help-all` lists all.
 OPTIONS = {

@@ -11,10 +11,8 @@ from infra import storage, strict
 from infra.artifact import Artifact
 from infra.data.ledger import LEDGER
 from infra.data.verify import unlisted, verify_files, verify_shards
-from workflows.commands import recipes, say
+from workflows.commands import COUNTS, recipes, say
 from workflows.lookup import STORE, as_given, contents, finished, leaves, made_by, names, one, rephrased, tail
-
-COUNTS = ("rows_in", "accepted", "rejected", "failed", "shards")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,12 +12,11 @@ from infra.data.ledger import LEDGER
 from infra.store import Artifact, Plan, Step, Store
 from infra.trouble import explained
 from workflows import text_to_image
-from workflows.commands import say
+from workflows.commands import COUNTS, say
 from workflows.corpora.shapes import write_shards
 from workflows.direct import direct
 from workflows.export import export
 from workflows.gallery import gallery as draw_gallery
-from workflows.look import COUNTS
 from workflows.lookup import (
     CAPTIONED,
     Line,

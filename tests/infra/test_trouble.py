@@ -215,7 +215,11 @@ def test_a_folder_is_removed_while_others_write_into_it(tmp_path, round):
         (type("OutOfMemoryError", (RuntimeError,), {})("Tried to allocate"), False, True),
         (MemoryError(), False, True),
         (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), False, True),
-        (RuntimeError("NCCL error: remote process exited"), False, False),  # another worker fell
+        (
+            RuntimeError("NCCL error: remote process exited"),
+            True,
+            False,
+        ),  # or another worker fell: see `restarts.ECHOES`
         (ValueError("CUDA error: is what a text says"), False, False),
     ],
 )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from infra import storage
 from tests.infra.data.zoo import encode, picture, tar
 from tests.workflows import test_export as plain  # its steps need no Ray
-from workflows import verbs
+from workflows import look
 from workflows.export import export
 
 here = plain.here
@@ -45,7 +45,7 @@ def exported(place, corpus, name, **asked):
     """What an export says of each of its rows, by the hash of the picture; and its summary."""
     made = plain.artifacts(place, corpus)
     manifest = export(plain.options(place, made, name=name, **asked))
-    assert verbs.verify([f"{place}/{name}"])["whole"]
+    assert look.verify([f"{place}/{name}"])["whole"]
     tables = [pq.read_table(io.BytesIO(data)) for _, data in sorted(plain.files(place, name).items())] if (
         asked["format"] == "parquet"
     ) else []  # fmt: skip
@@ -120,7 +120,7 @@ def test_a_name_that_is_taken_away_is_noticed(here, tmp_path):
     (tmp_path / "out" / "names" / "000000.parquet").unlink()
     (tmp_path / "out" / "names" / "000001.parquet").write_bytes(b"x")
     with pytest.raises(SystemExit):
-        verbs.verify([f"{place}/out"])
+        look.verify([f"{place}/out"])
 
 
 def test_numbers_that_are_none_are_null(here, tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ from infra.data.shards import ShardReader, shard_names
 from infra.metrics import Progress
 from infra.store import Artifact, Plan, Step
 from t2i.stages import Encode
-from workflows import text_to_image, verbs
+from workflows import look, text_to_image
 from workflows.export import ExportOptions, export
 from workflows.sample import sample
 from workflows.text_to_image import STEPS, Recipe
@@ -89,7 +89,7 @@ def test_every_artifact_opens_by_path_and_verifies(old):
     made = artifacts(root)
     assert set(made) == set(BY_NAME)
     for name, artifact in made.items():
-        assert verbs.verify([artifact.path])["whole"]
+        assert look.verify([artifact.path])["whole"]
         config = from_dict(BY_NAME[name].config_class, artifact.manifest["config"])
         assert isinstance(config, BY_NAME[name].config_class)
         assert all(each.path.startswith(root) for each in artifact.inputs)
@@ -102,7 +102,7 @@ def test_a_flipped_byte_is_seen(old):
     data[-1] ^= 1
     path.write_bytes(data)
     with pytest.raises(SystemExit):
-        verbs.verify([artifacts(root)["train_prior"].path])
+        look.verify([artifacts(root)["train_prior"].path])
 
 
 def test_its_models_say_and_draw_what_they_did(old, tmp_path):
@@ -155,4 +155,4 @@ def test_it_is_exported(old, tmp_path, ray_cluster):
     summary = export(options)["summary"]
     tables = [pq.read_table(path) for path in sorted(tmp_path.glob("export/data/*.parquet"))]
     assert sum(table.num_rows for table in tables) == summary["exported"] == made["mix"].summary["kept"]
-    assert verbs.verify([options.out])["whole"]
+    assert look.verify([options.out])["whole"]

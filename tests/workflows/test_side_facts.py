@@ -30,7 +30,7 @@ from t2i.protocol import Space
 from t2i.vocabulary import TextVocabulary
 from tests.infra.data.zoo import encode, picture, tar
 from tests.workflows import test_export as plain  # its steps need no Ray
-from workflows import evaluate, examine, mix, sample, train_captioner, train_prior, verbs
+from workflows import evaluate, examine, look, mix, sample, train_captioner, train_prior, verbs
 from workflows.corpora import scoring
 from workflows.export import export
 from workflows.mix import MixConfig, MixWork
@@ -112,7 +112,7 @@ def mixed(images, captions, *verdicts, **config):
 def test_an_index_with_a_column_in_some_shards_is_whole(tmp_path):
     """And a column that a shard lacks is null where it was asked for as one that may lack."""
     images = index(str(tmp_path))
-    assert verbs.verify([images.path])["whole"]
+    assert look.verify([images.path])["whole"]
     first, second = (ShardReader([images.path], name) for name in shard_names(images.path))
     assert first.stored(["captions_alt?"], np.arange(3))["captions_alt?"] == [ROWS["0"][0], None, None]
     rows = {key: row for key, row in ROWS.items() if key != "3"} | {"3": (["one"], "train")}
@@ -122,7 +122,7 @@ def test_an_index_with_a_column_in_some_shards_is_whole(tmp_path):
     assert second.stored(["captions_alt?"], np.arange(2)) == {"captions_alt?": [None, None]}
     with pytest.raises(ValueError, match="no column 'captions_alt'"):
         second.columns(["captions_alt"])
-    assert verbs.verify([images.path])["whole"]
+    assert look.verify([images.path])["whole"]
 
 
 def test_another_column_in_some_shards_is_a_fault_still(tmp_path, capsys):
@@ -131,7 +131,7 @@ def test_another_column_in_some_shards_is_a_fault_still(tmp_path, capsys):
     table = pq.read_table(shard)
     pq.write_table(table.append_column("more", pa.array([1] * table.num_rows)), shard)
     with pytest.raises(SystemExit):
-        verbs.verify([images.path])
+        look.verify([images.path])
     assert "other columns" in capsys.readouterr().err
 
 
@@ -361,7 +361,7 @@ def test_scores_are_of_those_who_have_a_text():
     scene = json.dumps({"background": "white", "objects": []})
     drawn = [{"scene": scene, "caption_short": "", "caption_descriptive": "", "caption_alt": None}]
     assert "alt_text_f1" not in scoring.caption_scores("shapes", drawn)
-    shown = evaluate._captioned(encode(picture(0)), rows[1] | {"scene": None, "reference_descriptive": None})
+    shown = evaluate._captioned(encode(picture(0)), rows[1] | {"scene": None, "reference_descriptive": None}, ["short"])
     assert [line.kind for line in shown.lines] == ["Short, rewritten"]
 
 

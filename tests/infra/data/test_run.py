@@ -316,7 +316,8 @@ def test_a_driver_that_is_killed_is_followed_by_another(ray_cluster, tmp_path):
     """SIGKILL in the middle: the next run does the rest, and every row is there once."""
     out = str(tmp_path / "out")
     script = (
-        "import ray; ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level='error');"
+        "import ray;"
+        "ray.init('local', num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level='error');"
         "from tests.infra.data.test_run import NAMES, Numbers; from infra.data.run import run_shards;"
         f"run_shards(Numbers(seconds=0.7), NAMES, {out!r}, actors=(2, 2))"
     )
