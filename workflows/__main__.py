@@ -7,7 +7,7 @@ import sys
 import traceback
 from typing import Any
 
-from workflows.commands import ON_RECIPES, STEPS, VERBS, ChoiceError, answer, choose, help_of, overview, recipes, say
+from workflows.commands import ON_RECIPES, STEPS, VERBS, ChoiceError, choose, function, help_of, overview, recipes, say
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -70,9 +70,9 @@ def _dispatch(arguments: list[str]) -> dict[str, Any] | None:
             raise ValueError(f"`plan` says what would run, and why: {line}")
         rest = _all_options(rest)
     if verb == "submit":
-        return answer(verb)(rest, _understand)
+        return function(VERBS[verb])(rest, _understand)
     if verb in VERBS:
-        return answer(verb)(rest)
+        return function(VERBS[verb])(rest)
     from workflows import options, verbs
 
     return verbs.run_step(options.WORK[verb], rest)

@@ -69,9 +69,9 @@ class ChoiceError(ValueError):
     """Several artifacts fit; the text has a line for each."""
 
 
-def answer(verb: str) -> Callable[..., Any]:
-    """The function that answers a verb; its module, and all that it needs, is imported here."""
-    module, name = VERBS[verb].split(".")
+def function(place: str) -> Callable[..., Any]:
+    """The function at `<module>.<name>`, as VERBS has them; its module, and all that it needs, is imported here."""
+    module, name = place.split(".")
     return getattr(importlib.import_module(f"workflows.{module}"), name)
 
 

@@ -11,7 +11,7 @@ from infra import storage, strict
 from infra.artifact import Artifact
 from infra.data.ledger import LEDGER
 from infra.data.verify import unlisted, verify_files, verify_shards
-from workflows.commands import COUNTS, recipes, say
+from workflows.commands import COUNTS, function, recipes, say
 from workflows.lookup import STORE, as_given, contents, finished, leaves, made_by, names, one, rephrased, tail
 
 
@@ -38,9 +38,7 @@ def show(arguments: list[str]) -> dict[str, Any]:
         raise ValueError("Say what to show: a recipe's name or an artifact's folder.")
     target = arguments[0]
     if target in recipes() or target.endswith(".json"):
-        from workflows.verbs import recipe_of  # takes seconds, as every line does that makes a recipe
-
-        shown = recipe_of(arguments)
+        shown = function("verbs.recipe_of")(arguments)  # takes seconds, as every line does that makes a recipe
     else:
         shown = one(target, (), rephrased("show", arguments, target)).manifest
     if "--json" not in arguments:

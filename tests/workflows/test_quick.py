@@ -59,7 +59,7 @@ def test_nothing_heavy_is_loaded(line, wanted, tmp_path):
 def test_all_that_there_is_can_be_said():
     assert set(commands.STEPS) == set(WORK)
     assert set(commands.recipes()) == set(RECIPES)
-    assert all(callable(commands.answer(verb)) for verb in commands.VERBS)
+    assert all(callable(commands.function(place)) for place in commands.VERBS.values())
     assert all(line.split(maxsplit=1)[1:] for line in commands.overview().splitlines() if line.startswith("  "))
 
 
