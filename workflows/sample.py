@@ -1,7 +1,10 @@
 """Draw pictures for prompts: captions of held-out images, or a user's own."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -10,7 +13,7 @@ from infra import storage, strict
 from infra.cluster import Cluster
 from infra.config import setting
 from infra.data.images import encode_png
-from infra.data.shards import ShardReader
+from infra.data.shards import ShardReader, joined_names
 from infra.metrics import Report
 from infra.store import Artifact, step
 from t2i.pixels import to_pixels
@@ -19,10 +22,11 @@ from t2i.priors.sampling import SamplingConfig
 from t2i.priors.task import load_prior
 from t2i.tokenizers.task import load_tokenizer
 from workflows.held_out import first_held_out
-from workflows.judge import TEST
+from workflows.judge import TEST, TRAIN
 from workflows.train_tokenizer import MODEL
 
 SAMPLES = "samples.json"
+KNOWN = ("reference_descriptive", "reference_short", "caption_alt")  # captions that a corpus comes with, the best first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +72,7 @@ def sample(
     report: Report,
 ) -> dict[str, Any]:
     """Write a PNG a prompt, and `samples.json`: prompt, image, scene and sample id of each."""
-    prompts = [Prompt(text) for text in config.prompts] or held_out(mixture.inputs[0], config.count)
+    prompts = [Prompt(text) for text in config.prompts] or prompts_of(mixture, config.count)
     model, ask = load_prior(prior.url(MODEL))
     decoder = load_tokenizer(tokenizer.url(MODEL))
     beside = [name for name in ask.reads if name != CAPTION]
@@ -91,21 +95,40 @@ def sample(
     return {"samples": len(written), "guidance": config.sampling.guidance, "temperature": config.sampling.temperature}
 
 
-def held_out(images: Artifact, count: int) -> list[Prompt]:
-    """Reference captions (alt texts where there are none) of the first test rows by sample id: a fair, fixed draw."""
-    names = ("reference_descriptive", "reference_short", "caption_alt")
+def prompts_of(mixture: Artifact, count: int) -> list[Prompt]:
+    """Captions of held-out rows: references and alt texts, else those that were written anew.
 
-    def read(shard: str) -> Iterator[Prompt]:
-        columns = ShardReader([images.path], shard).columns(["sample_id", "split", "scene", *names])
-        for row in np.flatnonzero(columns["split"] == TEST):
-            text = next((columns[name][row] for name in names if columns[name][row]), None)
-            if text:
-                yield Prompt(text, columns["scene"][row], columns["sample_id"][row], (shard, int(row)))
-
-    rows = first_held_out(images, count, read, lambda prompt: prompt.sample_id or "")
-    if not rows:
-        raise ValueError(f"{images.path} has no row of the split 'test' with a caption. Give prompts of your own.")
+    Where no row is held out, as in a small corpus may be, those of training rows, which is told.
+    """
+    images, captions = mixture.inputs[:2]
+    written = [f"caption_{style}" for style in sorted(mixture.manifest["config"]["weights"])]
+    if rows := held_out(images, count) or held_out(images, count, written, [captions]):
+        return rows
+    names = [*KNOWN, *written]
+    every = (_read(shard, TRAIN, names, [images, captions]) for shard in joined_names([images.path]))
+    if not (rows := list(islice(chain.from_iterable(every), count))):
+        raise ValueError(f"No row of {images.path} has a caption to draw a picture for. Give prompts of your own.")
+    print("No held-out row has a caption, so the prompts are those of training rows.", file=sys.stderr, flush=True)
     return rows
+
+
+def held_out(
+    images: Artifact, count: int, names: Sequence[str] = KNOWN, beside: Sequence[Artifact] = ()
+) -> list[Prompt]:
+    """The first test rows by sample id, a fair and fixed draw, each by the first of some columns that has a caption."""
+    read = partial(_read, split=TEST, names=names, inputs=[images, *beside])
+    return first_held_out(images, count, read, lambda prompt: prompt.sample_id or "")
+
+
+def _read(shard: str, split: str, names: Sequence[str], inputs: Sequence[Artifact]) -> Iterator[Prompt]:
+    """The prompts of a shard's rows; their places are among the rows that the first of the artifacts accepted."""
+    columns = ShardReader([each.path for each in inputs], shard).columns(["sample_id", "split", "scene", *names])
+    ids = columns["sample_id"]
+    own = ShardReader([inputs[0].path], shard).columns(["sample_id"])["sample_id"] if len(inputs) > 1 else ids
+    place = {sample_id: row for row, sample_id in enumerate(own)}
+    for row in np.flatnonzero(columns["split"] == split):
+        if text := next((columns[name][row] for name in names if columns[name][row]), None):
+            yield Prompt(text, columns["scene"][row], ids[row], (shard, place[ids[row]]))
 
 
 def _beside(mixture: Artifact, prompts: Sequence[Prompt], names: Sequence[str]) -> dict[str, list[Any]]:

@@ -9,6 +9,7 @@ INSTEAD = {
     "llava-hf/llava-1.5-7b-hf": "LLAVA",  # likewise
     "google/t5-v1_1-large": "T5",  # likewise: tests/t2i/conditions/tiny.py
     "run demo": "run debug",  # trainings of six steps
+    "run own": "run own --tokenizer.train.steps 6 --prior.train.steps 6",
     "{00000..00099}": "{00000..00001}",
     "--image-size 256 256": "--image-size 32 32",
 }

@@ -111,7 +111,7 @@ def fields(kind: type, prefix: str = "") -> typing.Iterator[str]:
         hint = hints[field.name]
         several = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
         for each in several:
-            if dataclasses.is_dataclass(each):
+            if isinstance(each, type) and dataclasses.is_dataclass(each):
                 yield from fields(each, name + ".")
 
 

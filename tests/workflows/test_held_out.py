@@ -86,8 +86,31 @@ def test_an_index_of_before_is_read(tmp_path, opened, how, columns):
 def test_no_rows_are_of_no_shard(tmp_path, opened):
     assert evaluate.held_out(make(str(tmp_path), SHARDS), make(str(tmp_path), SHARDS), 0) == []
     assert opened == []
-    with pytest.raises(ValueError, match="no row of the split 'test'"):
-        sample.held_out(make(f"{tmp_path}/none", SHARDS[:1]), 3)
+    assert sample.held_out(make(f"{tmp_path}/none", SHARDS[:1]), 3) == []
+
+
+def mixed(images, **weights):
+    return Artifact("mixed", {"inputs": [images.path, images.path], "config": {"weights": weights}})
+
+
+def test_prompts_are_of_training_rows_where_none_is_held_out(tmp_path, capsys, monkeypatch):
+    images = make(f"{tmp_path}/a", SHARDS[:1])
+    monkeypatch.setattr(Artifact, "inputs", property(lambda self: [images, images]))
+    assert [prompt.text for prompt in sample.prompts_of(mixed(images, short=1), 3)] == ["00"]
+    assert "those of training rows" in capsys.readouterr().err
+    nobody = make(f"{tmp_path}/b", [[("01", None)]])
+    monkeypatch.setattr(Artifact, "inputs", property(lambda self: [nobody, nobody]))
+    with pytest.raises(ValueError, match="has a caption to draw a picture for"):
+        sample.prompts_of(mixed(nobody, short=1), 3)
+
+
+def test_prompts_are_what_was_written_where_the_corpus_says_nothing(tmp_path, monkeypatch):
+    images = make(str(tmp_path), SHARDS)
+    monkeypatch.setattr(Artifact, "inputs", property(lambda self: [images, images]))
+    monkeypatch.setattr(sample, "KNOWN", ())
+    monkeypatch.setattr(sample.held_out, "__defaults__", ((), ()))
+    found = sample.prompts_of(mixed(images, short=1), 2)
+    assert [(prompt.text, prompt.place) for prompt in found] == [("10", ("000004", 1)), ("20", ("000001", 0))]
 
 
 def test_shards_are_read_several_at_a_time(tmp_path, monkeypatch):

@@ -81,5 +81,7 @@ def test_the_help_of_a_recipe_is_short_and_true(capsys):
 def test_a_reader_that_goes_away_is_no_error():
     line = [sys.executable, "-m", "workflows", "--help"]
     with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stderr
         process.stdout.close()
         assert (process.stderr.read(), process.wait()) == ("", 141)
