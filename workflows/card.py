@@ -8,6 +8,7 @@ from jinja2 import Environment
 
 from infra import strict
 from infra.store import Artifact
+from workflows.exported import METADATA
 
 CARD = "README.md"
 SIZES = (("n<1K", 10**3), ("1K<n<10K", 10**4), ("10K<n<100K", 10**5), ("100K<n<1M", 10**6), ("1M<n<10M", 10**7))
@@ -33,6 +34,7 @@ def write_card(
     `scores` are the lists of scores of all texts of a picture by the columns of the first's; None where none has two.
     """
     config, summary, captions = manifest["config"], manifest["summary"], artifacts[1].summary
+    shards = {name: file for name, file in files.items() if "rows" in file}
     environment = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     environment.filters["cell"] = _cell
     environment.filters["tojson"] = strict.dumps  # a text of JSON is one of YAML
@@ -42,13 +44,13 @@ def write_card(
         config=config,
         summary=summary,
         size=sum(file["size"] for file in files.values()),
-        files=dict(list(files.items())[:LISTED]),
-        unlisted=max(0, len(files) - LISTED),
+        files=dict(list(shards.items())[:LISTED]),
+        unlisted=max(0, len(files) - min(len(shards), LISTED)),
         styles=styles,
         scores=scores,
         corpus=_corpus(artifacts[0].manifest["config"]["corpus"]),
         category=next((name for name, below in SIZES if summary["exported"] < below), LARGEST),
-        ending="tar" if config["format"] == "webdataset" else "parquet",
+        paths=_paths(config["format"], files),
         chosen=CHOSEN[config["only"]],
         before=f"{config['prefix']}." if config["prefix"] else "",
         mixed=artifacts[2].summary if len(artifacts) > 2 else None,
@@ -56,6 +58,14 @@ def write_card(
         faults=captions.get("faults"),
         collapse=captions.get("collapse"),
     )
+
+
+def _paths(form: str, files: Mapping[str, Any]) -> list[str]:
+    """Patterns of the files that `datasets` is to read."""
+    if form != "folder":
+        return ["data/*.tar" if form == "webdataset" else "data/*.parquet"]
+    endings = {f"*.{name.rpartition('.')[2]}" for name in files if not name.endswith((".txt", METADATA))}
+    return [f"data/*/{name}" for name in (*sorted(endings), METADATA)]
 
 
 def _made(captions: Mapping[str, Any], styles: Sequence[str]) -> dict[str, list[Mapping[str, Any]]]:

@@ -1,4 +1,4 @@
-"""Write a captioned corpus for others to read: WebDataset tars or Parquet, a card, and a manifest with hashes."""
+"""Write a captioned corpus for others to read: tars, Parquet or folders, a card, and a manifest with hashes."""
 
 import hashlib
 import json
@@ -22,7 +22,8 @@ from infra.lease import Lease
 from infra.metrics import Progress
 from infra.store import MANIFEST, Artifact, libraries
 from workflows.card import CARD, write_card
-from workflows.exported import ALTS, DATA, FILE, ExportWork, scores_of, styles_of
+from workflows.exported import DATA, FILE, ExportWork
+from workflows.exported_rows import ALT, ALTS, scores_of, styles_of
 from workflows.ingest import CORPUS
 
 VERSION = 2
@@ -36,8 +37,10 @@ class ExportOptions:
     or failed, with its reason; `kept` is the default where a mixture is given, else `accepted`.
 
     A WebDataset holds the files of each sample as they were and, beside them, `<key>.<style>.txt` for each new caption
-    and `<key>.captions.json` with scores, flags and provenance; `--prefix v2` makes that `<key>.v2.<style>.txt`. In
-    every format `source_name` and `key` say which sample of the corpus it is.
+    and `<key>.captions.json` with scores, flags and provenance; `--prefix v2` makes that `<key>.v2.<style>.txt`.
+    `--as-text short` leaves `<key>.jpg` and that caption as `<key>.txt` alone. A folder has a picture, its `.txt` and a
+    line in `metadata.jsonl` of each row, as trainers read them. In every format `source_name` and `key` say which
+    sample of the corpus it is.
     """
 
     path: tyro.conf.Positional[str] = ""  # folder of a mix, of captions, or of a store with one of them; or else:
@@ -45,10 +48,11 @@ class ExportOptions:
     captions: str = ""  # folder of a recaption or a caption_with; none: those of the mixture
     mixture: str = ""  # folder of a mix, whose verdicts and weights go along
     out: str  # where to write, local or s3://
-    format: Literal["webdataset", "parquet"] = "webdataset"
+    format: Literal["webdataset", "parquet", "folder"] = "webdataset"
     only: Literal["", "kept", "accepted", "all"] = ""
     with_images: bool = False  # Parquet: put the image files into it as well
     prefix: str = ""  # WebDataset: before the names of new files, where a corpus has files of these names
+    as_text: str = ""  # WebDataset and folder: the style that is the `.txt` beside each picture, or alt
     license: str = "unknown"  # for the card, as the hub spells it: cc-by-4.0
     title: str = "Recaptioned images"  # for the card
     cluster: Cluster = field(default_factory=laptop)
@@ -60,7 +64,9 @@ class ExportOptions:
         if self.only == "kept" and not (self.mixture or self.path):
             raise ValueError("Which rows are kept is for a mixture to say; give --mixture, or --only accepted.")
         if self.with_images and self.format != "parquet":
-            raise ValueError("A WebDataset has the images in any case; with_images is for --format parquet.")
+            raise ValueError(f"A {self.format} has the images in any case; with_images is for --format parquet.")
+        if self.as_text and self.format == "parquet":
+            raise ValueError("A table has a column for each style; as_text is for --format webdataset or folder.")
         if self.prefix and not self.prefix.isidentifier():
             raise ValueError(f"prefix becomes part of file names, so it must be a plain word; found '{self.prefix}'.")
 
@@ -73,7 +79,12 @@ def export(options: ExportOptions) -> dict[str, Any]:
         raise ValueError(
             f"{options.path} has captions and no mixture to say which rows are kept; give --only accepted."
         )
+    inputs = tuple(artifact.path for artifact in artifacts)
+    names = joined_names(inputs)
+    columns = ShardReader(inputs, names[0]).names
     config = {name: getattr(options, name) for name in ("format", "with_images", "prefix", "license", "title")}
+    if text := _text(options, styles_of(columns)):
+        config["as_text"] = text
     plan = {"config": config | {"only": only}, "inputs": [f"{each.step}/{each.id}" for each in artifacts]}
     begun = {"id": hashlib.sha256(strict.dumps([VERSION, plan]).encode()).hexdigest()[:16], **plan}
     gauges, patience = Gauges("export", begun["id"]), options.cluster.stall_seconds
@@ -84,10 +95,10 @@ def export(options: ExportOptions) -> dict[str, Any]:
         return storage.read_json(storage.join(out, MANIFEST))
     with Lease(out), progress:
         storage.write_json(storage.join(out, WORK, BEGUN), begun)
-        started, names = time.time(), joined_names([artifact.path for artifact in artifacts])
+        started = time.time()
         connect(options.cluster)
         work = ExportWork(
-            inputs=tuple(artifact.path for artifact in artifacts),
+            inputs=inputs,
             sources=_sources(artifacts[0]),
             out=out,
             format=options.format,
@@ -95,13 +106,14 @@ def export(options: ExportOptions) -> dict[str, Any]:
             with_images=options.with_images,
             prefix=options.prefix,
             several=_has_several(artifacts[0], names),
+            as_text=text,
         )
         counts = run_shards(work, names, storage.join(out, WORK), actors=options.cluster.actors, report=progress)
         files, further = _files(out, names)
         if not files:
             raise ValueError(f"None of the {counts['rows_in']} rows is {only}, so there is nothing to export.")
         data = {name: file for name, file in files.items() if name.startswith(f"{DATA}/")}
-        summary = counts | {"exported": sum(file["rows"] for file in data.values())} | further
+        summary = counts | {"exported": sum(file.get("rows", 0) for file in data.values())} | further
         manifest = {
             "step": "export",
             "version": VERSION,
@@ -112,7 +124,6 @@ def export(options: ExportOptions) -> dict[str, Any]:
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
             "seconds": round(time.time() - started, 2),
         }
-        columns = ShardReader(work.inputs, names[0]).names
         scores = scores_of(columns) if work.several else None
         card = write_card(manifest, artifacts, styles_of(columns), data, scores).encode()
         storage.write_bytes(storage.join(out, CARD), card)
@@ -121,6 +132,16 @@ def export(options: ExportOptions) -> dict[str, Any]:
     storage.remove(storage.join(out, WORK))
     progress.close(f"{manifest['seconds']:,.1f} s  exported {summary['exported']}  files {len(data)}")
     return manifest | {"files": files}
+
+
+def _text(options: ExportOptions, styles: list[str]) -> str:
+    """The style that is the one text of a picture; "" where each style has a file of its own."""
+    text = options.as_text
+    if options.format == "folder" and not text and len(styles) == 1:
+        return styles[0]
+    if text in (ALT, *styles) or (not text and options.format != "folder"):
+        return text
+    raise ValueError(f"Say which caption is the text of a picture: --as-text {'|'.join([*styles, ALT])}.")
 
 
 def _artifacts(options: ExportOptions) -> list[Artifact]:

@@ -1,7 +1,6 @@
-"""One shard of an export: the files of its samples as they came with the new captions beside them, or a table."""
+"""One shard of an export: its samples as they came with the new captions beside them, for a trainer, or a table."""
 
 import hashlib
-import json
 import os
 import tarfile
 import tempfile
@@ -10,13 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from operator import ne
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from captioner.provenance import PROVENANCE
 from infra import storage, strict
 from infra.data.images import ending_of
 from infra.data.originals import Original, fits_webdataset, read_originals
@@ -24,29 +23,24 @@ from infra.data.readers import read_entries_of
 from infra.data.samples import Source
 from infra.data.shards import ShardReader
 from infra.data.stage import ACCEPTED, FAILED, describe_error
+from workflows.exported_rows import ALT, CAPTION, SOURCE, table_of, told_of
 from workflows.ingest import make_sample_id
 
 DATA, NAMES = "data", "names"  # the folders of what is written, and of whose it was
+METADATA = "metadata.jsonl"  # a row's file, text and all else, where `datasets` looks for it
+ENDINGS = {"webdataset": ".tar", "parquet": ".parquet", "folder": ""}  # of a shard
+ONCE = "1_"  # before the name of a shard that is a folder: how often an epoch of sd-scripts shall read it
 FILE = "export"  # where a shard's ledger says what was written
-CAPTION, ALT = "caption_", "alt"
-INDEX = ("alt_fault", "width", "height", "sha256", "split", "split_fault", "meta", "meta_fault")
-ALTS = "captions_alt"  # all texts that a picture came with, where a corpus has several of one
-SCORES = {"weight": "weights_alt", "logp": "logps_alt", "match": "matches_alt", "clip": "clips_alt"}  # of each of these
-MIXED = ("keep", "keep_reason")
-TEXTS = ("caption", "flag", "keep_reason")
-SOURCE = ("source_name", "key")  # the file within the corpus that a sample came in, and its key there
 ROWS = 64  # of a row group with images in it
-# The types of columns that a shard without an accepted row may not know.
-TYPES = {"tries": pa.int64(), "attempt": pa.int64(), "weight": pa.float32(), "logp": pa.float64()}
-TYPES |= {"match": pa.float64(), "clip": pa.float64(), "clip_cut": pa.bool_(), "keep": pa.bool_()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportWork:
-    """Writes `data/<shard>.tar` or `.parquet` at once, and returns the states of the shard's rows.
+    """Writes `data/<shard>.tar`, `.parquet` or the folder `data/1_<shard>`, and returns the states of the shard's rows.
 
-    Beside a tar `names/<shard>.parquet` says of each key in it whose it is; in a table of rows columns do. The metadata
-    of what is returned say what was written. A row whose image is no longer what was ingested is failed, and left out.
+    Beside a tar `names/<shard>.parquet` says of each key in it whose it is; in a table, and in a folder's
+    `metadata.jsonl`, columns do. The metadata of what is returned say what was written. A row whose image is no longer
+    what was ingested is failed, and left out.
     """
 
     inputs: tuple[str, ...]  # an ingest, captions, perhaps a mixture
@@ -57,6 +51,7 @@ class ExportWork:
     with_images: bool
     prefix: str
     several: bool = False  # whether the index has pictures of several alt texts
+    as_text: str = ""  # the style that is the one text beside each picture; none: a tar has all styles' files
 
     def setup(self) -> None:
         """Nothing is loaded."""
@@ -66,20 +61,28 @@ class ExportWork:
         reader = ShardReader(self.inputs, name, every=True)
         chosen = self._chosen(reader)
         further: Counter[str] = Counter({"not_chosen": len(reader) - len(chosen)})
-        ending, write = ("tar", self._write_tar) if self.format == "webdataset" else ("parquet", self._write_table)
+        write = {"webdataset": self._write_tar, "parquet": self._write_table, "folder": self._write_folder}[self.format]
         files: dict[str, dict[str, Any]] = {}
         with tempfile.TemporaryDirectory(prefix="rescribe-") as folder:
-            path = os.path.join(folder, f"{name}.{ending}")
-            names = self._names(reader)
+            shard = f"{name}{ENDINGS[self.format]}" if ENDINGS[self.format] else f"{ONCE}{name}"
+            path, names = os.path.join(folder, shard), self._names(reader)
             if keys := write(path, reader, chosen, names, further):
                 whose = names.take(list(keys)).append_column("exported_key", pa.array(list(keys.values())))
                 first, last = whose["source_name"][0].as_py(), whose["source_name"][-1].as_py()
-                if ending == "tar":
+                if self.format == "webdataset":
+                    if self.as_text:  # nothing else of the row is in the tar
+                        told = table_of(reader, np.array(list(keys)), names, self.several)
+                        whose = told.append_column("exported_key", whose["exported_key"])
                     pq.write_table(whose, table := os.path.join(folder, f"{name}.parquet"))
                     files[f"{NAMES}/{name}.parquet"] = {"rows": len(keys)} | self._put(table, NAMES)
                     further["renamed"] = sum(map(ne, keys.values(), whose["key"].to_pylist()))
                 file = {"rows": len(keys), "source": first if first == last else f"{first} to {last}"}
-                files[f"{DATA}/{name}.{ending}"] = file | self._put(path, DATA)
+                if self.format == "folder":
+                    parts = {each: self._put(os.path.join(path, each), f"{DATA}/{shard}") for each in os.listdir(path)}
+                    files |= {f"{DATA}/{shard}/{each}": parts[each] for each in sorted(parts)}
+                    files[f"{DATA}/{shard}/{METADATA}"] |= file
+                else:
+                    files[f"{DATA}/{shard}"] = file | self._put(path, DATA)
         told = {"files": files, "further": further}
         columns = {"sample_id": reader.sample_ids, "state": reader.states, "reason": reader.reasons}
         table = pa.table({column: pa.array(values, pa.string()) for column, values in columns.items()})
@@ -119,7 +122,7 @@ class ExportWork:
         """The samples of the chosen rows in the order of the corpus; the key of each row."""
         source, wanted = self.sources[reader.name], set(chosen.tolist())
         place = {sample_id: row for row, sample_id in enumerate(reader.sample_ids)}
-        told, whose = _told(reader, self.several), names.select(SOURCE).to_pylist()
+        told, whose = told_of(reader, self.several), names.select(SOURCE).to_pylist()
         hashes = reader.columns(["sha256"])["sha256"]
         entries = read_entries_of(self.inputs[0], reader.name) if source.kind == "folder" else None
         keys: dict[int, str] = {}
@@ -133,7 +136,7 @@ class ExportWork:
                 key = key if fits_webdataset(key) and key not in taken else reader.sample_ids[row]
                 keys[row] = key
                 taken.add(key)
-                for ending, data in (original.files | self._new(original, told[row] | whose[row])).items():
+                for ending, data in self._files(original, told[row] | whose[row]).items():
                     _add(tar, f"{key}.{ending}", data)
         for row in sorted(wanted - keys.keys()):
             if hashes[row] is None:
@@ -141,6 +144,15 @@ class ExportWork:
             else:
                 self._lose(reader, row, ValueError(f"{source.name} has changed since it was ingested"), further)
         return keys
+
+    def _files(self, original: Original, told: dict[str, Any]) -> dict[str, bytes]:
+        """The files of a sample as they came, and the new ones; or its picture and one text, alike for all samples."""
+        if self.as_text:
+            assert original.image is not None
+            text = told["captions"][self.as_text]["caption"]
+            # `datasets` wants one ending in all samples; readers of pictures go by the bytes.
+            return {"jpg": original.files[original.image], "txt": text.encode()}
+        return original.files | self._new(original, told)
 
     def _new(self, original: Original, told: dict[str, Any]) -> dict[str, bytes]:
         """The new files of a sample."""
@@ -170,13 +182,43 @@ class ExportWork:
                 writer.close()
         return written
 
+    def _write_folder(
+        self, path: str, reader: ShardReader, chosen: np.ndarray, names: pa.Table, further: Counter[str]
+    ) -> dict[int, str]:
+        """The pictures of the chosen rows as they came, a text beside each, and a line of all that is told; their keys.
+
+        Side by side, since trainers look into no further folder: `cats/1.png` is `cats_1.png`.
+        """
+        os.mkdir(path)
+        keys: dict[int, str] = {}
+        taken: set[str] = set()
+        with open(os.path.join(path, METADATA), "w", encoding="utf-8") as lines:
+            for rows, table in self._tables(reader, chosen, names, further):
+                texts = {field.name for field in table.schema if pa.types.is_string(field.type)}
+                for row, told in zip(rows.tolist(), table.to_pylist(), strict=True):
+                    image = told.pop("image")
+                    if image is None:
+                        further["without_image"] += 1
+                        continue
+                    stem = told["key"].replace("/", "_")
+                    plain = fits_webdataset(stem) and stem.casefold() not in taken
+                    keys[row] = stem = stem if plain else told["sample_id"]
+                    taken.add(stem.casefold())  # some systems do not tell capitals apart
+                    name, text = f"{stem}.{ending_of(image['bytes'])}", told[f"{CAPTION}{self.as_text}"] or ""
+                    Path(path, name).write_bytes(image["bytes"])
+                    Path(path, f"{stem}.txt").write_text(text, encoding="utf-8")
+                    # A text that is not there is "", for readers that take types from the first rows.
+                    told |= {each: "" for each in texts if told[each] is None}
+                    lines.write(strict.dumps({"file_name": name, "text": text, **told}, ensure_ascii=False) + "\n")
+        return keys
+
     def _tables(
         self, reader: ShardReader, chosen: np.ndarray, names: pa.Table, further: Counter[str]
     ) -> Iterator[tuple[np.ndarray, pa.Table]]:
         """The chosen rows, with images a few at a time."""
-        if not self.with_images:
+        if not (self.with_images or self.format == "folder"):
             if len(chosen):
-                yield chosen, _table(reader, chosen, names, self.several)
+                yield chosen, table_of(reader, chosen, names, self.several)
             return
         for start in range(0, len(chosen), ROWS):
             rows = chosen[start : start + ROWS]
@@ -189,7 +231,7 @@ class ExportWork:
                 keys = names["key"].take(rows[good]).to_pylist()
                 values = [_image(images[n], key) for n, key in zip(good, keys, strict=True)]
                 kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-                table = _table(reader, rows[good], names, self.several)
+                table = table_of(reader, rows[good], names, self.several)
                 table = table.append_column("image", pa.array(values, kind))
                 # By which `datasets` knows that the column is one of images.
                 features = {"info": {"features": {"image": {"_type": "Image"}}}}
@@ -203,97 +245,6 @@ class ExportWork:
 def _image(image: bytes | Exception, key: str) -> dict[str, Any] | None:
     """As `datasets` stores it, with a name."""
     return {"bytes": image, "path": f"{key}.{ending_of(image)}"} if isinstance(image, bytes) else None
-
-
-def styles_of(columns: set[str]) -> list[str]:
-    """The styles that columns hold captions of, the alt text apart."""
-    return sorted(name.removeprefix(CAPTION) for name in columns if name.startswith(CAPTION) and name != CAPTION + ALT)
-
-
-def _kind_of(column: str, styles: list[str]) -> tuple[str, str] | None:
-    """`logp_short` is of the kind logp and the style short; None for a column of no style."""
-    fitting = [style for style in styles if column.endswith(f"_{style}")]
-    style = max(fitting, key=len, default="")
-    return (column.removesuffix(f"_{style}"), style) if style else None
-
-
-def _columns(reader: ShardReader) -> list[str]:
-    """What is told of a row, in the order of a reader's interest."""
-    styles = [ALT, *styles_of(reader.names)]
-    kinds = ["caption", "weight", "flag", "logp", "match", "clip", "clip_cut", "tries", "attempt", PROVENANCE]
-    wanted = [f"{kind}_{style}" for kind in kinds for style in styles]
-    return [name for name in (*INDEX, *MIXED, *wanted) if name in reader.names]
-
-
-def _table(reader: ShardReader, rows: np.ndarray, names: pa.Table, several: bool) -> pa.Table:
-    ids = {"sample_id": reader.sample_ids, "state": reader.states, "reason": reader.reasons}
-    table = pa.table({name: pa.array([values[row] for row in rows], pa.string()) for name, values in ids.items()})
-    for name in SOURCE:
-        table = table.append_column(name, names[name].take(rows))
-    if several:
-        types = {ALTS: pa.string()} | {name: TYPES[kind] for kind, name in SCORES.items()}
-        for name, values in _alts(reader, rows).items():
-            table = table.append_column(name, pa.array(values, pa.list_(types[name])))
-    stored = reader.table(_columns(reader), rows)
-    styles = [ALT, *styles_of(reader.names)]
-    for name in stored.column_names:
-        kind = (_kind_of(name, styles) or (name, ""))[0]
-        column = stored[name]
-        if name == "meta":  # others may have written NaN
-            column = pa.array([text and strict.restated(text) for text in column.to_pylist()], pa.string())
-        table = table.append_column(
-            name, column.cast(TYPES.get(kind, pa.string())) if pa.types.is_null(column.type) else column
-        )
-    return table
-
-
-def scores_of(columns: set[str]) -> dict[str, str]:
-    """Where scores of all texts that a picture came with are written, by the columns that have those of the first."""
-    return {f"{kind}_{ALT}": name for kind, name in SCORES.items() if f"{kind}_{ALT}" in columns}
-
-
-def _alts(reader: ShardReader, rows: np.ndarray) -> dict[str, list[list[Any]]]:
-    """All texts that each row's picture came with, in order, and as many of each score; null where there is none."""
-
-    def listed(first: str, every: str) -> list[list[Any]]:
-        table = reader.table([first, every + "?"], rows)
-        pairs = zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
-        return [[one] if each is None else each for one, each in pairs]
-
-    texts = [[] if each in ([None], [""]) else each for each in listed(CAPTION + ALT, ALTS)]
-    told: dict[str, list[list[Any]]] = {ALTS: texts}
-    for first, every in scores_of(reader.names).items():
-        pairs = zip(texts, listed(first, every), strict=True)
-        told[every] = [(values + [None] * len(own))[: len(own)] for own, values in pairs]
-    return told
-
-
-def _told(reader: ShardReader, several: bool) -> list[dict[str, Any]]:
-    """For each row what `captions.json` says: its id, its state, and of each caption all that is known.
-
-    A text that is not there is "", for readers that take the type of a field from the first rows that they meet.
-    """
-    styles = [ALT, *styles_of(reader.names)]
-    names = [name for name in _columns(reader) if name in MIXED or _kind_of(name, styles)]
-    stored = reader.stored(names, np.arange(len(reader)))
-    alts, told = _alts(reader, np.arange(len(reader))) if several else {}, []
-    for row, sample_id in enumerate(reader.sample_ids):
-        said: dict[str, Any] = {
-            "sample_id": sample_id,
-            "state": reader.states[row],
-            "reason": reader.reasons[row] or "",
-        }
-        captions: dict[str, dict[str, Any]] = {style: {} for style in styles}
-        for name in names:
-            kind, style = _kind_of(name, styles) or (name, "")
-            value = stored[name][row]
-            if kind == PROVENANCE:
-                value = json.loads(value) if value else None
-            elif kind in TEXTS:
-                value = value or ""
-            (captions[style] if style else said)[kind] = value
-        told.append(said | {"captions": captions} | {name: each[row] for name, each in alts.items()})
-    return told
 
 
 def _is_same(original: Original, digest: str | None) -> bool:

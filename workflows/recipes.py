@@ -1,9 +1,11 @@
 """The named recipes: every choice that changes the numbers of a run, as a function that can be read aloud."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from captioner.model import CaptionerConfig, TextConfig, VisionConfig
 from captioner.styles import DESCRIPTIVE, SHORT
+from infra.others import others
 from infra.train.loop import TrainConfig
 from infra.train.optim import OptimConfig
 from t2i.priors.autoregressive import AutoregressiveConfig
@@ -220,4 +222,11 @@ def _train(seed: int, steps: int, batch: int = 64) -> TrainConfig:
     return TrainConfig(steps=steps, batch=batch, seed=seed, precision="bf16", log_every_steps=20, save_every_steps=300)
 
 
-RECIPES = {make.__name__: make for make in (debug, demo, demo_v1, nlvr, emoji, own)}
+_OURS = {make.__name__: make for make in (debug, demo, demo_v1, nlvr, emoji, own)}
+
+
+def __getattr__(name: str) -> dict[str, Callable[..., Recipe]]:
+    """`RECIPES`: ours, and those of installed packages, which may import this module before they are asked for."""
+    if name != "RECIPES":
+        raise AttributeError(f"There is no {name} here.")
+    return _OURS | others("rescribe.recipes") | _OURS  # ours come first, and keep their names

@@ -12,8 +12,7 @@ from infra.train.loop import TrainConfig, is_loss
 from infra.train.optim import OptimConfig
 from t2i.tokenizers.losses import CriticConfig, LossConfig
 from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
-from t2i.tokenizers.task import TokenizerTask, build_tokenizer
-from t2i.tokenizers.vqgan import VQGANConfig
+from t2i.tokenizers.task import TokenizerConfig, TokenizerTask, build_tokenizer
 from workflows.splits import demand_rows
 
 MODEL = "model"  # the folder, within the artifact, of what users load
@@ -23,7 +22,7 @@ MODEL = "model"  # the folder, within the artifact, of what users load
 class TrainTokenizerConfig:
     """Which tokenizer, what it is trained for, and how long; without `critic` nothing judges its pictures."""
 
-    model: VQGANConfig | PatchVQGANConfig = field(default_factory=PatchVQGANConfig)
+    model: TokenizerConfig = field(default_factory=PatchVQGANConfig)
     losses: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=1000))
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -26,8 +26,10 @@ def verify_files(path: str, files: dict[str, dict[str, Any]]) -> Iterator[str]:
 
 def unlisted(path: str, folder: str, files: dict[str, dict[str, Any]]) -> Iterator[str]:
     """The files of a folder of an artifact that its manifest does not know, which readers would take for its own."""
-    names = storage.list_names(storage.join(path, folder))
-    yield from (f"{folder}/{name} is not in the manifest" for name in names if f"{folder}/{name}" not in files)
+    if not storage.list_names(storage.join(path, folder)):
+        return
+    found = [file.url.removeprefix(path.rstrip("/") + "/") for file in storage.listing(storage.join(path, folder))]
+    yield from (f"{name} is not in the manifest" for name in found if name not in files)
 
 
 def verify_shards(path: str, inputs: Sequence[str], summary: dict[str, Any]) -> Iterator[str]:

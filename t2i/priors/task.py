@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from safetensors.torch import load_file, load_model, save_model
 
 from infra import cache, storage, strict
 from infra.config import from_dict, setting, to_dict
+from infra.others import with_others
 from infra.train.draw import pick
 from infra.train.optim import OptimConfig
 from infra.train.task import Draw, Update
@@ -36,6 +37,8 @@ from t2i.vocabulary import TextVocabulary
 
 ALT, ALTS, SHARES = "alt", "captions_alt?", "weights_alt?"  # several alt texts of a row, and the shares of each
 PriorConfig = AutoregressiveConfig  # or that of another prior: docs/adding-a-model.md
+if not TYPE_CHECKING:
+    PriorConfig = with_others(PriorConfig, "rescribe.priors")  # of other packages: docs/python.md
 ConditionKind = (
     WordsConfig
     | TextFeaturesConfig

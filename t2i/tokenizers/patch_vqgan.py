@@ -34,6 +34,10 @@ class PatchVQGANConfig:
         if self.encoder_kernel < 1 or self.encoder_kernel % 2 == 0:
             raise ValueError(f"encoder_kernel has a middle: 1, 3, 5, but it is {self.encoder_kernel}.")
 
+    def build(self) -> "PatchVQGAN":
+        """The tokenizer, with fresh weights."""
+        return PatchVQGAN(self)
+
 
 class PatchVQGAN(nn.Module):
     """Images (B, 3, H, W) in [-1, 1] to codes (B, H / f, W / f) and back."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -9,14 +10,17 @@ from safetensors.torch import load_model, save_model
 
 from infra import cache, storage, strict
 from infra.config import from_dict, to_dict
+from infra.others import with_others
 from infra.train.optim import OptimConfig
 from infra.train.task import Draw, Update
 from t2i.task import TRAIN, updates_of
 from t2i.tokenizers.losses import Critic, CriticConfig, GeneratorTurn, LossConfig
-from t2i.tokenizers.patch_vqgan import PatchVQGAN, PatchVQGANConfig
-from t2i.tokenizers.vqgan import VQGAN, VQGANConfig
+from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
+from t2i.tokenizers.vqgan import VQGANConfig
 
 TokenizerConfig = VQGANConfig | PatchVQGANConfig
+if not TYPE_CHECKING:
+    TokenizerConfig = with_others(TokenizerConfig, "rescribe.tokenizers")  # of other packages: docs/python.md
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +74,9 @@ class TokenizerTask:
         save_tokenizer(generator.tokenizer, folder)
 
 
-def build_tokenizer(config: TokenizerConfig) -> VQGAN | PatchVQGAN:
+def build_tokenizer(config: TokenizerConfig) -> Any:
     """The tokenizer that a config describes, with fresh weights."""
-    return VQGAN(config) if isinstance(config, VQGANConfig) else PatchVQGAN(config)
+    return config.build()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +84,13 @@ class _Saved:
     model: TokenizerConfig
 
 
-def save_tokenizer(tokenizer: VQGAN | PatchVQGAN, folder: str) -> None:
+def save_tokenizer(tokenizer: Any, folder: str) -> None:
     """Weights and config into a local folder."""
     save_model(tokenizer, str(Path(folder) / "model.safetensors"))
     Path(folder, "config.json").write_text(strict.dumps(to_dict(_Saved(model=tokenizer.config)), indent=2) + "\n")
 
 
-def load_tokenizer(folder: str) -> VQGAN | PatchVQGAN:
+def load_tokenizer(folder: str) -> Any:
     """The tokenizer in a folder, local or s3://, ready for use."""
     with cache.cached(folder) as local:
         tokenizer = build_tokenizer(from_dict(_Saved, storage.read_json(storage.join(local, "config.json"))).model)

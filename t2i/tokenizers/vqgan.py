@@ -27,6 +27,10 @@ class VQGANConfig:
         if not self.multipliers or self.channels % self.groups:
             raise ValueError("VQGAN needs at least one level, and channels that its norm groups divide.")
 
+    def build(self) -> "VQGAN":
+        """The tokenizer, with fresh weights."""
+        return VQGAN(self)
+
 
 class VQGAN(nn.Module):
     """Images (B, 3, H, W) in [-1, 1] to codes (B, H / f, W / f) and back, f = 2 ** (levels - 1)."""

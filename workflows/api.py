@@ -1,0 +1,196 @@
+"""What `import rescribe` offers: models that draw or describe pictures, and the rows of artifacts as a table."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+from PIL import Image
+
+from captioner.backends.stages import CaptionWith
+from captioner.backends.vllm import VLLMConfig
+from captioner.stages import Caption
+from captioner.styles import Style
+from captioner.task import ALT_COLUMN
+from captioner.tower import Tower
+from infra import storage
+from infra.config import from_dict
+from infra.data.images import decode
+from infra.data.ledger import LEDGER
+from infra.data.shards import ShardReader, joined_names
+from infra.store import MANIFEST, Artifact
+from t2i.pixels import to_pixels
+from t2i.priors.asking import CAPTION
+from t2i.priors.sampling import SamplingConfig
+from t2i.priors.task import load_prior
+from t2i.tokenizers.task import load_tokenizer
+from workflows import asked
+from workflows.lookup import MAKERS, contents, current, finished, furthest, one, only
+from workflows.sample import SampleConfig
+from workflows.train_captioner import MODEL, Backend, TrainCaptionerConfig, named
+
+ROW = ("sample_id", "state", "reason")
+
+
+def load(path: str, model: str = "", key_variable: str = "") -> Any:
+    """A `Painter` of a trained prior, or a `Captioner`.
+
+    `path` is the folder of an artifact, or of a step or a store that holds one such (ValueError with all, where it
+    holds several); or who captions, in a word: BLIP weights or another model of transformers by folder or hub's name,
+    or a server's address with the `model` there and the environment's variable that has its key.
+    """
+    served = path.startswith(("http://", "https://"))
+    if not served and (contents(path) or storage.exists(storage.join(path, MANIFEST))):
+        artifact = one(path, (*MAKERS["prior"], *MAKERS["captioner"]), lambda place: f"rescribe.load({place!r})")
+        if artifact.step in MAKERS["prior"]:
+            return Painter(artifact)
+        return Captioner(named(artifact) or artifact.url(MODEL))
+    config = asked.captioner_of(path, model, key_variable)
+    assert isinstance(config, TrainCaptionerConfig), "an artifact was found above"
+    assert isinstance(config.model, str | Backend)
+    return Captioner(config.model)
+
+
+def open(path: str) -> "Rows":
+    """The rows of an artifact, by its folder or that of a step or a store; of several in one the furthest derived.
+
+    FileNotFoundError where there is none that has rows, ValueError with a line for each where several fit.
+    """
+    found = furthest([each for each in current(path, ()) if _has_rows(each)])
+    if not found:
+        raise FileNotFoundError(f"{path} holds no rows: give what ingest, recaption, mix or encode made.")
+    return Rows(only(found, path, lambda place: f"rescribe.open({place!r})"))
+
+
+class Painter:
+    """A trained prior and its tokenizer. `sampling` is how `rescribe sample` first drew from it, else the default."""
+
+    def __init__(self, prior: Artifact) -> None:
+        (tokenizer,) = (each for each in prior.inputs if each.step in MAKERS["tokenizer"])
+        self._prior, self._ask = load_prior(prior.url(MODEL))
+        self._tokenizer = load_tokenizer(tokenizer.url(MODEL))
+        self.sampling = _first_sampling(prior)
+
+    def sample(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        seed: int = 0,
+        negative: str = "",
+        told: dict[str, str] | None = None,
+        **sampling: Any,
+    ) -> list[Image.Image]:
+        """A picture (Pillow, RGB) of each prompt, the same that `rescribe sample` draws for them with this seed.
+
+        `told` is what the prior hears beside captions, as `class_label`; `sampling` are fields of a `SamplingConfig`,
+        as `guidance` and `temperature`. ValueError where the prior hears what nobody told.
+        """
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        seeds = [seed * 2**32 + row for row in range(len(texts))]
+        columns = {CAPTION: texts, **{name: [value] * len(texts) for name, value in (told or {}).items()}}
+        heard = self._ask(columns, seeds, [negative] * len(texts) if negative else [])
+        values = self._prior.sample(heard, seeds, replace(self.sampling, **sampling))
+        return [Image.fromarray(pixels) for pixels in to_pixels(self._tokenizer.decode(values))]
+
+
+class Captioner:
+    """Weights of ours or of BLIP in a folder or on the hub, or somebody else's model; on a GPU where there is one."""
+
+    def __init__(self, source: str | Backend) -> None:
+        if isinstance(source, VLLMConfig):
+            raise ValueError("vLLM runs in Ray's actors alone: use `rescribe recaption --captioner vllm:NAME`.")
+        self._source, self._gpus = source, float(torch.cuda.is_available())
+        self._tower = Tower(source, gpus=self._gpus) if isinstance(source, str) else None
+        self.styles: tuple[Style, ...] = (asked.SHORT, asked.DESCRIPTIVE)
+        if self._tower is not None:
+            self._tower.setup()
+            self.styles = self._tower.model.styles or (Style(name="short"),)
+        self._stages: dict[Style, Caption | CaptionWith] = {}
+
+    def caption(self, images: Any, style: str | Style = "") -> list[str]:
+        """What is said of each picture: Pillow images, (H, W, 3) uint8 arrays, or paths, local or s3://.
+
+        `style` is the name of one of `styles`, of which the first is the default, or a `Style` of one's own.
+        RuntimeError where somebody else's model has no answer, ValueError for a style or a picture that cannot be.
+        """
+        pictures = [_pixels(each) for each in (images if isinstance(images, list | tuple) else [images])]
+        chosen = self._style(style)
+        if chosen not in self._stages:
+            self._stages[chosen] = stage = self._stage(chosen)
+            stage.setup()
+        batch: dict[str, list] = {"pixels": pictures, ALT_COLUMN: [None] * len(pictures)}
+        if self._tower is not None:
+            batch[self._tower.view] = [self._tower.fit(each) for each in pictures]
+        columns = self._stages[chosen](batch)
+        if reasons := [reason for reason in columns.get("reason", ()) if reason]:
+            raise RuntimeError(reasons[0])
+        return columns[f"caption_{chosen.name}"]
+
+    def _style(self, style: str | Style) -> Style:
+        if isinstance(style, Style):
+            return style
+        known = {each.name: each for each in self.styles}
+        if style and style not in known:
+            raise ValueError(f"This captioner has no style '{style}'; it has {', '.join(known)}. Or give a Style.")
+        return known[style] if style else self.styles[0]
+
+    def _stage(self, style: Style) -> Caption | CaptionWith:
+        if self._tower is not None:
+            return Caption(self._tower, (style,), gpus=self._gpus, score_alt=False)
+        assert not isinstance(self._source, str | VLLMConfig)
+        return CaptionWith(self._source, (style,), gpus=self._gpus)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """All rows of an artifact, in the order of the corpus, with the columns of what it was made of."""
+
+    artifact: Artifact
+
+    def to_pandas(self, columns: Sequence[str] = ()) -> pd.DataFrame:
+        """A row a sample: `sample_id`, `state`, `reason` and `columns`; none: all but the index's copies of pictures.
+
+        A column that several artifacts have comes from the last. ValueError for a column that none has.
+        """
+        inputs = [each.path for each in _rows_of(self.artifact)]
+        tables = []
+        for name in joined_names(inputs):
+            reader = ShardReader(inputs, name, every=True)
+            wanted = list(columns) or sorted(reader.names.difference(ROW, ["image"]))
+            table = reader.table(wanted, np.arange(len(reader)))
+            of_row = (reader.sample_ids, reader.states, reader.reasons)
+            for place, values in enumerate(of_row):
+                table = table.add_column(place, ROW[place], pa.array(values, pa.string()))
+            tables.append(table)
+        return pa.concat_tables(tables, promote_options="permissive").to_pandas()
+
+
+def _has_rows(artifact: Artifact) -> bool:
+    return LEDGER in artifact.manifest.get("files", {})
+
+
+def _rows_of(artifact: Artifact) -> list[Artifact]:
+    """An artifact after all that it was made of, as far as these have rows."""
+    before = [each for made_of in artifact.inputs if _has_rows(made_of) for each in _rows_of(made_of)]
+    return [*{each.path: each for each in before}.values(), artifact]
+
+
+def _first_sampling(prior: Artifact) -> SamplingConfig:
+    """That of the store's first samples of a prior: those of the recipe that trained it."""
+    made = f"{prior.step}/{prior.id}"
+    with suppress(FileNotFoundError):
+        for samples in finished(prior.path.rsplit("/", 2)[0], ("sample",)):
+            if any(path.endswith(made) for path in samples.manifest["inputs"]):
+                return from_dict(SampleConfig, samples.manifest["config"]).sampling
+    return SamplingConfig()
+
+
+def _pixels(image: Any) -> np.ndarray:
+    """(H, W, 3) uint8 of a picture, as a captioner is shown it."""
+    if isinstance(image, str):
+        return decode(storage.read_bytes(image))
+    return np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
