@@ -95,7 +95,8 @@ def test_nobody_imports_the_commands():
 
 
 def test_no_code_in_init_files():
-    assert not [path for path in FILES if path.name == "__init__.py" and path.read_text().strip()]
+    offered = ROOT / "workflows" / "python" / "rescribe" / "__init__.py"  # what `import rescribe` finds
+    assert not [path for path in FILES if path.name == "__init__.py" and path != offered and path.read_text().strip()]
 
 
 def test_every_file_opens_with_a_sentence():

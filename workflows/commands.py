@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,12 @@ def function(place: str) -> Callable[..., Any]:
 
 
 def recipes() -> dict[str, str]:
-    """What each recipe is, by name: the functions of `recipes.py` that make one."""
+    """What each recipe is, by name: the functions of `recipes.py` that make one, and what other packages add."""
     made = (node for node in _functions("recipes").values() if ast.unparse(node.returns or node) == "Recipe")
-    return {node.name: _first_line(node) for node in made}
+    added = entry_points(group="rescribe.recipes")
+    return {each.name: f"Of {each.dist.name if each.dist else each.module}." for each in added} | {
+        node.name: _first_line(node) for node in made
+    }
 
 
 def overview() -> str:

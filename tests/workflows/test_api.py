@@ -265,7 +265,7 @@ def test_a_package_adds_models_and_a_recipe(tmp_path):
         text=True, timeout=170,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "As debug, with codes by their places." in done.stdout
+    assert "Of mine." in done.stdout
     golden = json.loads(Path(__file__).with_name("recipes.json").read_text())
     assert json.loads(done.stdout.splitlines()[-1]) == {name: golden[name] for name in ("debug", "demo")}
 

@@ -11,7 +11,7 @@ from infra import storage
 from infra.store import Store
 from tests.infra.data.zoo import encode, picture, tar
 from tests.workflows import test_export as plain  # its steps need no Ray
-from workflows import verbs
+from workflows import look
 from workflows.export import ExportOptions, export
 from workflows.ingest import IngestConfig
 
@@ -65,12 +65,12 @@ def test_a_folder_is_proven_and_is_a_corpus_again(here, tmp_path):
     place = str(tmp_path)
     corpus, _ = mixed(place)
     export(plain.options(place, plain.artifacts(place, corpus), format="folder"))
-    assert verbs.verify([f"{place}/out"])["whole"]
+    assert look.verify([f"{place}/out"])["whole"]
     again = Store(f"{place}/again", plain.CLUSTER).step(plain.ingest, IngestConfig(corpus=f"{place}/out/data"))
     assert again.summary["accepted"] == 12
     (tmp_path / "out" / "data" / "1_000000" / "stray.png").write_bytes(PNG)
     with pytest.raises(SystemExit):
-        verbs.verify([f"{place}/out"])
+        look.verify([f"{place}/out"])
 
 
 @pytest.mark.parametrize("style", ["short", "alt"])
@@ -87,7 +87,7 @@ def test_one_text_beside_each_picture_of_a_tar(here, tmp_path, style):
     told = pq.read_table(io.BytesIO(storage.read_bytes(f"{place}/out/names/000000.parquet"))).to_pylist()
     assert told[0].items() >= {"exported_key": "000", "caption_short": "this is 000", "logp_short": -0.5}.items()
     assert json.loads(told[0]["provenance_short"])["model"] == "org/name"
-    assert verbs.verify([f"{place}/out"])["whole"]
+    assert look.verify([f"{place}/out"])["whole"]
 
 
 @pytest.mark.filterwarnings("ignore")
