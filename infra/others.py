@@ -1,9 +1,10 @@
 """What installed packages add to ours: classes of models, and recipes, by entry points."""
 
 import dataclasses
-from functools import cache
+from functools import cache, reduce
 from importlib.metadata import entry_points
-from typing import Any, Union, get_args
+from operator import or_
+from typing import Any, get_args
 
 
 @cache
@@ -33,4 +34,4 @@ def with_others(kinds: Any, group: str) -> Any:
             raise ValueError(f"{group} is for configs, which are frozen dataclasses; found {kind!r}.")
         if ours.setdefault(kind.__name__, kind) is not kind:
             raise ValueError(f"{group} has a second {kind.__name__}, of {kind.__module__}: give it another name.")
-    return Union[tuple(ours.values())]  # noqa: UP007
+    return reduce(or_, ours.values())

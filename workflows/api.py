@@ -90,6 +90,8 @@ class Painter:
         as `guidance` and `temperature`. ValueError where the prior hears what nobody told.
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not texts:
+            return []
         seeds = [seed * 2**32 + row for row in range(len(texts))]
         columns = {CAPTION: texts, **{name: [value] * len(texts) for name, value in (told or {}).items()}}
         heard = self._ask(columns, seeds, [negative] * len(texts) if negative else [])
@@ -119,6 +121,8 @@ class Captioner:
         """
         pictures = [_pixels(each) for each in (images if isinstance(images, list | tuple) else [images])]
         chosen = self._style(style)
+        if not pictures:
+            return []
         if chosen not in self._stages:
             self._stages[chosen] = stage = self._stage(chosen)
             stage.setup()
@@ -157,16 +161,18 @@ class Rows:
         A column that several artifacts have comes from the last. ValueError for a column that none has.
         """
         inputs = [each.path for each in _rows_of(self.artifact)]
+        readers = [ShardReader(inputs, name, every=True) for name in joined_names(inputs)]
+        known = set[str]().union(*(reader.names for reader in readers)).difference(ROW)
+        wanted = [name for name in columns if name not in ROW] if columns else sorted(known - {"image"})
+        if missing := [name for name in wanted if name not in known]:
+            raise ValueError(f"There is no column '{missing[0]}'; there are {', '.join(sorted(known))}.")
         tables = []
-        for name in joined_names(inputs):
-            reader = ShardReader(inputs, name, every=True)
-            wanted = list(columns) or sorted(reader.names.difference(ROW, ["image"]))
-            table = reader.table(wanted, np.arange(len(reader)))
-            of_row = (reader.sample_ids, reader.states, reader.reasons)
-            for place, values in enumerate(of_row):
-                table = table.add_column(place, ROW[place], pa.array(values, pa.string()))
+        for reader in readers:  # a column that no row of a shard needs may lack there
+            table = reader.table([name for name in wanted if name in reader.names], np.arange(len(reader)))
+            for name, values in zip(ROW, (reader.sample_ids, reader.states, reader.reasons), strict=True):
+                table = table.append_column(name, pa.array(values, pa.string()))
             tables.append(table)
-        return pa.concat_tables(tables, promote_options="permissive").to_pandas()
+        return pa.concat_tables(tables, promote_options="permissive").select([*ROW, *wanted]).to_pandas()
 
 
 def _has_rows(artifact: Artifact) -> bool:

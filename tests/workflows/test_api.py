@@ -130,6 +130,7 @@ def test_a_captioner_speaks(runs):
         batch = {stage.tower.view: [stage.tower.fit(each) for each in pixels], ALT_COLUMN: [None, None]}
         assert captioner.caption(pictures, style=style.name) == stage(batch)[f"caption_{style.name}"]
     assert captioner.caption(pixels) == captioner.caption(pictures, style="descriptive")
+    assert captioner.caption([]) == []
     assert captioner.caption(Image.fromarray(pixels[1])) == captioner.caption(pictures)[1:]
     with pytest.raises(ValueError, match="no style 'long'; it has descriptive, short"):
         captioner.caption(pictures, style="long")
@@ -161,6 +162,8 @@ def test_rows_come_with_those_of_what_they_were_made_of(runs):
     assert "image" not in rows
     few = rescribe.open(f"{runs}/runs/recaption").to_pandas(["caption_short"])
     assert list(few) == ["sample_id", "state", "reason", "caption_short"]
+    copies = rescribe.open(f"{runs}/runs/ingest").to_pandas(["image", "state"])  # a shard without a picture has none
+    assert [decode(each).shape for each in copies["image"].dropna()] == [(16, 16, 3)] * 4
     assert rescribe.open(f"{runs}/runs").artifact.step == "mix"
     with pytest.raises(ValueError, match="no column 'no'"):
         rescribe.open(f"{runs}/runs/mix").to_pandas(["no"])
