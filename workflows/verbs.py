@@ -18,6 +18,7 @@ from workflows.corpora.shapes import write_shards
 from workflows.direct import direct
 from workflows.export import export
 from workflows.exported import DATA, NAMES
+from workflows.foreseen import check_captions, lacks
 from workflows.gallery import gallery as draw_gallery
 from workflows.lookup import CAPTIONED, Line, contents, current, finished, furthest, inputs_of, one, only, rephrased
 from workflows.options import (
@@ -46,8 +47,11 @@ COUNTS = ("rows_in", "accepted", "rejected", "failed", "shards")
 def run(arguments: list[str]) -> dict[str, Any]:
     """Run a recipe: `rescribe run demo`. Run it again and it continues, or says that all is done."""
     options = recipe_options(arguments, "run")
+    check_captions(options.recipe)
     plan = Plan(options.store)
     text_to_image.run(options.recipe, plan)
+    if lacking := lacks(options.recipe, options.cluster, [line[0] for line in plan.lines if line[2] != "done"]):
+        raise ValueError(" ".join(lacking))
     store = Store(options.store, options.cluster, steps=len(plan.lines))
     started = time.time()
     evaluation = text_to_image.run(options.recipe, store)
@@ -67,14 +71,19 @@ def run(arguments: list[str]) -> dict[str, Any]:
 def plan(arguments: list[str]) -> dict[str, Any]:
     """Say what `run` would do, and why: `rescribe plan demo --mix.min-words 4`."""
     options = recipe_options(arguments, "plan")
+    check_captions(options.recipe)
     drawn = Plan(options.store)
     text_to_image.run(options.recipe, drawn)
     for step, identity, reason in drawn.lines:
         print(f"{step:<16} {identity}  {'done' if reason == 'done' else 'RUN: ' + reason}")
         for line in drawn.told[identity]:
             print(f"{'':<16} {line}")
+    lacking = lacks(options.recipe, options.cluster, [line[0] for line in drawn.lines if line[2] != "done"])
+    for sentence in lacking:
+        say(f"`run` would refuse: {sentence}")
     steps = [dict(zip(("step", "id", "reason"), line, strict=True)) for line in drawn.lines]
-    return {"steps": [each | ({"told": told} if (told := drawn.told[each["id"]]) else {}) for each in steps]}
+    steps = [each | ({"told": told} if (told := drawn.told[each["id"]]) else {}) for each in steps]
+    return {"steps": steps} | ({"lacks": lacking} if lacking else {})
 
 
 def show(arguments: list[str]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The training of an image tokenizer: one Update, or two where a critic judges the pictures."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,6 +74,12 @@ class TokenizerTask:
 def build_tokenizer(config: TokenizerConfig) -> VQGAN | PatchVQGAN:
     """The tokenizer that a config describes, with fresh weights."""
     return VQGAN(config) if isinstance(config, VQGANConfig) else PatchVQGAN(config)
+
+
+def check_patches(config: TokenizerConfig, sizes: Sequence[tuple[int, int]]) -> None:
+    """ValueError where pictures of a size (height, width) do not divide into what a code stands for."""
+    for size in sizes:
+        config.grid(size)
 
 
 @dataclass(frozen=True, kw_only=True)
