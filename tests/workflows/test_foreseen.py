@@ -97,7 +97,7 @@ def test_styles_of_what_is_there(tmp_path):
     captions = made("recaption", config={}, summary={"styles": [{"name": "loud"}]})
     with pytest.raises(ValueError, match="'descriptive', which nobody writes; there are alt, loud"):
         check_captions(replace(demo(), captioner=None, captions=captions))
-    trained = made("train_captioner", config=to_dict(replace(demo().captioner, styles=STYLES)), summary={})
+    trained = made("train_captioner", config=to_dict(with_(demo(), "captioner", styles=STYLES).captioner), summary={})
     with pytest.raises(ValueError, match="'descriptive', which nobody writes; there are alt, short, loud"):
         check_captions(replace(demo(), captioner=trained))
     check_captions(replace(demo(), captioner=f"{tmp_path}/none"))  # the plan says that it is not there
