@@ -32,11 +32,13 @@ from workflows.options import (
     direct_options,
     export_options,
     further_inputs,
+    named_fields,
     recipe_options,
     retry_options,
     step_options,
 )
 from workflows.recaption import recaption
+from workflows.sample import as_trained, sample
 from workflows.settings import settings_of
 
 MODELS = {"captioner": "train_captioner", "tokenizer": "train_tokenizer", "prior": "train_prior"}
@@ -235,7 +237,12 @@ def run_step(work: Step, arguments: list[str]) -> dict[str, Any]:
     for name, path in given:
         line = rephrased(work.name, arguments, path, f"--{name}")
         inputs += inputs_of(name, path, line) if path else [None]
-    artifact = Store(parsed.store, parsed.cluster).step(work, parsed.config, *inputs)
+    config = parsed.config
+    if work is sample and (prior := inputs[1]):
+        config = as_trained(config, prior, named_fields(arguments, "--sampling."))
+    artifact = Store(parsed.store, parsed.cluster).step(work, config, *inputs)
+    if work is sample:
+        say(f"{artifact.summary['samples']} pictures: {artifact.url('images')}")
     return {**artifact.summary, "artifact": artifact.path}
 
 
