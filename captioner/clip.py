@@ -10,6 +10,8 @@ import transformers
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from captioner.hub import asked
+
 
 @dataclass(frozen=True)
 class Similarities:
@@ -22,22 +24,20 @@ class Similarities:
 class Clip:
     """A `CLIPModel` in the Hugging Face layout, by a hub's name or a folder, with its own fit of pixels.
 
-    Raises FileNotFoundError where there is no model, ValueError where it is not CLIP.
+    Raises what `asked` does where it cannot be had, ValueError where it is not CLIP.
     """
 
     def __init__(self, name: str, device: str = "cpu", kind: torch.dtype = torch.float32) -> None:
         from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil  # needs no torchvision
 
-        try:
+        with asked(name, "CLIP"):
             model_type = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
-        except OSError as error:
-            raise FileNotFoundError(f"There is no CLIP at {name}: no config.json was found.") from error
-        if model_type != "clip":
-            raise ValueError(f"{name} holds a model of type '{model_type}', but similarity is asked of CLIP only.")
-        model: Any = transformers.CLIPModel.from_pretrained(name)
+            if model_type != "clip":
+                raise ValueError(f"{name} holds a model of type '{model_type}', but similarity is asked of CLIP only.")
+            model: Any = transformers.CLIPModel.from_pretrained(name)
+            self._fit: Any = CLIPImageProcessorPil.from_pretrained(name)
+            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         self._model = model.to(device, kind).eval()
-        self._fit: Any = CLIPImageProcessorPil.from_pretrained(name)
-        self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         self.longest = int(self._model.config.text_config.max_position_embeddings)  # 77 tokens, with first and last
 
     @torch.no_grad()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers.initialization import no_init_weights
 
+from captioner.hub import asked
 from captioner.matching import Matching, MatchingConfig
 from captioner.styles import Style
 from captioner.vision import build_tower, portion, see
@@ -267,21 +268,22 @@ def from_pretrained(name: str) -> Captioner:
     """Published BLIP weights, by a hub's name or a folder in the Hugging Face layout.
 
     A captioning checkpoint's decoder becomes "alt". A retrieval checkpoint's head and projections become `matching`,
-    and there is no decoder. Raises FileNotFoundError where there is no model, ValueError where it is not BLIP.
+    and there is no decoder. Raises what `asked` does where it cannot be had, ValueError where it is not BLIP.
     """
     kind = published(name)
     if kind.model_type != "blip":
         raise ValueError(f"{name} holds a model of type '{kind.model_type}', but a captioner is loaded from BLIP only.")
     retrieval = "BlipForImageTextRetrieval" in (kind.architectures or ())
     layout = transformers.BlipForImageTextRetrieval if retrieval else transformers.BlipForConditionalGeneration
-    loaded: Any = layout.from_pretrained(name, output_loading_info=True)
+    with asked(name, "captioner"):
+        loaded: Any = layout.from_pretrained(name, output_loading_info=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False).backend_tokenizer
     blip, report = loaded
     if report["missing_keys"]:
         raise ValueError(
             f"{name} lacks {len(report['missing_keys'])} weights of a BLIP captioner, such as "
             f"{min(report['missing_keys'])}. Choose a checkpoint that was trained for captioning, or for retrieval."
         )
-    tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False).backend_tokenizer
     captioner = Captioner(blip.config, Vocabulary(tokenizer, blip.config.text_config.bos_token_id), decoders=())
     captioner.vision = blip.vision_model
     if retrieval:
@@ -292,8 +294,6 @@ def from_pretrained(name: str) -> Captioner:
 
 
 def published(name: str) -> "transformers.PreTrainedConfig":
-    """What a published model says of itself; FileNotFoundError where there is none."""
-    try:
+    """What a published model says of itself; errors as `asked` has them."""
+    with asked(name, "captioner"):
         return transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except OSError as error:
-        raise FileNotFoundError(f"There is no captioner at {name}: no config.json was found.") from error

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 from infra import storage, strict
 from infra.config import fingerprint
@@ -123,7 +123,8 @@ class Step:
     def input_names(self) -> dict[str, bool]:
         """The artifacts that it takes, by parameter, and whether it does without."""
         parameters = list(inspect.signature(self.work).parameters.values())[1:]
-        return {p.name: p.default is None for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}
+        without = {p.name: type(None) in get_args(p.annotation) for p in parameters}
+        return {p.name: without[p.name] for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}
 
     def identity(self, config: Any, inputs: Sequence[Artifact | None]) -> str:
         """The artifact's id: 16 hexadecimal digits of a hash of name, version, config, inputs and own key."""

@@ -1,10 +1,14 @@
 """What a Ray cluster has, and what a run could never get from it."""
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor
 
-from infra.cluster import Cluster
+from infra import device
+from infra.cluster import Cluster, logical_cpus
+
+WITHOUT_VLLM = "vLLM is not installed; install rescribe[vllm], or caption through an endpoint that has it."
 
 _FUZZ = 1e-6  # ten workers of 0.1 CPUs fit on one CPU
 
@@ -53,6 +57,27 @@ def missing(
         if node.free_gb is not None and node.free_gb < free_gb:
             sentences.append(f"Node {node.name} has {node.free_gb:.1f} GB of disk left, less than {free_gb:g}.")
     return sentences
+
+
+def lacks_here(cluster: Cluster, batches: Sequence[int], decodes: bool) -> list[str]:
+    """What is `missing` where Ray is started on this machine, in a sentence; of a cluster that is joined, nothing."""
+    if cluster.address:
+        return []
+    asks = cluster.gpus_per_worker or cluster.gpus_per_actor  # to count GPUs takes a second
+    here = Node(name="here", cpus=logical_cpus(), gpus=device.count() if asks else 0)
+    found = missing(cluster, [here], batches=batches, decodes=decodes, free_gb=0)
+    if not found:
+        return []
+    advice = "See what `nvidia-smi` and CUDA_VISIBLE_DEVICES say, or choose" if asks else "Choose"
+    return [
+        f"This machine ({here.cpus:g} logical CPUs and {here.gpus:g} GPUs) has no room for the cluster "
+        f"'{cluster.name}'. {' '.join(found)} {advice} another --cluster, such as laptop."
+    ]
+
+
+def has_vllm() -> bool:
+    """Whether vLLM is installed here."""
+    return importlib.util.find_spec("vllm") is not None
 
 
 def inventory(nodes: Sequence[Node]) -> str:

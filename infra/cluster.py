@@ -148,8 +148,15 @@ def this_machine() -> Cluster:
     return replace(one_node(), name="this_machine", actors=(1, gpus), **workers)
 
 
-def connect(cluster: Cluster) -> None:
+def logical_cpus() -> int:
+    """That Ray has where it is started here: more than cores, since on two some plans of Ray Data wait for ever."""
+    return max(8, 2 * (os.cpu_count() or 1))
+
+
+def connect(cluster: Cluster, workers: int = 0) -> None:
     """Join the Ray cluster, or start one on this machine; does nothing where that is done already.
+
+    So many `workers` at least are to train on it.
 
     What is started here listens on loopback alone, and asks for a token (`docs/security.md`).
     Raises RuntimeError where Ray cannot be joined, or does not start, and ValueError where it would start on this
@@ -168,18 +175,18 @@ def connect(cluster: Cluster) -> None:
             ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         return
     wanted = (cluster.workers[0] * cluster.gpus_per_worker, cluster.actors[0] * cluster.gpus_per_actor)
-    if any(wanted) and (found := device.count()) < min(filter(None, wanted)):
+    least = workers * cluster.gpus_per_worker or min(filter(None, wanted), default=0)
+    if least and (found := device.count()) < least:
         raise ValueError(
-            f"Cluster '{cluster.name}' asks for GPUs, and Ray finds {found} on this machine. See what `nvidia-smi` and "
-            "CUDA_VISIBLE_DEVICES say, or choose another --cluster, such as laptop."
+            f"Cluster '{cluster.name}' asks for GPUs, and Ray finds {found} on this machine of the {least:g} that it "
+            "needs. See what `nvidia-smi` and CUDA_VISIBLE_DEVICES say, or choose another --cluster, such as laptop."
         )
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # else a process for each logical CPU
     ensure_token()
     with _told(_not_started), _silent(), loopback():
-        # More logical CPUs than cores: on two, some plans of Ray Data wait for ever for a place to run.
         ray.init(
             address="local",  # never somebody else's cluster on this machine
-            num_cpus=max(8, 2 * (os.cpu_count() or 1)),
+            num_cpus=logical_cpus(),
             include_dashboard=False,
             log_to_driver=False,
             object_store_memory=2**30,

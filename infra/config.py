@@ -6,9 +6,18 @@ import hashlib
 import json
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
+
+
+class FieldError(ValueError):
+    """What is wrong in plain data, and in which field: `prior.train.steps: expected a whole number, found "many"`."""
+
+    def __init__(self, said: str, path: str = "") -> None:
+        super().__init__(f"{path}: {said}" if path else said)
+        self.said, self.path = said, path
 
 
 def setting(
@@ -43,7 +52,7 @@ def to_dict(config: Any) -> Any:
 def from_dict(cls: Any, data: Any) -> Any:
     """The value of type `cls` that `to_dict` wrote as `data`.
 
-    Raises ValueError, naming the nearest field, where `data` has a key that `cls` lacks; a typo is never ignored.
+    Raises FieldError, naming the nearest field, where `data` has a key that `cls` lacks; a typo is never ignored.
     """
     return _read(cls, data, None)
 
@@ -145,38 +154,62 @@ def _read(cls: Any, data: Any, was: type | None) -> Any:
     if origin in (typing.Union, types.UnionType):
         return _union_from_dict(cls, data, was)
     if origin is typing.Literal and data not in args:
-        raise ValueError(f"Expected one of {', '.join(map(repr, args))} but found {data!r}.")
+        raise _expected(cls, data)
     if origin in (tuple, list):
         if not isinstance(data, (list, tuple)):
-            raise ValueError(f"Expected a list but found {data!r}.")
+            raise _expected(cls, data)
         inner = [args[0]] * len(data) if origin is list or args[-1] is Ellipsis else args
         if len(inner) != len(data):
-            raise ValueError(f"Expected {len(inner)} values but found {data!r}.")
-        return origin(_read(kind, value, was) for kind, value in zip(inner, data, strict=True))
+            raise FieldError(f"expected {len(inner)} values, found {_shown(data)}")
+        return origin(_read_at(place, kind, data[place], was) for place, kind in enumerate(inner))
     if origin is dict:
         if not isinstance(data, dict):
-            raise ValueError(f"Expected a table but found {data!r}.")
-        return {key: _read(args[1], value, was) for key, value in data.items()}
+            raise _expected(cls, data)
+        return {key: _read_at(key, args[1], value, was) for key, value in data.items()}
     if cls is float and isinstance(data, int) and not isinstance(data, bool):
         return float(data)
     if isinstance(cls, type) and cls is not object and not isinstance(data, cls):
-        raise ValueError(f"Expected {cls.__name__} but found {data!r}.")
+        raise _expected(cls, data)
     return data
+
+
+def _read_at(name: Any, cls: Any, data: Any, was: type | None) -> Any:
+    """What stands in a field, whose name an error carries."""
+    with _named(name):
+        return _read(cls, data, was)
+
+
+@contextmanager
+def _named(name: Any) -> Iterator[None]:
+    try:
+        yield
+    except FieldError as error:
+        raise FieldError(error.said, f"{name}.{error.path}" if error.path else str(name)) from error
+    except ValueError as error:  # a config's own
+        raise FieldError(str(error), str(name)) from error
 
 
 def _dataclass_from_dict(cls: type, data: dict) -> Any:
     if not isinstance(data, dict):
-        raise ValueError(f"{cls.__name__} is written as a table of its fields, but {data!r} was found.")
+        raise _expected(cls, data)
     if data.get("class", cls.__name__) != cls.__name__:
-        raise ValueError(f'A table of a {cls.__name__} was expected, but its "class" is {data["class"]!r}.')
+        raise FieldError(f'A table of a {cls.__name__} was expected, but its "class" is {data["class"]!r}.')
     hints = _hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in data:
         if key not in fields and key != "class":
             near = difflib.get_close_matches(key, fields, n=1)
             hint = f" Did you mean '{near[0]}'?" if near else f" It has: {', '.join(fields)}."
-            raise ValueError(f"{cls.__name__} has no field '{key}'.{hint}")
-    told = {name: _read(hints[name], data[name], fields[name].metadata.get("was")) for name in fields if name in data}
+            raise FieldError(f"{cls.__name__} has no field '{key}'.{hint}")
+    nothing = dataclasses.MISSING
+    for name, field in fields.items():
+        if name not in data and field.default is nothing and field.default_factory is nothing:
+            raise FieldError(f"expected {_words(hints[name])}, found nothing", name)
+    told = {
+        name: _read_at(name, hints[name], data[name], fields[name].metadata.get("was"))
+        for name in fields
+        if name in data
+    }
     return cls(**told)
 
 
@@ -184,13 +217,15 @@ def _union_from_dict(hint: Any, data: Any, was: type | None) -> Any:
     kinds, classes = _kinds(hint), _classes(hint)
     if data is None and type(None) in typing.get_args(hint):
         return None
+    if len(kinds) == 1:
+        return _read(kinds[0], data, was)
     others = [kind for kind in kinds if kind not in classes.values()]
     tables = any(typing.get_origin(kind) is dict for kind in others)
     if isinstance(data, dict) and classes and ("class" in data or not tables):
         only = next(iter(classes.values())) if len(classes) == 1 else None
         name = data.get("class") or getattr(was if was in classes.values() else only, "__name__", None)
-        if name not in classes:
-            raise ValueError(f'This table needs "class": one of {", ".join(classes)}; found {name!r}.')
+        if name not in tuple(classes):  # it may be anything
+            raise FieldError(f'expected "class": one of {", ".join(classes)}, found {_shown(name)}')
         return _dataclass_from_dict(classes[name], data)
     found = []
     for kind in others:
@@ -199,7 +234,32 @@ def _union_from_dict(hint: Any, data: Any, was: type | None) -> Any:
         except (TypeError, ValueError):
             continue
     if not found:
-        names = ", ".join(str(getattr(kind, "__name__", kind)) for kind in kinds)
-        raise ValueError(f"Expected one of {names} but found {data!r}.")
+        raise _expected(hint, data)
     # An integer is read as a float, too: what says the same again comes first.
     return next((value for value in found if _same(_plain(value, hint, was), data)), found[0])
+
+
+_WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
+_CONTAINERS = {dict: "a table", list: "a list", tuple: "a list"}
+
+
+def _expected(hint: Any, data: Any) -> FieldError:
+    return FieldError(f"expected {_words(hint)}, found {_shown(data)}")
+
+
+def _words(hint: Any) -> str:
+    """A field's type as a page would say it."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(json.dumps(each) for each in args)
+    if classes := _classes(hint):
+        others = [_words(kind) for kind in args if kind not in classes.values()]
+        return " or ".join([*others, f"a table ({' or '.join(classes)})"])
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(map(_words, args)))
+    return _CONTAINERS.get(origin or hint) or _WORDS.get(hint) or str(getattr(hint, "__name__", hint))
+
+
+def _shown(data: Any) -> str:
+    text = json.dumps(data, default=str)
+    return text if len(text) <= 80 else f"{text[:80]} ..."

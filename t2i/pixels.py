@@ -12,6 +12,17 @@ def to_pixels(images: torch.Tensor) -> list[np.ndarray]:
     return list(((images.float() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy())
 
 
+def patches(size: tuple[int, int], patch: int) -> tuple[int, int]:
+    """How many patches of so many pixels a side stand in a (height, width); ValueError where it does not divide."""
+    rows, columns = (-(-side // patch) for side in size)
+    if (rows * patch, columns * patch) != tuple(size):
+        raise ValueError(
+            f"Images of {size[0]}x{size[1]} do not divide into patches of {patch} pixels: give an image_size or "
+            f"buckets that do, such as {rows * patch}x{columns * patch}."
+        )
+    return rows, columns
+
+
 def resized(pixels: np.ndarray, size: tuple[int, int], nearest: bool = False) -> np.ndarray:
     """(H, W, 3) or (H, W) uint8 at a size (h, w); as it is, where it has that."""
     if pixels.shape[:2] == size:

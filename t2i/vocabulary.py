@@ -39,6 +39,13 @@ class TextVocabulary:
         ids = [encoding.ids[: self.length] or [NULL] for encoding in self._tokenizer.encode_batch_fast(list(captions))]
         return pad(ids)
 
+    def unknown(self, captions: Sequence[str]) -> list[str]:
+        """Words of which the vocabulary has pieces at most: seen once, never, or too seldom for its size."""
+        normal, split = self._tokenizer.normalizer.normalize_str, self._tokenizer.pre_tokenizer.pre_tokenize_str
+        words = dict.fromkeys(word for caption in captions for word, _ in split(normal(caption)))
+        found = (word.lstrip("\u2581") for word in words if self._tokenizer.token_to_id(word) is None)
+        return [word for word in found if any(letter.isalnum() for letter in word)]
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of word ids, as near as the vocabulary can say it."""
         return self._tokenizer.decode([int(i) for i in ids if i != PAD])

@@ -72,9 +72,9 @@ def recipe(capsys):
         (("evil",), 1, "Recipe has no field 'evil'"),
         (("captioner", "__class__"), "os.system", "has no field '__class__'"),
         (("captioner", "model", "vision", "__reduce__"), ["os.system", "id"], "has no field '__reduce__'"),
-        (("tokenizer", "model", "class"), "os.system", "one of .*; found 'os.system'"),
-        (("corpus", "labels"), "os", "Expected one of .*found 'os'"),
-        (("corpus", "labels"), "shapes", "Expected one of .*found 'shapes'"),
+        (("tokenizer", "model", "class"), "os.system", 'tokenizer.model: .*one of .*found "os.system"'),
+        (("corpus", "labels"), "os", 'corpus.labels: expected one of .*found "os"'),
+        (("corpus", "labels"), "shapes", 'corpus.labels: expected one of .*found "shapes"'),
     ],
 )
 def test_a_recipe_names_no_code(recipe, tmp_path, capsys, path, value, sentence):

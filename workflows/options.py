@@ -134,6 +134,12 @@ def further_inputs(work: Step) -> list[str]:
     return [p.name for p in inspect.signature(work.work).parameters.values() if p.kind is p.VAR_POSITIONAL]
 
 
+def named_fields(arguments: list[str], before: str) -> list[str]:
+    """The fields that options name after a beginning, as `top_k` after `--sampling.`."""
+    words = [word.partition("=")[0] for word in arguments if word.startswith(before)]
+    return [word.removeprefix(before).replace("-", "_") for word in words]
+
+
 def export_options(arguments: list[str]) -> ExportOptions:
     """Of `export`."""
     cluster, arguments = _named_cluster(arguments)

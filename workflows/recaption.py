@@ -22,7 +22,7 @@ from infra.data.stage import Stage
 from infra.metrics import Report, counting
 from infra.store import Artifact, by_shard, step
 from workflows.asked import DESCRIPTIVE, SHORT, caption_by, check_names, tell_copies
-from workflows.train_captioner import MODEL, named
+from workflows.train_captioner import MODEL, Backend, named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +59,7 @@ def recaption(
     Somebody else's model, which `captioner` only names, writes `caption_<style>` and `provenance_<style>`.
     """
     if (backend := named(captioner)) is not None:
-        styles = config.styles or (SHORT, DESCRIPTIVE)
-        backend.check(styles)
-        if config.matcher or config.clip:
-            raise ValueError("`matcher` and `clip` score beside a captioner of ours, and this one only names a model.")
-        model = (backend, styles, config.batch, config.precision)
+        model = (backend, check_asked(config, backend), config.batch, config.precision)
         counts = caption_by(*model, images, out=out, cluster=cluster, report=report)
         return counts | {"captioner": captioner.id}
     model = captioner.url(MODEL)
@@ -105,6 +101,15 @@ def recaption(
         "faults": {style.name: _faults(captioned, style.name) for style in styles},
         "seed": None,  # greedy and beam search draw nothing
     }
+
+
+def check_asked(config: RecaptionConfig, backend: Backend) -> tuple[Style, ...]:
+    """The styles that somebody else's model is asked for; ValueError where it cannot be."""
+    styles = config.styles or (SHORT, DESCRIPTIVE)
+    backend.check(styles)
+    if config.matcher or config.clip:
+        raise ValueError("`matcher` and `clip` score beside a captioner of ours, and this one only names a model.")
+    return styles
 
 
 def _is_published(captioner: Artifact) -> bool:

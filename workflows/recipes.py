@@ -187,14 +187,17 @@ def own(corpus: str, captioner: str = "none", model: str = "", key_variable: str
     of held-out rows. Steps suit some thousands of pictures; a cluster and more of them want more.
     """
     recipe, size = demo(seed), (64, 64)
-    told = captioner != "none"
+    who = None if captioner == "none" else captioner_of(captioner, model, key_variable)
+    captions, weights = RecaptionConfig(), {"alt": 0.05, "short": 0.15, "descriptive": 0.8}
+    if isinstance(who, TrainCaptionerConfig) and isinstance(who.model, str):  # BLIP as it was published knows no style
+        captions, weights = RecaptionConfig(styles=(SHORT,)), {"alt": 0.05, "short": 0.95}
     return replace(
         recipe,
         name="own",
         corpus=IngestConfig(corpus=corpus, image_size=size, fit="crop"),
-        captioner=captioner_of(captioner, model, key_variable) if told else None,
-        captions=RecaptionConfig() if told else None,
-        mix=MixConfig(weights={"alt": 0.05, "short": 0.15, "descriptive": 0.8} if told else {"alt": 1.0}),
+        captioner=who,
+        captions=captions if who else None,
+        mix=MixConfig(weights=weights if who else {"alt": 1.0}),
         tokenizer=replace(recipe.tokenizer, train=_train(seed, 1000)),
         prior=replace(recipe.prior, vocabulary_size=4000, text_length=112, drop=0.1, train=_train(seed, 1000)),
         sample=replace(recipe.sample, count=64, sampling=SamplingConfig(temperature=0.7, guidance=1.5)),

@@ -1,8 +1,9 @@
 """Draw pictures for prompts: captions of held-out images, or a user's own."""
 
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
 from typing import Any
@@ -11,13 +12,14 @@ import numpy as np
 
 from infra import storage, strict
 from infra.cluster import Cluster
-from infra.config import setting
+from infra.config import from_dict, setting
 from infra.data.images import encode_png
 from infra.data.shards import ShardReader, joined_names
 from infra.metrics import Report
 from infra.store import Artifact, step
+from t2i.conditions.words import WordsRows
 from t2i.pixels import to_pixels
-from t2i.priors.asking import CAPTION
+from t2i.priors.asking import CAPTION, Asking
 from t2i.priors.sampling import SamplingConfig
 from t2i.priors.task import load_prior
 from t2i.tokenizers.task import load_tokenizer
@@ -63,7 +65,7 @@ class Prompt:
 @step(version=2)
 def sample(
     config: SampleConfig,
-    mixture: Artifact,
+    mixture: Artifact | None,
     prior: Artifact,
     tokenizer: Artifact,
     *,
@@ -71,17 +73,25 @@ def sample(
     cluster: Cluster,
     report: Report,
 ) -> dict[str, Any]:
-    """Write a PNG a prompt, and `samples.json`: prompt, image, scene and sample id of each."""
-    prompts = [Prompt(text) for text in config.prompts] or prompts_of(mixture, config.count)
+    """Write a PNG a prompt, and `samples.json`: prompt, image, scene and sample id of each.
+
+    The mixture, of which held-out captions are taken, is not wanted where there are prompts.
+    """
+    if mixture is None and not config.prompts:
+        raise ValueError("Say what to draw: give prompts, or a mixture, whose held-out captions stand for them.")
+    prompts = [Prompt(text) for text in config.prompts]
+    if mixture is not None and not prompts:
+        prompts = prompts_of(mixture, config.count)
     model, ask = load_prior(prior.url(MODEL))
     decoder = load_tokenizer(tokenizer.url(MODEL))
+    unknown = _unknown(config, ask)
     beside = [name for name in ask.reads if name != CAPTION]
     written = []
     for start in range(0, len(prompts), config.batch):
         part = prompts[start : start + config.batch]
         seeds = [config.seed * 2**32 + start + row for row in range(len(part))]
         columns = {name: [value] * len(part) for name, value in config.told.items()}
-        if not config.prompts:
+        if mixture is not None and not config.prompts:
             columns = _beside(mixture, part, beside)
         negative = [config.negative] * len(part) if config.negative else []
         asked = ask({CAPTION: [prompt.text for prompt in part], **columns}, seeds, negative)
@@ -92,7 +102,47 @@ def sample(
             written.append({"prompt": prompt.text, "image": name, "scene": prompt.scene, "sample_id": prompt.sample_id})
         report(len(written), len(prompts), "pictures")
     storage.write_bytes(storage.join(out, SAMPLES), strict.dumps(written, indent=1).encode())
-    return {"samples": len(written), "guidance": config.sampling.guidance, "temperature": config.sampling.temperature}
+    drawn = {"guidance": config.sampling.guidance, "temperature": config.sampling.temperature}
+    return {"samples": len(written), **drawn} | ({"unknown_words": unknown} if unknown else {})
+
+
+def as_trained(config: SampleConfig, prior: Artifact, given: Collection[str]) -> SampleConfig:
+    """With the sampling of the recipe that trained the prior, but for the fields of it that are `given`.
+
+    The prior does not know its recipe; the newest pictures of held-out captions beside it do, which a recipe ends with.
+    """
+    root, drawn = prior.path.rsplit("/", 2)[0], list[Artifact]()
+    for name in storage.list_names(storage.join(root, sample.name)):
+        with suppress(FileNotFoundError):  # it was cut
+            drawn.append(Artifact.open(storage.join(root, sample.name, name)))
+    by_recipes = [
+        made
+        for made in drawn
+        if not made.manifest["config"]["prompts"]
+        and any(path.endswith(f"{prior.step}/{prior.id}") for path in made.manifest["inputs"])
+    ]
+    if not by_recipes:
+        return config
+    newest = max(by_recipes, key=lambda made: made.manifest["started"])
+    sampling = from_dict(SampleConfig, newest.manifest["config"]).sampling
+    sampling = replace(sampling, **{name: getattr(config.sampling, name) for name in given})
+    _say(f"Drawn as {newest.path} was: guidance {sampling.guidance:g}, temperature {sampling.temperature:g}.")
+    return replace(config, sampling=sampling)
+
+
+def _unknown(config: SampleConfig, ask: Asking) -> list[str]:
+    """Words of a user's prompts that the prior's vocabulary does not have, which is told."""
+    texts = [*config.prompts, config.negative] if config.prompts else []
+    known = [rows.vocabulary for rows in ask.rows if isinstance(rows, WordsRows)]
+    unknown = list(dict.fromkeys(word for vocabulary in known for word in vocabulary.unknown(texts)))
+    if unknown:
+        words = " nor ".join(f"'{word}'" for word in unknown)
+        _say(f"This prior's vocabulary has no word {words}: it reads pieces, and may not know what they mean.")
+    return unknown
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def prompts_of(mixture: Artifact, count: int) -> list[Prompt]:
@@ -108,7 +158,7 @@ def prompts_of(mixture: Artifact, count: int) -> list[Prompt]:
     every = (_read(shard, TRAIN, names, [images, captions]) for shard in joined_names([images.path]))
     if not (rows := list(islice(chain.from_iterable(every), count))):
         raise ValueError(f"No row of {images.path} has a caption to draw a picture for. Give prompts of your own.")
-    print("No held-out row has a caption, so the prompts are those of training rows.", file=sys.stderr, flush=True)
+    _say("No held-out row has a caption, so the prompts are those of training rows.")
     return rows
 
 

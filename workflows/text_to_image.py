@@ -6,6 +6,7 @@ from infra.config import setting
 from infra.data.fitting import bucket_name
 from infra.store import Artifact, Plan, Store
 from t2i.priors.task import check_sizes
+from t2i.tokenizers.task import check_patches
 from workflows.encode import EncodeConfig, encode
 from workflows.encode_text import EncodeTextConfig, encode_text
 from workflows.evaluate import ReportConfig, evaluate
@@ -42,7 +43,11 @@ class Recipe:
     def __post_init__(self) -> None:
         if isinstance(self.captions, RecaptionConfig) and self.captioner is None:
             raise ValueError("Nobody writes the captions: give a `captioner`, or no `captions`.")
-        check_sizes(self.prior.model, [bucket_name(size) for size in self.corpus.sizes])
+        sizes = self.corpus.sizes
+        if not sizes:
+            raise ValueError("To be trained on, pictures come to a size: give corpus.image_size, such as 256 256.")
+        check_patches(self.tokenizer.model, sizes)
+        check_sizes(self.prior.model, [bucket_name(size) for size in sizes])
 
 
 def run(recipe: Recipe, store: Store | Plan) -> Artifact:

@@ -16,6 +16,7 @@ from workflows.commands import COUNTS, say
 from workflows.corpora.shapes import write_shards
 from workflows.direct import direct
 from workflows.export import export
+from workflows.foreseen import check_captions, lacks
 from workflows.gallery import gallery as draw_gallery
 from workflows.lookup import (
     CAPTIONED,
@@ -42,11 +43,13 @@ from workflows.options import (
     direct_options,
     export_options,
     further_inputs,
+    named_fields,
     recipe_options,
     retry_options,
     step_options,
 )
 from workflows.recaption import recaption
+from workflows.sample import as_trained, sample
 from workflows.settings import settings_of
 
 MODELS = {"captioner": "train_captioner", "tokenizer": "train_tokenizer", "prior": "train_prior"}
@@ -58,8 +61,11 @@ def run(arguments: list[str]) -> dict[str, Any]:
     options = recipe_options(arguments, "run")
     name = options.recipe.name
     check_name(name)
+    check_captions(options.recipe)
     plan = Plan(options.store)
     text_to_image.run(options.recipe, plan)
+    if lacking := lacks(options.recipe, options.cluster, [line[0] for line in plan.lines if line[2] != "done"]):
+        raise ValueError(" ".join(lacking))
     store = Store(options.store, options.cluster, steps=len(plan.lines))
     started = time.time()
     evaluation = text_to_image.run(options.recipe, store)
@@ -80,14 +86,19 @@ def run(arguments: list[str]) -> dict[str, Any]:
 def plan(arguments: list[str]) -> dict[str, Any]:
     """Say what `run` would do, and why: `rescribe plan demo --mix.min-words 4`."""
     options = recipe_options(arguments, "plan")
+    check_captions(options.recipe)
     drawn = Plan(options.store, before=[tail(path) for path in made_by(options.store, options.recipe.name)])
     text_to_image.run(options.recipe, drawn)
     for step, identity, reason in drawn.lines:
         print(f"{step:<16} {identity}  {'done' if reason == 'done' else 'RUN: ' + reason}")
         for line in drawn.told[identity]:
             print(f"{'':<16} {line}")
+    lacking = lacks(options.recipe, options.cluster, [line[0] for line in drawn.lines if line[2] != "done"])
+    for sentence in lacking:
+        say(f"`run` would refuse: {sentence}")
     steps = [dict(zip(("step", "id", "reason"), line, strict=True)) for line in drawn.lines]
-    return {"steps": [each | ({"told": told} if (told := drawn.told[each["id"]]) else {}) for each in steps]}
+    steps = [each | ({"told": told} if (told := drawn.told[each["id"]]) else {}) for each in steps]
+    return {"steps": steps} | ({"lacks": lacking} if lacking else {})
 
 
 def recipe_of(arguments: list[str]) -> dict[str, Any]:
@@ -192,10 +203,16 @@ def run_step(work: Step, arguments: list[str]) -> dict[str, Any]:
     for name, path in given:
         line = rephrased(work.name, arguments, path, f"--{name}")
         inputs += inputs_of(name, in_store(path, parsed.store), line) if path else [None]
-    artifact = Store(parsed.store, parsed.cluster).step(work, parsed.config, *inputs)
+    config = parsed.config
+    if work is sample and (prior := inputs[1]):
+        config = as_trained(config, prior, named_fields(arguments, "--sampling."))
+    artifact = Store(parsed.store, parsed.cluster).step(work, config, *inputs)
     if parsed.name:
         keep_name(parsed.store, parsed.name, [artifact])
-    say(artifact.path)
+    if work is sample:
+        say(f"{artifact.summary['samples']} pictures: {artifact.url('images')}")
+    else:
+        say(artifact.path)
     return {**artifact.summary, "artifact": artifact.path}
 
 

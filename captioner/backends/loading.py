@@ -5,6 +5,8 @@ from typing import Any
 import torch
 import transformers
 
+from captioner.hub import asked
+
 ENDPOINT = "serve it elsewhere and caption through its endpoint"
 
 
@@ -13,19 +15,18 @@ def load(
 ) -> tuple[Any, "transformers.PreTrainedModel"]:
     """The processor, with images processed by Pillow where the family can, and the model in the number format `kind`.
 
-    Raises FileNotFoundError where there is no model, ValueError where it is of another sort, lacks weights, needs
+    Raises what `asked` does where it cannot be had, ValueError where it is of another sort, lacks weights, needs
     torchvision, or brings code that was not asked for.
     """
     chosen = {"revision": revision or None, "trust_remote_code": trust_remote_code}
     try:
-        config = transformers.AutoConfig.from_pretrained(name, **chosen)
-        _check_kind(name, config)
-        processor = _processor(name, chosen)
-        loaded: Any = transformers.AutoModelForImageTextToText.from_pretrained(
-            name, config=config, dtype=kind, output_loading_info=True, **chosen
-        )
-    except OSError as error:
-        raise FileNotFoundError(f"There is no model at {name}, or it lacks a file: {_first_line(error)}") from error
+        with asked(name, "model"):
+            config = transformers.AutoConfig.from_pretrained(name, **chosen)
+            _check_kind(name, config)
+            processor = _processor(name, chosen)
+            loaded: Any = transformers.AutoModelForImageTextToText.from_pretrained(
+                name, config=config, dtype=kind, output_loading_info=True, **chosen
+            )
     except (ImportError, ValueError) as error:
         if (said := _explained(name, str(error), trust_remote_code)) is None:
             raise
@@ -73,7 +74,3 @@ def _explained(name: str, error: str, trusted: bool) -> str | None:
             f"read it and set trust_remote_code, or {ENDPOINT}."
         )
     return None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:300]

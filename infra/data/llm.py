@@ -1,6 +1,5 @@
 """Run chat requests over shards through vLLM in Ray Data; actors gather the answers of a shard and commit it."""
 
-import importlib.util
 import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ import ray.data
 import ray.exceptions
 
 from infra import strict
+from infra.capacity import WITHOUT_VLLM, has_vllm
 from infra.data.ledger import Ledger, Record, commit, pending, total
 from infra.data.shards import VIRTUAL, ShardReader, joined_names
 from infra.data.stage import ACCEPTED, FAILED, Columns
@@ -69,8 +69,8 @@ def run_requests(
     and at most. Shards that were committed before are left alone. `sign` adds columns of text to the
     answers. Raises ValueError where vLLM is not installed.
     """
-    if importlib.util.find_spec("vllm") is None:
-        raise ValueError("vLLM is not installed; install rescribe[vllm], or caption through an endpoint that has it.")
+    if not has_vllm():
+        raise ValueError(WITHOUT_VLLM)
     assert ray.is_initialized(), "call infra.cluster.connect first: Ray Data would start a cluster of its own making"
     names = joined_names(inputs)
     left = pending(out, names)

@@ -43,7 +43,7 @@ def fit(trainings: Sequence[Training], cluster: Cluster, report: Report) -> dict
         for each, rows in zip(left, counts, strict=True):
             each.plan(rows)  # no rows: said before anything starts
             cluster.check(each.config.precision, each.task.whole_weights)
-        connect(cluster)
+        connect(cluster, cluster.workers_for(max(each.config.batch for each in left))[0])
         with Notice() as notice:
             _supervise(Job(left, counts, cluster), report, notice)
     figures: dict[str, Any] = {}

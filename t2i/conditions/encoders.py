@@ -74,7 +74,7 @@ class Features(NamedTuple):
 
 @cache
 def sizes_of(config: TextEncoderConfig) -> Sizes:
-    """The sizes; FileNotFoundError where there is no encoder, ValueError where it is none or cannot be used so."""
+    """The sizes; OSError where the encoder cannot be had, ValueError where it is none or cannot be used so."""
     import transformers
 
     with _at(config.model) as (name, folder):
@@ -245,10 +245,30 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _at(named: str) -> Iterator[tuple[str, Mapping[str, str]]]:
-    """What transformers finds a model by; what it says of a missing file is told in our words."""
+    """What transformers finds a model by; what it says of a missing file is told in our words, once."""
+    from huggingface_hub.utils import logging
+
+    level = logging.get_verbosity()
     with fetched(named) if "://" in named else nullcontext(named) as local:
+        logging.set_verbosity_error()  # a hub that does not answer is told of at the end, not at each try
         try:
             yield place_of(local)
         except OSError as error:
-            said = str(error).strip().split("\n")[0][:300]
-            raise FileNotFoundError(f"There is no text encoder at {named}, or it lacks a file: {said}") from error
+            raise _absent(named, error) from error
+        finally:
+            logging.set_verbosity(level)
+
+
+def _absent(named: str, error: OSError) -> OSError:
+    """Why an encoder cannot be had: as `captioner/hub.py` has it, which neither package takes from the other."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if isinstance(error.__cause__, LocalEntryNotFoundError) and not os.path.isdir(named):
+        away = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} does not answer"
+        return ConnectionError(
+            f"{named} is not on this machine, and the Hugging Face hub cannot be asked for it: {away}. Mend that, or "
+            "fetch it elsewhere and give the folder instead."
+        )
+    said = str(error).strip().split("\n")[0][:300]
+    return FileNotFoundError(f"There is no text encoder at {named}, or it lacks a file: {said}")

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from t2i.nn.weights import begins, constant
+from t2i.pixels import patches
 from t2i.protocol import Space
 from t2i.tokenizers.quantizers import CodebookConfig, FiniteScalarConfig, Quantized, build_quantizer
 
@@ -37,6 +38,10 @@ class PatchVQGANConfig:
     def build(self) -> "PatchVQGAN":
         """The tokenizer, with fresh weights."""
         return PatchVQGAN(self)
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Codes (h, w) of images of `size` (height, width); ValueError where it does not divide."""
+        return patches(size, self.patch)
 
 
 class PatchVQGAN(nn.Module):
@@ -70,9 +75,7 @@ class PatchVQGAN(nn.Module):
 
     def space(self, size: tuple[int, int]) -> Space:
         """Codes (h, w) of images of `size` (height, width)."""
-        if size[0] % self.config.patch or size[1] % self.config.patch:
-            raise ValueError(f"Images of {size[0]}x{size[1]} do not divide into patches of {self.config.patch} pixels.")
-        return Space((size[0] // self.config.patch, size[1] // self.config.patch), codes=self.codebook_size)
+        return Space(self.config.grid(size), codes=self.codebook_size)
 
     def quantize(self, images: torch.Tensor) -> Quantized:
         """Code vectors, codes and the quantizer's losses."""

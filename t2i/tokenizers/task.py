@@ -1,5 +1,6 @@
 """The training of an image tokenizer: one Update, or two where a critic judges the pictures."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +78,12 @@ class TokenizerTask:
 def build_tokenizer(config: TokenizerConfig) -> Any:
     """The tokenizer that a config describes, with fresh weights."""
     return config.build()
+
+
+def check_patches(config: TokenizerConfig, sizes: Sequence[tuple[int, int]]) -> None:
+    """ValueError where pictures of a size (height, width) do not divide into what a code stands for."""
+    for size in sizes:
+        config.grid(size)
 
 
 @dataclass(frozen=True, kw_only=True)

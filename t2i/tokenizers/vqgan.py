@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from t2i.pixels import patches
 from t2i.protocol import Space
 from t2i.tokenizers.quantizers import CodebookConfig, FiniteScalarConfig, Quantized, build_quantizer
 
@@ -31,6 +32,10 @@ class VQGANConfig:
         """The tokenizer, with fresh weights."""
         return VQGAN(self)
 
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Codes (h, w) of images of `size` (height, width); ValueError where it does not divide."""
+        return patches(size, 2 ** (len(self.multipliers) - 1))
+
 
 class VQGAN(nn.Module):
     """Images (B, 3, H, W) in [-1, 1] to codes (B, H / f, W / f) and back, f = 2 ** (levels - 1)."""
@@ -42,7 +47,6 @@ class VQGAN(nn.Module):
 
         super().__init__()
         self.config = config
-        self.factor = 2 ** (len(config.multipliers) - 1)
         self.codebook_size = config.quantizer.size
         levels = range(len(config.multipliers))
         shared: Any = {
@@ -69,9 +73,7 @@ class VQGAN(nn.Module):
 
     def space(self, size: tuple[int, int]) -> Space:
         """Codes (h, w) of images of `size` (height, width)."""
-        if size[0] % self.factor or size[1] % self.factor:
-            raise ValueError(f"Images of {size[0]}x{size[1]} do not divide into patches of {self.factor} pixels.")
-        return Space((size[0] // self.factor, size[1] // self.factor), codes=self.codebook_size)
+        return Space(self.config.grid(size), codes=self.codebook_size)
 
     def quantize(self, images: torch.Tensor) -> Quantized:
         """Code vectors, codes and the quantizer's losses."""

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from infra.config import fingerprint, from_dict, setting, to_dict
+from infra.config import FieldError, fingerprint, from_dict, setting, to_dict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +64,51 @@ def test_fingerprint_is_golden():
 def test_a_typo_is_named():
     with pytest.raises(ValueError, match="Did you mean 'inner'"):
         from_dict(Outer, {"iner": {}})
-    with pytest.raises(ValueError, match="Expected float"):
+    with pytest.raises(ValueError, match='lr: expected a number, found "fast"'):
         from_dict(Inner, {"lr": "fast"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deep:
+    must: int
+    some: tuple[Outer, ...] = ()
+    maybe: Outer | None = None
+    named: dict[str, Inner | Other] = field(default_factory=dict)
+    kind: Literal["a", "b"] = "a"
+    on: bool = False
+
+    def __post_init__(self):
+        if self.must < 0:
+            raise ValueError("must is 0 or more.")
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"must": "many"}, 'deep.must: expected a whole number, found "many"'),
+        ({"must": 1.5}, "deep.must: expected a whole number, found 1.5"),
+        ({"maybe": {"inner": {"lr": None}}}, "deep.maybe.inner.lr: expected a number, found null"),
+        ({"some": [{}, {"name": 3}]}, "deep.some.1.name: expected a text, found 3"),
+        ({"some": [{}, []]}, "deep.some.1: expected a table (Outer), found []"),
+        ({"named": {"x": {"class": "Nobody"}}}, 'deep.named.x: expected "class": one of Inner, Other, found "Nobody"'),
+        ({"named": {"x": {"class": [1]}}}, 'deep.named.x: expected "class": one of Inner, Other, found [1]'),
+        ({"maybe": {"either": 4}}, "deep.maybe.either: expected a text or a table (Other or Inner), found 4"),
+        ({"kind": "c"}, 'deep.kind: expected one of "a", "b", found "c"'),
+        ({"on": 1}, "deep.on: expected true or false, found 1"),
+        ({"maybe": {"iner": 1}}, "deep.maybe: Outer has no field 'iner'. Did you mean 'inner'?"),
+        ({"must": -1, "maybe": None}, "deep: must is 0 or more."),
+    ],
+)
+def test_an_error_names_the_field(data, said):
+    holder = make_dataclass("Holder", [("deep", Deep)])
+    with pytest.raises(FieldError) as caught:
+        from_dict(holder, {"deep": {"must": 1, **data}})
+    assert str(caught.value) == said
+
+
+def test_a_field_that_is_left_out_is_named():
+    with pytest.raises(ValueError, match="must: expected a whole number, found nothing"):
+        from_dict(Deep, {})
 
 
 def test_an_integer_serves_as_a_float():
@@ -197,11 +240,11 @@ def test_a_table_of_another_class_is_refused():
 
 
 def test_a_word_is_no_list_of_letters():
-    with pytest.raises(ValueError, match="Expected a list"):
+    with pytest.raises(ValueError, match="sizes: expected a list, found"):
         from_dict(Outer, {"sizes": "12"})
-    with pytest.raises(ValueError, match="Expected 2 values"):
+    with pytest.raises(ValueError, match="betas: expected 2 values"):
         from_dict(Inner, {"betas": [0.5]})
-    with pytest.raises(ValueError, match="Expected a table"):
+    with pytest.raises(ValueError, match="weights: expected a table"):
         from_dict(Outer, {"weights": [1.0]})
 
 

@@ -1,0 +1,174 @@
+"""What can be known before any step begins is said then: of a recipe, and of this machine."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from captioner.backends.endpoint import EndpointConfig
+from captioner.backends.pretrained import TransformersConfig
+from captioner.backends.vllm import VLLMConfig
+from captioner.styles import SHORT, Style
+from infra import capacity, device, storage
+from infra.cluster import CLUSTERS, laptop
+from infra.config import to_dict
+from t2i.conditions.encoders import TextEncoderConfig
+from t2i.tokenizers.vqgan import VQGANConfig
+from tests.captioner.backends import tiny
+from workflows.__main__ import main
+from workflows.encode_text import EncodeTextConfig
+from workflows.foreseen import check_captions, lacks
+from workflows.recaption import RecaptionConfig
+from workflows.recipes import demo, own
+from workflows.text_to_image import STEPS, Recipe
+from workflows.train_captioner import TrainCaptionerConfig
+
+T5 = TextEncoderConfig(model="/no/t5")
+ALL = [work.name for work in STEPS]
+
+
+def with_(recipe: Recipe, part: str, **fields) -> Recipe:
+    return replace(recipe, **{part: replace(getattr(recipe, part), **fields)})
+
+
+def by(model) -> Recipe:
+    """The demo, captioned by somebody else's model."""
+    return replace(demo(), captioner=TrainCaptionerConfig(model=model, base=None, styles=()))
+
+
+@pytest.mark.parametrize("size", [(36, 32), (32, 12)])
+def test_sizes_that_are_no_whole_patches(size):
+    with pytest.raises(ValueError, match=f"Images of {size[0]}x{size[1]} .* patches of 8 pixels.* such as"):
+        with_(demo(), "corpus", image_size=size)
+    with pytest.raises(ValueError, match="patches of 8 pixels"):
+        with_(demo(), "corpus", image_size=None, buckets=((64, 32), size))
+    with pytest.raises(ValueError, match=r"give corpus\.image_size"):
+        with_(demo(), "corpus", image_size=None)
+
+
+def test_the_patches_of_a_pyramid():
+    assert VQGANConfig(multipliers=(1, 1, 2)).grid((32, 64)) == (8, 16)
+    with pytest.raises(ValueError, match=r"patches of 64 pixels: .* such as 64x64"):
+        with_(demo(), "tokenizer", model=VQGANConfig(multipliers=(1,) * 7))
+
+
+STYLES = (SHORT, Style(name="loud", prompt="Shout."))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        (with_(demo(), "mix", weights={"alt": 0.5, "loud": 0.5}), "mix.weights .* 'loud', which nobody writes"),
+        (with_(demo(), "captions", styles=(SHORT,)), "mix.weights .* 'descriptive'"),
+        (replace(demo(), captioner=None, captions=None), "'descriptive', which nobody writes; there are alt. "),
+        (with_(demo(), "captioner", styles=()), "captions.styles is empty"),
+        (by("Salesforce/blip-image-captioning-base"), "tuned for none, and captions.styles is empty"),
+        (replace(demo(), text_features=(EncodeTextConfig(encoder=T5, styles=("loud",)),)), "text_features.0.styles "),
+        (with_(by(VLLMConfig(model="m")), "captions", styles=(SHORT,)), "Style 'short' has no prompt"),
+        (with_(by(VLLMConfig(model="m")), "captions", clip="c"), "only names a model"),
+    ],
+)  # fmt: skip
+def test_styles_that_nobody_writes(recipe, said):
+    with pytest.raises(ValueError, match=said):
+        check_captions(recipe)
+
+
+def test_styles_that_somebody_writes():
+    check_captions(
+        with_(with_(demo(), "captions", styles=STYLES), "mix", weights={"loud": 0.5, "alt": 0.5, "gone": 0.0})
+    )
+    check_captions(by(TransformersConfig(model="owner/name")))
+    check_captions(replace(demo(), captioner=None, captions=None, mix=replace(demo().mix, weights={"alt": 1.0})))
+
+
+def test_blip_as_it_was_published_is_asked_for_one_style(tmp_path):
+    recipe = own("corpus", tiny.blip(tmp_path / "blip"))
+    assert recipe.captions == RecaptionConfig(styles=(SHORT,))
+    assert set(recipe.mix.weights) == {"alt", "short"}
+
+
+def test_styles_of_what_is_there(tmp_path):
+    """Of captions and of captioners by their paths."""
+
+    def made(step, **manifest):
+        storage.write_json(f"{tmp_path}/{step}/manifest.json", {"step": step, "id": step, "inputs": []} | manifest)
+        return f"{tmp_path}/{step}"
+
+    captions = made("recaption", config={}, summary={"styles": [{"name": "loud"}]})
+    with pytest.raises(ValueError, match="'descriptive', which nobody writes; there are alt, loud"):
+        check_captions(replace(demo(), captioner=None, captions=captions))
+    trained = made("train_captioner", config=to_dict(with_(demo(), "captioner", styles=STYLES).captioner), summary={})
+    with pytest.raises(ValueError, match="'descriptive', which nobody writes; there are alt, short, loud"):
+        check_captions(replace(demo(), captioner=trained))
+    check_captions(replace(demo(), captioner=f"{tmp_path}/none"))  # the plan says that it is not there
+
+
+@pytest.mark.parametrize(
+    ("recipe", "field", "step"),
+    [
+        (by("/no/blip"), "captioner.model", "train_captioner"),
+        (by(TransformersConfig(model="./no-llava")), "captioner.model.model", "recaption"),
+        (with_(demo(), "captions", clip="no/clip/"), "captions.clip", "recaption"),
+        (with_(demo(), "captions", matcher="~/no-blip"), "captions.matcher", "recaption"),
+        (
+            replace(demo(), text_features=(EncodeTextConfig(encoder=T5),)),
+            "text_features.encoder.model",
+            "encode_text",
+        ),
+    ],
+)
+def test_a_folder_of_weights_that_is_not_there(recipe, field, step):
+    (said,) = lacks(recipe, laptop(), [step])
+    assert said.startswith(f"{field} is ")
+    assert lacks(recipe, laptop(), ["evaluate"]) == lacks(recipe, laptop(), []) == [], "who loads it is done"
+
+
+def test_names_that_may_be_a_hubs_and_what_a_server_calls_its_own():
+    served = EndpointConfig(base_url="http://localhost:1/v1", model="/models/theirs")
+    assert lacks(by(served), laptop(), ALL) == []
+    assert lacks(by("owner/name"), laptop(), ALL) == []
+
+
+def test_vllm_that_is_not_installed(monkeypatch):
+    recipe = by(VLLMConfig(model="owner/name"))
+    monkeypatch.setattr(capacity.importlib.util, "find_spec", lambda name: None)
+    assert "vLLM is not installed" in " ".join(lacks(recipe, laptop(), ALL))
+    assert lacks(recipe, laptop(), ["mix"]) == []
+    assert lacks(recipe, replace(laptop(), address="auto"), ALL) == [], "the cluster's nodes may have it"
+
+
+@pytest.mark.parametrize("gpus", [0, 1, 8])
+def test_gpus_that_this_machine_can_never_give(gpus, monkeypatch):
+    monkeypatch.setattr(device, "count", lambda: gpus)
+    monkeypatch.setattr(capacity, "logical_cpus", lambda: 64)
+    told = lacks(demo(), CLUSTERS["one_node"](), ALL)
+    assert len(told) == (gpus < 8)
+    assert all(f"64 logical CPUs and {gpus} GPUs" in each and "8 training workers" in each for each in told)
+    assert bool(lacks(demo(), CLUSTERS["one_gpu"](), ["recaption"])) == (not gpus)
+    assert lacks(demo(), CLUSTERS["one_node"](), ["mix"]) == [], "which needs none"
+    assert lacks(demo(), CLUSTERS["elastic"](), ALL) == [], "its nodes may come"
+
+
+def test_plan_says_it_and_run_refuses(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(device, "count", lambda: 0)
+    line = ["demo", "--cluster", "one_node", "--store", str(tmp_path / "store"), "--json"]
+    main(["plan", *line])
+    told = capsys.readouterr()
+    assert "`run` would refuse: This machine" in told.err
+    results = json.loads(told.out.splitlines()[-1])
+    assert len(results["steps"]) == len(STEPS)
+    assert "8 training workers" in results["lacks"][0]
+    with pytest.raises(SystemExit):
+        main(["run", *line])
+    assert "8 training workers" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_recipes_file_names_its_field(tmp_path, capsys):
+    main(["show", "demo"])
+    recipe = json.loads(capsys.readouterr().out)
+    recipe["prior"]["train"]["steps"] = "many"
+    (tmp_path / "mine.json").write_text(json.dumps(recipe))
+    with pytest.raises(SystemExit):
+        main(["plan", str(tmp_path / "mine.json")])
+    assert 'rescribe: prior.train.steps: expected a whole number, found "many"' in capsys.readouterr().err
