@@ -1,7 +1,6 @@
 """What `import rescribe` offers: models that draw or describe pictures, and the rows of artifacts as a table."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,19 +17,17 @@ from captioner.styles import Style
 from captioner.task import ALT_COLUMN
 from captioner.tower import Tower
 from infra import storage
-from infra.config import from_dict
 from infra.data.images import decode
 from infra.data.ledger import LEDGER
 from infra.data.shards import ShardReader, joined_names
 from infra.store import MANIFEST, Artifact
 from t2i.pixels import to_pixels
 from t2i.priors.asking import CAPTION
-from t2i.priors.sampling import SamplingConfig
 from t2i.priors.task import load_prior
 from t2i.tokenizers.task import load_tokenizer
 from workflows import asked
-from workflows.lookup import MAKERS, contents, current, finished, furthest, one, only
-from workflows.sample import SampleConfig
+from workflows.lookup import MAKERS, contents, current, furthest, one, only
+from workflows.sample import SampleConfig, as_trained
 from workflows.train_captioner import MODEL, Backend, TrainCaptionerConfig, named
 
 ROW = ("sample_id", "state", "reason")
@@ -67,13 +64,13 @@ def open(path: str) -> "Rows":
 
 
 class Painter:
-    """A trained prior and its tokenizer. `sampling` is how `rescribe sample` first drew from it, else the default."""
+    """A trained prior and its tokenizer. `sampling` is how its recipe draws, else the default."""
 
     def __init__(self, prior: Artifact) -> None:
         (tokenizer,) = (each for each in prior.inputs if each.step in MAKERS["tokenizer"])
         self._prior, self._ask = load_prior(prior.url(MODEL))
         self._tokenizer = load_tokenizer(tokenizer.url(MODEL))
-        self.sampling = _first_sampling(prior)
+        self.sampling = as_trained(SampleConfig(), prior, ()).sampling
 
     def sample(
         self,
@@ -183,16 +180,6 @@ def _rows_of(artifact: Artifact) -> list[Artifact]:
     """An artifact after all that it was made of, as far as these have rows."""
     before = [each for made_of in artifact.inputs if _has_rows(made_of) for each in _rows_of(made_of)]
     return [*{each.path: each for each in before}.values(), artifact]
-
-
-def _first_sampling(prior: Artifact) -> SamplingConfig:
-    """That of the store's first samples of a prior: those of the recipe that trained it."""
-    made = f"{prior.step}/{prior.id}"
-    with suppress(FileNotFoundError):
-        for samples in finished(prior.path.rsplit("/", 2)[0], ("sample",)):
-            if any(path.endswith(made) for path in samples.manifest["inputs"]):
-                return from_dict(SampleConfig, samples.manifest["config"]).sampling
-    return SamplingConfig()
 
 
 def _pixels(image: Any) -> np.ndarray:
