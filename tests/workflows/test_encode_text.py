@@ -27,7 +27,8 @@ from tests.t2i.conditions import tiny
 from tests.workflows import test_export as plain  # its steps need no Ray
 from tests.workflows.test_side_facts import index
 from workflows import encode_text as module
-from workflows import look, recipes, text_to_image, train_prior, verbs
+from workflows import look as looks
+from workflows import recipes, text_to_image, train_prior, verbs
 from workflows.encode_text import NULL, EncodeTextConfig, encode_text, look
 from workflows.mix import MixConfig
 from workflows.text_to_image import Recipe
@@ -152,7 +153,7 @@ def test_every_caption_is_there_as_the_encoder_has_it(here, store, made, folders
     assert summary["cut"] == {"alt": {"rows": 5, "cut": 1}, "short": {"rows": 5, "cut": 1}}
     assert len(summary["weights"]["weights_sha256"]) == 64
     assert not list(verify_shards(artifact.path, [each.path for each in made], summary))
-    assert not look._verify(artifact)["faults"]
+    assert not looks._verify(artifact)["faults"]
 
 
 def test_a_cut_step_goes_on(here, store, made, folders, monkeypatch, place):
