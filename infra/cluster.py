@@ -154,13 +154,11 @@ def logical_cpus() -> int:
 
 
 def connect(cluster: Cluster, workers: int = 0) -> None:
-    """Join the Ray cluster, or start one on this machine; does nothing where that is done already.
+    """Join the Ray cluster, or start one on this machine, on which so many `workers` at least are to train.
 
-    So many `workers` at least are to train on it.
-
-    What is started here listens on loopback alone, and asks for a token (`docs/security.md`).
-    Raises RuntimeError where Ray cannot be joined, or does not start, and ValueError where it would start on this
-    machine, which has no GPU for those that are to have one.
+    Does nothing where that is done already. What is started here listens on loopback alone, and asks for a token
+    (`docs/security.md`). Raises RuntimeError where Ray cannot be joined, or does not start, and ValueError where it
+    would start on this machine, which has no GPU for those that are to have one.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")

@@ -10,6 +10,12 @@ import psutil
 LOOK_SECONDS = 0.5
 
 
+def broke_off(error: Exception) -> RuntimeError:
+    """What it means that Ray raised this where work tells its own errors: a node went, or Ray did."""
+    told = " ".join(str(error).split())[:300]
+    return RuntimeError(f"Ray broke off: {told} What was committed stays; give the same command again.")
+
+
 @contextmanager
 def watched() -> Iterator[None]:
     """Watch the raylet that this process started, if it did, while the body runs."""

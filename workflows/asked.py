@@ -1,6 +1,5 @@
 """Captions by a model that was not trained here: of transformers, of vLLM, or served by others."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from infra.data.llm import run_requests
 from infra.data.run import run_stages
 from infra.metrics import Report, counting
 from infra.store import MANIFEST, Artifact
+from workflows.commands import say
 from workflows.train_captioner import Backend, TrainCaptionerConfig
 
 Precision = Literal["fp32", "bf16"]
@@ -144,11 +144,9 @@ def tell_copies(images: Artifact) -> None:
     config = images.manifest["config"]
     if sizes := config.get("buckets") or [size for size in [config.get("image_size")] if size]:
         copies = ", ".join(f"{height}x{width}" for height, width in sizes) + f", {config.get('fit', 'stretch')}"
-        print(
+        say(
             f"The captioner, which was not trained here, sees the copies of the index ({copies}). "
-            "Caption an index without image_size and buckets for it to see whole pictures.",
-            file=sys.stderr,
-            flush=True,
+            "Caption an index without image_size and buckets for it to see whole pictures."
         )
 
 

@@ -88,8 +88,7 @@ def evaluate(
     report(1, 4, "parts")
 
     encoded = fetch_images(images, captions, rows[: max(config.rebuilt, config.captions_shown)])
-    originals = [decode(image) for image in encoded[: config.rebuilt]]
-    originals = originals if tokenizer else []
+    originals = [decode(image) for image in encoded[: config.rebuilt]] if tokenizer else []
     rebuilt = reconstruct(tokenizer, originals) if tokenizer else []
     scores |= reconstructed_scores(config.corpus, rows, originals, rebuilt)
     report(2, 4, "parts")

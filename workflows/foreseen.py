@@ -10,12 +10,12 @@ from infra.capacity import WITHOUT_VLLM, has_vllm, lacks_here
 from infra.cluster import Cluster
 from infra.config import from_dict
 from t2i.priors.task import ALT
+from workflows.commands import DECODE
 from workflows.line import batches, strings
 from workflows.recaption import RecaptionConfig, check_asked
 from workflows.text_to_image import Recipe
 from workflows.train_captioner import Backend, TrainCaptionerConfig
 
-DECODE = ("recaption", "encode_text", "encode")  # steps whose actors hold models
 WEIGHTS = ("model", "matcher", "clip", "tokenizer")  # fields that name published weights, or a folder of some
 USERS = {  # a part of the recipe, and the steps that load what it names
     "captioner": ("train_captioner", "recaption"),

@@ -94,7 +94,9 @@ def _facts(artifact: Artifact, lineage: list[Artifact], named: dict[str, set[str
         facts["corpus"] = json.loads(config["ingest"].get("corpus", '"shapes"'))  # the built-in one is a config
     for step in ("caption_with", "train_captioner"):
         if step in config:
-            models = (config[step].get(name, '""') for name in ("model", "backend.model", "backend.base_url"))
+            models = (
+                config[step].get(name, '""') for name in ("model", "model.model", "backend.model", "backend.base_url")
+            )
             facts["captioner"] = next(filter(None, map(json.loads, models)), "one trained here")
             break
     return facts | {"names": [name for name, paths in named.items() if artifact.path in paths]}

@@ -1,6 +1,5 @@
 """Draw pictures for prompts: captions of held-out images, or a user's own."""
 
-import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,7 @@ from t2i.priors.asking import CAPTION, Asking
 from t2i.priors.sampling import SamplingConfig
 from t2i.priors.task import load_prior
 from t2i.tokenizers.task import load_tokenizer
+from workflows.commands import say
 from workflows.held_out import first_held_out
 from workflows.judge import TEST, TRAIN
 from workflows.train_tokenizer import MODEL
@@ -126,7 +126,7 @@ def as_trained(config: SampleConfig, prior: Artifact, given: Collection[str]) ->
     newest = max(by_recipes, key=lambda made: made.manifest["started"])
     sampling = from_dict(SampleConfig, newest.manifest["config"]).sampling
     sampling = replace(sampling, **{name: getattr(config.sampling, name) for name in given})
-    _say(f"Drawn as {newest.path} was: guidance {sampling.guidance:g}, temperature {sampling.temperature:g}.")
+    say(f"Drawn as {newest.path} was: guidance {sampling.guidance:g}, temperature {sampling.temperature:g}.")
     return replace(config, sampling=sampling)
 
 
@@ -137,12 +137,8 @@ def _unknown(config: SampleConfig, ask: Asking) -> list[str]:
     unknown = list(dict.fromkeys(word for vocabulary in known for word in vocabulary.unknown(texts)))
     if unknown:
         words = " nor ".join(f"'{word}'" for word in unknown)
-        _say(f"This prior's vocabulary has no word {words}: it reads pieces, and may not know what they mean.")
+        say(f"This prior's vocabulary has no word {words}: it reads pieces, and may not know what they mean.")
     return unknown
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def prompts_of(mixture: Artifact, count: int) -> list[Prompt]:
@@ -158,7 +154,7 @@ def prompts_of(mixture: Artifact, count: int) -> list[Prompt]:
     every = (_read(shard, TRAIN, names, [images, captions]) for shard in joined_names([images.path]))
     if not (rows := list(islice(chain.from_iterable(every), count))):
         raise ValueError(f"No row of {images.path} has a caption to draw a picture for. Give prompts of your own.")
-    _say("No held-out row has a caption, so the prompts are those of training rows.")
+    say("No held-out row has a caption, so the prompts are those of training rows.")
     return rows
 
 

@@ -18,6 +18,7 @@ from infra import strict
 from infra.capacity import inventory, missing
 from infra.cluster import Cluster
 from infra.jobs import STOP_SECONDS, Job, Jobs
+from workflows.commands import DECODE
 from workflows.line import batches, placed, strings, with_options, words
 from workflows.secret import refuse_secrets
 
@@ -26,7 +27,6 @@ PACKAGES = ("workflows", "captioner", "t2i", "infra")
 KINDS = (".py", ".jinja")  # of the files that make up the packages
 PREFIX = "rescribe-"
 ADDRESS = ["--cluster.address", "auto"]  # of the cluster that a job is in
-DECODE = ("run", "recaption", "caption_with", "encode")  # lines whose actors hold models
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -189,7 +189,7 @@ def _address(given: str) -> str:
 
 def _refuse(asked: Any, line: list[str], nodes: Sequence[Any], free_gb: float) -> None:
     cluster: Cluster = asked.cluster
-    lacks = missing(cluster, nodes, batches=list(batches(asked)), decodes=line[0] in DECODE, free_gb=free_gb)
+    lacks = missing(cluster, nodes, batches=list(batches(asked)), decodes=line[0] in ("run", *DECODE), free_gb=free_gb)
     if lacks:
         raise ValueError(
             f"This cluster ({inventory(nodes)}) cannot run the line. {' '.join(lacks)} Choose another --cluster, or "

@@ -12,10 +12,13 @@ from captioner.task import ALT_COLUMN
 from infra.data.stage import FAILED
 from infra.trouble import HaltError, UnavailableError
 
-# The kinds of failure that are no fault of their rows, and would be those of all others.
+# The kinds of failure that are no fault of their rows, and would be those of all others: what is raised of one.
 STOPS = {
-    "http_401": "The server takes the key no longer: {}. Give the line again with one it takes.",
-    "budget": "The budget is used up: {} in one of the processes that ask. Give the line again, and it goes on.",
+    "http_401": (UnavailableError, "The server takes the key no longer: {0}. Give the line again with one it takes."),
+    "budget": (
+        HaltError,
+        "The budget is used up: {0.message} in one of the processes that ask. Give the line again, and it goes on.",
+    ),
 }
 TOKENS = ("prompt_tokens", "answer_tokens")  # columns of a served model
 
@@ -71,9 +74,8 @@ class CaptionWith:
         said = self._captioner.caption(batch["pixels"], batch[ALT_COLUMN])
         failures = (outcome for outcomes in said for outcome in outcomes if isinstance(outcome, CaptionError))
         if stopped := next((failure for failure in failures if failure.kind in STOPS), None):
-            over = stopped.kind == "budget"
-            said = STOPS[stopped.kind].format(stopped.message if over else stopped)
-            raise HaltError(said) if over else UnavailableError(said)
+            error, sentence = STOPS[stopped.kind]
+            raise error(sentence.format(stopped))
         by_row = list(zip(*said, strict=True))
         columns: dict[str, list] = {
             column: [None if isinstance(outcome, CaptionError) else _storable(outcome) for outcome in outcomes]
@@ -82,9 +84,7 @@ class CaptionWith:
         reasons = [self._reason(outcomes) for outcomes in by_row]
         columns |= self.sign(columns)
         for name in self.summed:
-            columns[name] = [
-                sum(getattr(outcome, name, 0) for outcome in outcomes) for outcomes in zip(*said, strict=True)
-            ]
+            columns[name] = [sum(getattr(outcome, name, 0) for outcome in outcomes) for outcomes in by_row]
         return columns | {"state": [FAILED if reason else None for reason in reasons], "reason": reasons}
 
     def _reason(self, outcomes: tuple[Outcome, ...]) -> str | None:

@@ -18,6 +18,7 @@ from infra.data.ledger import Ledger, Record, commit, pending, total
 from infra.data.shards import VIRTUAL, ShardReader, joined_names
 from infra.data.stage import ACCEPTED, FAILED, Columns
 from infra.metrics import Report
+from infra.raylet import broke_off
 from infra.trouble import UnavailableError
 
 ERROR = "__inference_error__"  # Ray Data's column: rows that have it pass by the engine and what follows
@@ -95,10 +96,7 @@ def run_requests(
                 if report:
                     report(len(ended), len(names), "shards")
         except ray.exceptions.RayError as error:
-            told = " ".join(str(error).split())[:300]
-            raise RuntimeError(
-                f"Ray broke off: {told} What was committed stays; give the same command again."
-            ) from error
+            raise broke_off(error) from error
         finally:
             ledger.save()
     if left := pending(out, names):

@@ -29,7 +29,7 @@ from infra.data.stage import Stage
 from infra.data.telling import Telling
 from infra.data.work import StageWork
 from infra.metrics import Report
-from infra.raylet import watched
+from infra.raylet import broke_off, watched
 
 MAX_COUNTED = 20_000  # shards whose rows are looked up before work begins; of more, shards are counted
 PIECES = 3  # of rows for each actor, where there are fewer shards than actors
@@ -79,9 +79,8 @@ def run_shards(
                     run.settle(begun=len(left) < len(names) or bool(all_parts(out)))
                     parts = all_parts(out)
                 items = run.again(left, parts, actors[1])
-    except ray.exceptions.RayError as error:  # work tells its errors itself: this is a node that went, or Ray
-        told = " ".join(str(error).split())[:300]
-        raise RuntimeError(f"Ray broke off: {told} What was committed stays; give the same command again.") from error
+    except ray.exceptions.RayError as error:
+        raise broke_off(error) from error
     finally:
         run.ledger.save()
     storage.remove(storage.join(out, ATTEMPTS))

@@ -25,9 +25,7 @@ def load() -> None:
         import infra.train.trainer
         import infra.train.worker
 
-        if (
-            os.environ.get("DS_ACCELERATOR") == "cpu"
-        ):  # else DeepSpeed would look for GPUs before Ray has dealt them out
+        if os.environ.get("DS_ACCELERATOR") == "cpu":  # else DeepSpeed looks for GPUs before Ray has dealt them out
             import infra.train.zero  # noqa: F401
 
 

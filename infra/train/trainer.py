@@ -45,9 +45,9 @@ def run(
     """See `work(arguments)` through on so many workers, on `nodes` if any are named, one entry a worker.
 
     `variables`, and those that say which device it computes on, are added to the environment of every process of the
-    group; `begun` is given the actor that controls
-    them, with whose end they end. Returns the failures of the workers by rank, -1 for that of all of them, none where
-    it ended well; and whether there were places for them. Nothing is tried again here.
+    group; `begun` is given the actor that controls them, with whose end they end. Returns the failures of the workers
+    by rank, -1 for that of all of them, none where it ended well; and whether there were places for them. Nothing is
+    tried again here.
     """
     # Ray Train's own run folder holds nothing that is needed again: checkpoints are ours, under `out`. So there is no
     # snapshot of its controller that could be torn.

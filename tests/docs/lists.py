@@ -4,7 +4,7 @@
 # what stands there in capitals.
 INSTEAD = {
     "s3://bucket": "BUCKET",  # of moto's server
-    "http://localhost:8000/v1": "SERVER",  # tests/captioner/backends/server.py; it refuses one caption now and then
+    "http://localhost:8000/v1": "SERVER",  # tests/captioner/backends/server.py; one caption now and then is refused
     "Salesforce/blip-image-captioning-base": "BLIP",  # random weights: tests/captioner/backends/tiny.py
     "llava-hf/llava-1.5-7b-hf": "LLAVA",  # likewise
     "google/t5-v1_1-large": "T5",  # likewise: tests/t2i/conditions/tiny.py

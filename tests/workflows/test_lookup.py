@@ -160,8 +160,13 @@ def test_list_tells_what_each_is(named, capsys):
     assert len(lines) == 6
     assert lines[0].endswith(f"runs/ingest/{IDS['images']}  photos/*.tar, run first")
     assert lines[-1].endswith(f"{IDS['grown']}  photos/*.tar, captions by Salesforce/blip")
+    served = {"class": "EndpointConfig", "base_url": "http://localhost:8000/v1", "model": "a model that is served"}
+    asked = put("runs", "train_captioner", "b", [named[0]], minute=6, model=served)
+    put("runs", "recaption", "b", [named[0], asked], minute=7)
+    main(["list"])
+    assert capsys.readouterr().out.splitlines()[-1].endswith("captions by a model that is served")
     told = run(capsys, "list", "runs/recaption")[1]["told"]  # what is above lies in other folders
-    assert told[-1]["captioner"] == "Salesforce/blip"
+    assert [each["captioner"] for each in told[-2:]] == ["Salesforce/blip", "a model that is served"]
     assert told[0] | {"names": ["first"], "corpus": "photos/*.tar"} == told[0]
 
 

@@ -88,13 +88,15 @@ def _shapes_captions(rows: Sequence[Row]) -> Scores:
 def _nlvr_captions(rows: Sequence[Row]) -> Scores:
     rows = [row for row in rows if row["scene"] and row["reference_short"]]
     truth = [nlvr.read(json.loads(row["scene"])) for row in rows]
-    scores: Scores = {"caption_n": len(rows)} if rows else {}
-    if rows and "caption_descriptive" in rows[0]:
+    if not rows:
+        return {}
+    scores: Scores = {"caption_n": len(rows)}
+    if "caption_descriptive" in rows[0]:
         descriptive = [row["caption_descriptive"] for row in rows]
         found = nlvr.caption_scores(descriptive, truth)
         scores |= {f"caption_{name}": found[name] for name in ("f1", "precision", "recall", "exact")}
         scores["chance_f1"] = nlvr.caption_scores(_given_away(descriptive), truth)["f1"]
-    if rows and "caption_short" in rows[0]:
+    if "caption_short" in rows[0]:
         short = word_scores([row["caption_short"] for row in rows], [row["reference_short"] for row in rows])
         scores |= {f"short_caption_{name}": short[name] for name in ("f1", "exact")}
     return scores

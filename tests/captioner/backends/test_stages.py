@@ -79,7 +79,10 @@ def test_it_is_a_stage_that_can_be_sent():
     stage = CaptionWith(config, STYLES, cpus=2, gpus=0.5)
     assert isinstance(stage, Stage)
     assert pickle.loads(pickle.dumps(stage)) == stage
-    assert (stage.reads, stage.writes) == (("pixels", ALT_COLUMN), ("caption_short", "caption_long"))
+    assert stage.reads == ("pixels", ALT_COLUMN)
+    assert stage.writes == ("caption_short", "caption_long", "prompt_tokens", "answer_tokens")
+    local = CaptionWith(TransformersConfig(model="x"), STYLES)
+    assert local.writes == ("caption_short", "caption_long"), "only a server tells tokens"
 
 
 def test_styles_are_checked_when_it_is_made():

@@ -164,9 +164,18 @@ def test_an_error_of_the_device_is_no_fault_of_rows_and_nothing_more_is_tried():
 def test_an_error_of_the_device_that_a_stage_tells_of_its_rows_is_one():
     stage = Lost()
     stage.setup()
-    stage.caught = True
+    stage.caught, stage.gpus = True, 1
     with pytest.raises(DeviceError, match=r"^device_error: Lost: error: CUDA error: ill$"):
         Runner([stage])(batch(["a"] * 63 + ["x"]))
+
+
+def test_what_a_server_says_of_its_own_device_is_its_row():
+    """A stage without a GPU has none to lose: the words came over a network."""
+    stage = Lost()
+    stage.setup()
+    stage.caught = True
+    told = Runner([stage])(batch(["a"] * 63 + ["x"]))
+    assert set(told["state"]) == {"failed"}
 
 
 @given(st.lists(st.sampled_from(["a", "bbb", "x" * 9, None, "reject me please"]), min_size=1, max_size=24))
