@@ -124,7 +124,9 @@ def step_options(work: Step, arguments: list[str]) -> Any:
     fields: list[Any] = [("config", Annotated[config, _FLAT], *([config(**texts)] if texts else []))]
     fields += [(name, str, *([""] if optional else [])) for name, optional in work.input_names.items()]
     fields += [(name, tuple[str, ...], ()) for name in further_inputs(work)]
-    fields += [("store", str, STORE), ("name", str, ""), ("cluster", Cluster, cluster), ("json", bool, False)]
+    fields += [("store", str, STORE), ("cluster", Cluster, cluster), ("json", bool, False)]
+    if "name" not in {field.name for field in dataclasses.fields(config)}:  # it names what it makes: features
+        fields.append(("name", str, ""))
     options = dataclasses.make_dataclass("Options", fields, kw_only=True, namespace={"__doc__": work.work.__doc__})
     return tyro.cli(options, args=arguments, prog=f"rescribe {work.name}", config=ONE_KIND)
 

@@ -195,8 +195,9 @@ def shapes(arguments: list[str]) -> dict[str, Any]:
 def run_step(work: Step, arguments: list[str]) -> dict[str, Any]:
     """Run one step on finished artifacts: `rescribe mix --images captions --captions captions --min-words 4`."""
     parsed = step_options(work, arguments)
-    if parsed.name:
-        check_name(parsed.name)
+    called = getattr(parsed, "name", "")
+    if called:
+        check_name(called)
     given = [(name, getattr(parsed, name)) for name in work.input_names]
     given += [(name, path) for name in further_inputs(work) for path in getattr(parsed, name)]
     inputs: list[Artifact | None] = []
@@ -207,8 +208,8 @@ def run_step(work: Step, arguments: list[str]) -> dict[str, Any]:
     if work is sample and (prior := inputs[1]):
         config = as_trained(config, prior, named_fields(arguments, "--sampling."))
     artifact = Store(parsed.store, parsed.cluster).step(work, config, *inputs)
-    if parsed.name:
-        keep_name(parsed.store, parsed.name, [artifact])
+    if called:
+        keep_name(parsed.store, called, [artifact])
     if work is sample:
         say(f"{artifact.summary['samples']} pictures: {artifact.url('images')}")
     else:

@@ -109,6 +109,21 @@ def test_without_a_cluster_all_gpus_are_used(capsys, tmp_path, monkeypatch):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("work", WORK.values(), ids=WORK)
+def test_no_option_of_a_step_stands_twice(work, capsys):
+    with pytest.raises(SystemExit) as ended:
+        step_options(work, ["--help"])
+    assert ended.value.code == 0
+    assert "--store" in capsys.readouterr().out
+
+
+def test_the_name_of_features_is_theirs():
+    parsed = step_options(
+        WORK["encode_text"], ["--images", "i", "--captions", "c", "--name", "t5", "--encoder.model", "m"]
+    )
+    assert parsed.config.name == "t5"
+
+
 def test_help_names_everything(capsys):
     code, out, _ = run(capsys, "--help")
     assert code == 0
