@@ -16,7 +16,7 @@ from captioner.hub import asked
 from captioner.matching import Matching, MatchingConfig
 from captioner.styles import Style
 from captioner.vision import build_tower, portion, see
-from captioner.vocabulary import Vocabulary
+from captioner.vocabulary import Vocabulary, blank
 
 if TYPE_CHECKING:
     import transformers
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 CONFIG = "config.json"
+BERT_WORDS = 30_524  # of published weights: those of BERT in lower case, [DEC] and [ENC]
 BASE = "alt"  # the decoder trained on the corpus's own captions; styles without a decoder of their own use it
 
 
@@ -107,6 +108,36 @@ class CaptionerConfig:
                 "pad_token_id": vocabulary.pad,
             },
         )
+
+    def build(self, vocabulary: Vocabulary) -> "Captioner":
+        """A captioner of this size, with the base's decoder alone."""
+        return Captioner(self.blip(vocabulary), vocabulary)
+
+
+def blip_base() -> tuple[CaptionerConfig, Vocabulary]:
+    """BLIP with ViT-B/16 at 384 pixels, which captions: 223,971,644 parameters.
+
+    arXiv 2201.12086; its sizes are those of the published weights, Salesforce/blip-image-captioning-base. The file of
+    these weights holds 23,442,432 numbers more: the words' embedding, which is the last layer, too, lies in it twice.
+    """
+    return CaptionerConfig(vision=_vit(768, 12, 12), text=_bert(), init_std=0.02), blank(BERT_WORDS)
+
+
+def blip_large() -> tuple[CaptionerConfig, Vocabulary]:
+    """BLIP with ViT-L/16 at 384 pixels, which captions: 446,290,492 parameters.
+
+    arXiv 2201.12086; its sizes are those of the published weights, Salesforce/blip-image-captioning-large.
+    """
+    return CaptionerConfig(vision=_vit(1024, 24, 16), text=_bert(), init_std=0.02), blank(BERT_WORDS)
+
+
+def _vit(width: int, layers: int, heads: int) -> VisionConfig:
+    return VisionConfig(image_size=(384, 384), patch_size=16, hidden=width, layers=layers, heads=heads, mlp=4 * width)
+
+
+def _bert() -> TextConfig:
+    """BERT-base's sizes, with cross-attention."""
+    return TextConfig(hidden=768, layers=12, heads=12, mlp=3072, max_length=512)
 
 
 @dataclass(frozen=True)

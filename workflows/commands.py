@@ -5,7 +5,7 @@ import difflib
 import gc
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -113,15 +113,15 @@ def overview() -> str:
         "Steps (on finished artifacts)": [(n, _first_line(_functions(m)[n])) for n, m in STEPS.items()],
         "Recipes": recipes().items(),
     }
-    return "\n".join(line for title, lines in told.items() for line in ("", f"{title}:", *_columns(lines)))
+    return "\n".join(line for title, lines in told.items() for line in ("", f"{title}:", *columns(lines)))
 
 
 def help_of(verb: str) -> str:
     """How a verb on recipes is used: the recipes, and the options that are asked for most."""
     about = _first_line(_functions("verbs")[verb])
     lines = [about, "", f"usage: rescribe {verb} RECIPE [options]"]
-    lines += ["", "Recipes, or a .json file that `show` wrote:", *_columns(recipes().items())]
-    lines += ["", "Options:", *_columns(OPTIONS.items())]
+    lines += ["", "Recipes, or a .json file that `show` wrote:", *columns(recipes().items())]
+    lines += ["", "Options:", *columns(OPTIONS.items())]
     lines += ["", f"Any field of the recipe and of the cluster is one: rescribe {verb} RECIPE --help-all"]
     return "\n".join(lines)
 
@@ -140,7 +140,8 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _columns(lines: Any) -> list[str]:
+def columns(lines: Iterable[tuple[str, str]]) -> list[str]:
+    """Names, and beside them what is said of each."""
     lines = list(lines)
     width = max(len(name) for name, _ in lines)
     return [f"  {name:<{width}}  {about}" for name, about in lines]

@@ -45,9 +45,11 @@ def test_nothing_heavy_is_loaded(line, wanted, tmp_path):
     assert loaded(line, wanted, tmp_path) == ""
 
 
-@pytest.mark.parametrize(("line", "wanted"), [("plan demo", "train_prior"), ("show demo", '"prior"')])
-def test_of_a_recipe_torch_alone_is_loaded(line, wanted, tmp_path):
-    """Its configs stand in the files of their models."""
+@pytest.mark.parametrize(
+    ("line", "wanted"), [("plan demo", "train_prior"), ("show demo", '"prior"'), ("list models", "207,924,768")]
+)
+def test_of_what_holds_configs_torch_alone_is_loaded(line, wanted, tmp_path):
+    """They stand in the files of their models."""
     assert loaded(line, wanted, tmp_path) == "torch"
 
 
