@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -28,15 +27,16 @@ class Clip:
     """
 
     def __init__(self, name: str, device: str = "cpu", kind: torch.dtype = torch.float32) -> None:
+        from transformers import AutoConfig, AutoTokenizer, CLIPModel  # slow to import: `plan` does without
         from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil  # needs no torchvision
 
         with asked(name, "CLIP"):
-            model_type = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
+            model_type = AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
             if model_type != "clip":
                 raise ValueError(f"{name} holds a model of type '{model_type}', but similarity is asked of CLIP only.")
-            model: Any = transformers.CLIPModel.from_pretrained(name)
+            model: Any = CLIPModel.from_pretrained(name)
             self._fit: Any = CLIPImageProcessorPil.from_pretrained(name)
-            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         self._model = model.to(device, kind).eval()
         self.longest = int(self._model.config.text_config.max_position_embeddings)  # 77 tokens, with first and last
 

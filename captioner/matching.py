@@ -4,14 +4,16 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, pad
 
 from captioner.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    import transformers
 
 Gather = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 """Columns of this worker's rows -> the same of all workers' rows of weight above 0, and where this worker's begin."""
@@ -67,13 +69,15 @@ class Matching(nn.Module):
     """
 
     def __init__(self, config: "transformers.BlipConfig", matching: MatchingConfig, vocabulary: Vocabulary) -> None:
+        from transformers import BlipTextModel  # slow to import: `plan` does without
+
         super().__init__()
         self.config, self.vocabulary = matching, vocabulary
         self.gather: Gather = _alone
         text: Any = copy.deepcopy(config.text_config)
         if vocabulary.tokenizer.token_to_id("[ENC]") is None:
             text.vocab_size = max(text.vocab_size, len(vocabulary) + 1)  # the last is [ENC], which no text spells
-        self.text_encoder: Any = transformers.BlipTextModel(text, add_pooling_layer=False)
+        self.text_encoder: Any = BlipTextModel(text, add_pooling_layer=False)
         if matching.contrastive:
             vision: Any = config.vision_config
             self.vision_proj = nn.Linear(vision.hidden_size, matching.width)

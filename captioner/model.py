@@ -5,25 +5,27 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import transformers  # imports a model when it is first named, which takes seconds: so annotations are quoted
 from safetensors.torch import load_model, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers.initialization import no_init_weights
 
 from captioner.hub import asked
 from captioner.matching import Matching, MatchingConfig
 from captioner.styles import Style
 from captioner.vision import build_tower, portion, see
-from captioner.vocabulary import Vocabulary
+from captioner.vocabulary import Vocabulary, blank
+
+if TYPE_CHECKING:
+    import transformers
 
 # The statistics of CLIP's training images, with which BLIP was trained (as transformers' BlipImageProcessor).
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 CONFIG = "config.json"
+BERT_WORDS = 30_524  # of published weights: those of BERT in lower case, [DEC] and [ENC]
 BASE = "alt"  # the decoder trained on the corpus's own captions; styles without a decoder of their own use it
 
 
@@ -79,8 +81,10 @@ class CaptionerConfig:
 
     def blip(self, vocabulary: Vocabulary) -> "transformers.BlipConfig":
         """The same in the words of transformers, for a given vocabulary."""
+        from transformers import BlipConfig  # slow to import, here and below: `plan` does without
+
         vision, text = self.vision, self.text
-        return transformers.BlipConfig(
+        return BlipConfig(
             vision_config={
                 "image_size": list(vision.image_size),
                 "patch_size": vision.patch_size,
@@ -104,6 +108,36 @@ class CaptionerConfig:
                 "pad_token_id": vocabulary.pad,
             },
         )
+
+    def build(self, vocabulary: Vocabulary) -> "Captioner":
+        """A captioner of this size, with the base's decoder alone."""
+        return Captioner(self.blip(vocabulary), vocabulary)
+
+
+def blip_base() -> tuple[CaptionerConfig, Vocabulary]:
+    """BLIP with ViT-B/16 at 384 pixels, which captions: 223,971,644 parameters.
+
+    arXiv 2201.12086; its sizes are those of the published weights, Salesforce/blip-image-captioning-base. The file of
+    these weights holds 23,442,432 numbers more: the words' embedding, which is the last layer, too, lies in it twice.
+    """
+    return CaptionerConfig(vision=_vit(768, 12, 12), text=_bert(), init_std=0.02), blank(BERT_WORDS)
+
+
+def blip_large() -> tuple[CaptionerConfig, Vocabulary]:
+    """BLIP with ViT-L/16 at 384 pixels, which captions: 446,290,492 parameters.
+
+    arXiv 2201.12086; its sizes are those of the published weights, Salesforce/blip-image-captioning-large.
+    """
+    return CaptionerConfig(vision=_vit(1024, 24, 16), text=_bert(), init_std=0.02), blank(BERT_WORDS)
+
+
+def _vit(width: int, layers: int, heads: int) -> VisionConfig:
+    return VisionConfig(image_size=(384, 384), patch_size=16, hidden=width, layers=layers, heads=heads, mlp=4 * width)
+
+
+def _bert() -> TextConfig:
+    """BERT-base's sizes, with cross-attention."""
+    return TextConfig(hidden=768, layers=12, heads=12, mlp=3072, max_length=512)
 
 
 @dataclass(frozen=True)
@@ -139,12 +173,14 @@ class Captioner(nn.Module):
         styles: tuple[Style, ...] = (),
         matching: MatchingConfig | None = None,
     ) -> None:
+        from transformers import BlipTextLMHeadModel
+
         super().__init__()
         self.config, self.vocabulary, self.styles = config, vocabulary, styles
-        self._vision_config = cast(transformers.BlipVisionConfig, config.vision_config)
-        self._text_config = cast(transformers.BlipTextConfig, config.text_config)
+        self._vision_config = cast("transformers.BlipVisionConfig", config.vision_config)
+        self._text_config = cast("transformers.BlipTextConfig", config.text_config)
         self.vision = build_tower(self._vision_config)
-        self.decoders = nn.ModuleDict({name: transformers.BlipTextLMHeadModel(self._text_config) for name in decoders})
+        self.decoders = nn.ModuleDict({name: BlipTextLMHeadModel(self._text_config) for name in decoders})
         self.matching = Matching(config, matching, vocabulary) if matching else None
 
     @property
@@ -238,12 +274,15 @@ class Captioner(nn.Module):
     @staticmethod
     def load(folder: str) -> "Captioner":
         """A captioner from a folder that `save` wrote, or from published BLIP weights in the Hugging Face layout."""
+        from transformers import BlipConfig
+        from transformers.initialization import no_init_weights
+
         path = Path(folder, CONFIG)
         if not path.is_file() or "blip" not in json.loads(path.read_bytes()):
             return from_pretrained(folder)
         config = json.loads(path.read_bytes())
         about = About.of(config)
-        blip = transformers.BlipConfig.from_dict(config["blip"])
+        blip = BlipConfig.from_dict(config["blip"])
         vocabulary = Vocabulary.load(folder, config["blip"]["text_config"]["bos_token_id"])
         with no_init_weights():  # to draw what is written over takes as long as all the rest
             captioner = Captioner(blip, vocabulary, about.decoders, about.styles, about.matching)
@@ -270,14 +309,16 @@ def from_pretrained(name: str) -> Captioner:
     A captioning checkpoint's decoder becomes "alt". A retrieval checkpoint's head and projections become `matching`,
     and there is no decoder. Raises what `asked` does where it cannot be had, ValueError where it is not BLIP.
     """
+    from transformers import AutoTokenizer, BlipForConditionalGeneration, BlipForImageTextRetrieval
+
     kind = published(name)
     if kind.model_type != "blip":
         raise ValueError(f"{name} holds a model of type '{kind.model_type}', but a captioner is loaded from BLIP only.")
     retrieval = "BlipForImageTextRetrieval" in (kind.architectures or ())
-    layout = transformers.BlipForImageTextRetrieval if retrieval else transformers.BlipForConditionalGeneration
+    layout = BlipForImageTextRetrieval if retrieval else BlipForConditionalGeneration
     with asked(name, "captioner"):
         loaded: Any = layout.from_pretrained(name, output_loading_info=True)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False).backend_tokenizer
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False).backend_tokenizer
     blip, report = loaded
     if report["missing_keys"]:
         raise ValueError(
@@ -295,5 +336,7 @@ def from_pretrained(name: str) -> Captioner:
 
 def published(name: str) -> "transformers.PreTrainedConfig":
     """What a published model says of itself; errors as `asked` has them."""
+    from transformers import AutoConfig
+
     with asked(name, "captioner"):
-        return transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)

@@ -1,12 +1,14 @@
 """BLIP's vision transformer: towers that are not square, attention in one kernel, and pictures a few at a time."""
 
 import copy
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import transformers  # imports a model when it is first named, which takes seconds: so annotations are quoted
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+
+if TYPE_CHECKING:
+    import transformers
 
 # Patches enter with a spread near 1: where positions were much fainter, a third of a short training went by unplaced.
 _POSITION_STD = 0.5
@@ -47,12 +49,14 @@ def portion(rows: Tensor) -> int:
 
 def build_tower(config: "transformers.BlipVisionConfig") -> "transformers.BlipVisionModel":
     """A new tower for images of a configuration's `image_size`, one side or (height, width)."""
+    from transformers import BlipVisionModel  # slow to import: `plan` does without
+
     size = config.image_size
     if isinstance(size, int):
-        return transformers.BlipVisionModel(config)
+        return BlipVisionModel(config)
     square = copy.deepcopy(config)
     square.image_size = max(size)  # transformers builds towers for squares alone ...
-    made = transformers.BlipVisionModel(square)
+    made = BlipVisionModel(square)
     patch = cast(int, config.patch_size)
     rows, columns = (side // patch for side in size)
     positions = torch.empty(1, 1 + rows * columns, config.hidden_size)

@@ -116,6 +116,12 @@ def train_vocabulary(captions: Iterable[str], size: int = 8000) -> Vocabulary:
     return Vocabulary(tokenizer)
 
 
+def blank(size: int) -> Vocabulary:
+    """A vocabulary of so many words that spell nothing, for where its size alone is wanted."""
+    words = [*SPECIAL, *(f"[{number}]" for number in range(len(SPECIAL), size))]
+    return Vocabulary(Tokenizer(models.WordPiece(dict(zip(words, range(size), strict=True)), unk_token="[UNK]")))
+
+
 def _bert_tokenizer(model: models.WordPiece) -> Tokenizer:
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)

@@ -1,5 +1,6 @@
 """Which device a process computes on: what the Cluster gave it, whatever else its machine has."""
 
+import ctypes
 import os
 import socket
 
@@ -36,8 +37,19 @@ def take(gpus: float) -> None:
 
 def count() -> int:
     """The NVIDIA GPUs of this machine that this process may see, as Ray counts them where it starts."""
+    if not has_driver():
+        return 0
     from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager as Nvidia  # there is no public way
 
     visible = Nvidia.get_current_process_visible_accelerator_ids()
     found = Nvidia.get_current_node_num_accelerators()
     return found if visible is None else min(found, len(visible))
+
+
+def has_driver() -> bool:
+    """Whether NVIDIA's driver is installed here: Ray counts by its library, and Ray itself takes long to import."""
+    try:
+        ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return False
+    return True

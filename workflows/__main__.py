@@ -7,7 +7,19 @@ import sys
 import traceback
 from typing import Any
 
-from workflows.commands import ON_RECIPES, STEPS, VERBS, ChoiceError, choose, function, help_of, overview, recipes, say
+from workflows.commands import (
+    ON_RECIPES,
+    STEPS,
+    VERBS,
+    ChoiceError,
+    choose,
+    function,
+    help_of,
+    load,
+    overview,
+    recipes,
+    say,
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -73,9 +85,7 @@ def _dispatch(arguments: list[str]) -> dict[str, Any] | None:
         return function(VERBS[verb])(rest, _understand)
     if verb in VERBS:
         return function(VERBS[verb])(rest)
-    from workflows import options, verbs
-
-    return verbs.run_step(options.WORK[verb], rest)
+    return load("verbs").run_step(load("options").WORK[verb], rest)
 
 
 def _all_options(rest: list[str]) -> list[str]:

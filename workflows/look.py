@@ -17,7 +17,7 @@ from workflows.lookup import STORE, as_given, contents, finished, leaves, made_b
 
 @dataclass(frozen=True, kw_only=True)
 class ListOptions:
-    """The finished artifacts of a store, or of one step."""
+    """The finished artifacts of a store, or of one step; `rescribe list models`: the models that have a name."""
 
     path: tyro.conf.Positional[str] = ""  # a store's folder, or a step's in it; none: that of --store
     store: str = STORE
@@ -33,10 +33,12 @@ class VerifyOptions:
 
 
 def show(arguments: list[str]) -> dict[str, Any]:
-    """Print a recipe or an artifact's manifest: `rescribe show demo`, `rescribe show runs/mix`."""
+    """Print a recipe, an artifact's manifest or a model: `rescribe show demo`, `show runs/mix`, `show model mar_b`."""
     if not arguments:
-        raise ValueError("Say what to show: a recipe's name or an artifact's folder.")
+        raise ValueError("Say what to show: a recipe's name, an artifact's folder, or model NAME.")
     target = arguments[0]
+    if target == "model":
+        return function("models.show_model")(arguments[1:])
     if target in recipes() or target.endswith(".json"):
         shown = function("verbs.recipe_of")(arguments)  # takes seconds, as every line does that makes a recipe
     else:
@@ -47,7 +49,9 @@ def show(arguments: list[str]) -> dict[str, Any]:
 
 
 def list_artifacts(arguments: list[str]) -> dict[str, Any]:
-    """List the finished artifacts of a store, or of one step in it: `rescribe list runs`."""
+    """List the finished artifacts of a store, or of one step in it: `rescribe list runs`; `list models`: all sizes."""
+    if arguments[:1] == ["models"]:
+        return function("models.list_models")(arguments[1:])
     options = tyro.cli(ListOptions, args=arguments, prog="rescribe list")
     place = options.path or options.store
     try:

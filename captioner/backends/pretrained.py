@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import transformers  # imports a model when it is first named, which takes seconds: so annotations are quoted
 from PIL import Image
 
-from captioner.backends.loading import load
 from captioner.backends.prompts import check_styles, prompt_of
 from captioner.backends.protocol import CaptionError, Outcome
 from captioner.styles import Style
+
+if TYPE_CHECKING:
+    import transformers
 
 _KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -41,6 +42,8 @@ class TransformersConfig:
 
     def build(self, styles: Sequence[Style], device: str, precision: str, actors: int) -> "Transformers":
         """Load the model; FileNotFoundError if it is not there, ValueError with a way out if it cannot be used."""
+        from captioner.backends.loading import load  # transformers, slow to import: `plan` does without
+
         model: Any
         processor, model = load(self.model, self.revision, self.trust_remote_code, _KINDS[precision])
         backend = Transformers(processor, model.to(device), styles, self.batch)

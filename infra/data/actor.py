@@ -9,7 +9,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
-import ray
 
 from infra import storage, strict
 from infra.data.attempts import BEAT_SECONDS, Attempt, SpentError
@@ -171,5 +170,7 @@ def _told(problem: Exception) -> str:
 
 def _place() -> Place:
     host = socket.gethostname()
+    import ray  # slow to import: `plan` does without
+
     node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else host
     return Place(node, host, os.environ.get("CUDA_VISIBLE_DEVICES", ""))

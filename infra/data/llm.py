@@ -8,9 +8,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import ray
-import ray.data
-import ray.exceptions
 
 from infra import strict
 from infra.capacity import WITHOUT_VLLM, has_vllm
@@ -72,6 +69,10 @@ def run_requests(
     """
     if not has_vllm():
         raise ValueError(WITHOUT_VLLM)
+    import ray  # slow to import, here and below: `plan` does without
+    import ray.data
+    import ray.exceptions
+
     assert ray.is_initialized(), "call infra.cluster.connect first: Ray Data would start a cluster of its own making"
     names = joined_names(inputs)
     left = pending(out, names)
@@ -138,6 +139,8 @@ class Desk:
 
 def _desks(count: int, arguments: tuple[Any, ...]) -> list[Any]:
     """So many desks, over the nodes of the cluster. With a node the shards are lost that one there has begun with."""
+    import ray
+
     make: Any = ray.remote(num_cpus=0, scheduling_strategy="SPREAD", max_restarts=3, max_task_retries=3)(Desk).remote
     return [make(*arguments) for _ in range(count)]
 
@@ -147,6 +150,8 @@ def _hand_in(desks: Sequence[Any], batch: dict[str, np.ndarray]) -> dict[str, li
 
     `away` is why none could be committed.
     """
+    import ray
+
     by_desk: dict[int, list[dict[str, Any]]] = {}
     for values in zip(*batch.values(), strict=True):
         answer = dict(zip(batch, values, strict=True))

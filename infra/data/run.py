@@ -9,11 +9,6 @@ from contextlib import closing, suppress
 from functools import partial
 from typing import Any
 
-import ray
-import ray.data
-import ray.exceptions
-from ray.data import ActorPoolStrategy, DataContext
-
 from infra import storage
 from infra.data import wide
 from infra.data.actor import PART_SECONDS, Actor, PartWork, ShardWork
@@ -57,6 +52,9 @@ def run_shards(
     RuntimeError names what could not be made. Whatever was committed stays, shards and parts, so that the next call
     does only the rest.
     """
+    import ray  # slow to import, here and below: `plan` does without
+    import ray.exceptions
+
     assert ray.is_initialized(), "call infra.cluster.connect first: Ray Data would start a cluster of its own making"
     left = pending(out, names)
     storage.remove(storage.join(out, ATTEMPTS))
@@ -214,6 +212,9 @@ def _results(
     avoided: Iterable[str],
 ) -> Generator[Any]:
     """Yield {name, ended, error, record, seconds, place} of each item as it ends; no actor is on nodes `avoided`."""
+    import ray.data
+    from ray.data import ActorPoolStrategy, DataContext
+
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it prints the traceback of what it raises, too
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
@@ -245,6 +246,8 @@ def _results(
 
 def _nodes(cpus: float, gpus: float) -> set[str]:
     """The ids of the living nodes on which an actor of so many CPUs and GPUs may be."""
+    import ray
+
     nodes = [(node, node["Resources"]) for node in ray.nodes() if node["Alive"]]
     return {node["NodeID"] for node, has in nodes if has.get("CPU", 0) >= cpus and has.get("GPU", 0) >= gpus}
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from infra import storage, strict
 from infra.cluster import Cluster, connect
@@ -14,12 +14,13 @@ from infra.metrics import Report
 from infra.notice import Notice, Teller
 from infra.train import checkpoint
 from infra.train.board import Board
-from infra.train.group import GROWS, TAKEN, Group, Growth
 from infra.train.limits import Limits
 from infra.train.restarts import Faults, Restarts, root, sentence
-from infra.train.seats import spared, take
 from infra.train.turn import DoesNotFitError
 from infra.train.worker import FINISHED, Job, Training
+
+if TYPE_CHECKING:
+    from infra.train.group import Group
 
 PAUSES = (1, 5, 15, 30, 60)  # seconds between questions to a store that is away
 
@@ -53,7 +54,10 @@ def fit(trainings: Sequence[Training], cluster: Cluster, report: Report) -> dict
 
 
 def _supervise(job: Job, report: Report, notice: Notice) -> None:
-    import ray
+    import ray  # slow to import, and so is what follows: `plan` does without
+
+    from infra.train.group import GROWS, TAKEN, Group, Growth
+    from infra.train.seats import spared, take
 
     cluster = job.cluster
     low, high = cluster.workers_for(max(training.config.batch for training in job.trainings))
@@ -136,7 +140,7 @@ class _Diary:
         self._url, self._say = storage.join(out, "groups.jsonl"), say
         self._lines = storage.read_bytes(self._url) if storage.exists(self._url) else b""
 
-    def __call__(self, group: Group, event: str, **more: Any) -> None:
+    def __call__(self, group: "Group", event: str, **more: Any) -> None:
         line = {
             "at": round(time.time(), 3),
             "event": event,

@@ -7,7 +7,6 @@ import tempfile
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-import ray
 import torch
 
 from infra import storage
@@ -78,6 +77,8 @@ class Job:
 
 def work(arguments: dict[str, Any]) -> None:
     """Train what is left to train; returns when all is finished, or when the board said to leave."""
+    import ray  # slow to import: `plan` does without
+
     from infra.train import zero  # DeepSpeed is loaded where it is used, after the worker's environment is set
 
     job: Job = pickle.loads(arguments["job"])

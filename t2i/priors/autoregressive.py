@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from t2i.conditions.hearing import Conditions
-from t2i.conditions.words import Words
+from t2i.conditions.words import Words, WordsConfig
 from t2i.nn.transformer import Block, Cache, rotary
 from t2i.nn.weights import begins, constant, normal
 from t2i.priors.sampling import SamplingConfig, draw
@@ -40,6 +40,15 @@ class AutoregressiveConfig:
     def build(self, space: Space, conditions: Sequence[ConditionConfig]) -> "AutoregressivePrior":
         """The prior of a space of codes (h, w)."""
         return AutoregressivePrior(self, space, conditions)
+
+
+def autoregressive_shapes() -> tuple[AutoregressiveConfig, Space, tuple[WordsConfig]]:
+    """Shapes at 32 pixels, as the recipe `demo` has it: 1,577,232 parameters.
+
+    Chosen here; no paper has it.
+    """
+    words = WordsConfig(vocabulary_size=1000, length=40)
+    return AutoregressiveConfig(width=128, layers=4, heads=4), Space((4, 4), codes=2560), (words,)
 
 
 class AutoregressivePrior(nn.Module):

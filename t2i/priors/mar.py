@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from t2i.conditions.hearing import Conditions
+from t2i.conditions.labels import LabelConfig
 from t2i.diffusion.guidance import at_once, classifier_free
 from t2i.diffusion.ladder import ladder, respaced
 from t2i.diffusion.process import Denoised, Denoiser, Process
@@ -55,6 +56,37 @@ class MARConfig:
     def build(self, space: Space, conditions: Sequence[ConditionConfig]) -> "MAR":
         """The prior of a space of latents (C, h, w)."""
         return MAR(self, space, conditions)
+
+
+def mar_b() -> tuple[MARConfig, Space, tuple[LabelConfig]]:
+    """MAR-B, of ImageNet at 256 pixels: 207,924,768 parameters.
+
+    arXiv 2406.11838; its sizes, and which tables it learns, are those of its authors' code, LTH14/mar.
+    """
+    return _imagenet(MARConfig())
+
+
+def mar_l() -> tuple[MARConfig, Space, tuple[LabelConfig]]:
+    """MAR-L, of ImageNet at 256 pixels: 478,326,304 parameters.
+
+    arXiv 2406.11838; its sizes, and which tables it learns, are those of its authors' code, LTH14/mar.
+    """
+    sizes = MARConfig(width=1024, encoder_layers=16, decoder_layers=16, heads=16, head_width=1280, head_layers=8)
+    return _imagenet(sizes)
+
+
+def mar_h() -> tuple[MARConfig, Space, tuple[LabelConfig]]:
+    """MAR-H, of ImageNet at 256 pixels: 942,403,104 parameters.
+
+    arXiv 2406.11838; its sizes, and which tables it learns, are those of its authors' code, LTH14/mar.
+    """
+    sizes = MARConfig(width=1280, encoder_layers=20, decoder_layers=20, heads=16, head_width=1536, head_layers=12)
+    return _imagenet(sizes)
+
+
+def _imagenet(config: MARConfig) -> tuple[MARConfig, Space, tuple[LabelConfig]]:
+    """With the latents of KL-16, and one of 1,000 classes."""
+    return config, Space((16, 16, 16)), (LabelConfig(labels=tuple(map(str, range(1000)))),)
 
 
 @dataclass(frozen=True, kw_only=True)

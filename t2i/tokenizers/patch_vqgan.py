@@ -44,6 +44,20 @@ class PatchVQGANConfig:
         return patches(size, self.patch)
 
 
+def patch_vqgan_shapes() -> PatchVQGANConfig:
+    """Shapes at 32 pixels, a code for 8x8 of them, as the recipe `demo` has it: 1,115,716 parameters.
+
+    Chosen here; no paper has it.
+    """
+    return PatchVQGANConfig(
+        patch=8,
+        channels=192,
+        encoder_kernel=1,
+        encoder_blocks=0,
+        quantizer=FiniteScalarConfig(levels=(8, 8, 8, 5)),
+    )
+
+
 class PatchVQGAN(nn.Module):
     """Images (B, 3, H, W) in [-1, 1] to codes (B, H / f, W / f) and back."""
 

@@ -1,6 +1,6 @@
 """VQGAN: a convolutional encoder and decoder around a quantizer (arXiv 2012.09841)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -35,6 +35,64 @@ class VQGANConfig:
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """Codes (h, w) of images of `size` (height, width); ValueError where it does not divide."""
         return patches(size, 2 ** (len(self.multipliers) - 1))
+
+
+def vqgan_f16_1024() -> VQGANConfig:
+    """VQGAN f16 with 1,024 codes, of ImageNet at 256 pixels: 72,141,699 parameters.
+
+    arXiv 2012.09841; its sizes are those of its authors' code, CompVis/taming-transformers.
+    """
+    return VQGANConfig()
+
+
+def vqgan_f16_16384() -> VQGANConfig:
+    """VQGAN f16 with 16,384 codes, of ImageNet at 256 pixels: 76,073,859 parameters.
+
+    arXiv 2012.09841; its sizes are those of its authors' code, CompVis/taming-transformers.
+    """
+    return VQGANConfig(quantizer=CodebookConfig(size=16_384))
+
+
+def ldm_vq_f4() -> VQGANConfig:
+    """Latent diffusion's VQ-f4, of OpenImages: 55,322,782 parameters.
+
+    arXiv 2112.10752; its sizes are those of its authors' code, CompVis/latent-diffusion.
+    """
+    return VQGANConfig(
+        multipliers=(1, 2, 4),
+        attention_levels=(),
+        latent_channels=3,
+        quantizer=CodebookConfig(size=8192, width=3),
+    )
+
+
+def ldm_vq_f8() -> VQGANConfig:
+    """Latent diffusion's VQ-f8 with 16,384 codes, of OpenImages: 67,717,295 parameters.
+
+    arXiv 2112.10752; its sizes are those of its authors' code, CompVis/latent-diffusion.
+    """
+    return VQGANConfig(
+        multipliers=(1, 2, 2, 4),
+        attention_levels=(3,),
+        latent_channels=4,
+        quantizer=CodebookConfig(size=16_384, width=4),
+    )
+
+
+def ldm_vq_f8_256() -> VQGANConfig:
+    """Latent diffusion's VQ-f8 with 256 codes, of OpenImages: 67,652,783 parameters.
+
+    arXiv 2112.10752; its sizes are those of its authors' code, CompVis/latent-diffusion.
+    """
+    return replace(ldm_vq_f8(), quantizer=CodebookConfig(size=256, width=4))
+
+
+def ldm_vq_f16() -> VQGANConfig:
+    """Latent diffusion's VQ-f16, of OpenImages: 69,593,371 parameters.
+
+    arXiv 2112.10752; its sizes are those of its authors' code, CompVis/latent-diffusion.
+    """
+    return VQGANConfig(latent_channels=8, quantizer=CodebookConfig(size=16_384, width=8))
 
 
 class VQGAN(nn.Module):

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager as Nvidia
 
+from infra import device
 from infra.capacity import Node, missing
 from infra.cluster import CLUSTERS, Cluster, connect, laptop, this_machine
 
@@ -70,6 +71,7 @@ def cards(monkeypatch):
 
     def have(gpus, cores=16):
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        monkeypatch.setattr(device, "has_driver", lambda: True)
         monkeypatch.setattr(Nvidia, "get_current_node_num_accelerators", staticmethod(lambda: gpus))
         monkeypatch.setattr(os, "cpu_count", lambda: cores)
 

@@ -129,10 +129,18 @@ class Told:
 
 @pytest.mark.parametrize(("listed", "visible", "count"), [(2, None, 2), (2, "1", 1), (2, "", 0), (0, "0", 0)])
 def test_gpus_are_counted_as_ray_counts_them(monkeypatch, environment, listed, visible, count):
+    monkeypatch.setattr(device, "has_driver", lambda: True)
     monkeypatch.setattr(Nvidia, "get_current_node_num_accelerators", staticmethod(lambda: listed))
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert device.count() == count
+
+
+def test_without_a_driver_ray_counts_none_either(monkeypatch):
+    if not device.has_driver():
+        assert Nvidia.get_current_node_num_accelerators() == device.count() == 0
+    monkeypatch.setattr(device, "has_driver", lambda: False)
+    assert device.count() == 0
 
 
 CARD = """

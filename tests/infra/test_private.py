@@ -19,13 +19,13 @@ from infra.private import ensure_token
 
 DRIVER = """
 import json, sys
-import ray
 from infra.cluster import Cluster, connect, laptop
-from infra.data.run import run_shards  # Ray is imported before it is started, as the command does
+from infra.data.run import run_shards  # as the command does, before there is Ray
 from infra.train.fit import Training, fit
 from infra.train.loop import TrainConfig
 from tests.infra.train import toy
 connect(laptop())
+import ray
 print(json.dumps({"address": ray.get_runtime_context().gcs_address, "nodes": ray.nodes()}), flush=True)
 sys.stdin.readline()
 place = sys.argv[1]

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager as Nvidia
 
+from infra import device
 from infra.cluster import CLUSTERS, laptop
 from workflows.__main__ import main
 from workflows.options import WORK, recipe_options, step_options
@@ -96,6 +97,7 @@ def test_without_a_cluster_all_gpus_are_used(capsys, tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     before, told = ids()
     assert told == ""
+    monkeypatch.setattr(device, "has_driver", lambda: True)
     monkeypatch.setattr(Nvidia, "get_current_node_num_accelerators", staticmethod(lambda: 2))
     after, told = ids()
     assert after == before

@@ -19,6 +19,7 @@ import s3fs
 from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager as Nvidia
 from ray.scripts.scripts import start
 
+from infra import device
 from infra.capacity import Node
 from infra.jobs import Job, Jobs
 from tests.workflows import head
@@ -300,6 +301,7 @@ def test_what_is_sent_and_when(monkeypatch, tmp_path, states, options, suffix):
     node = Node(name="n", host=socket.gethostname(), cpus=8, head=True, python="/opt/venv/bin/python")
     known = Known([node], *states)
     monkeypatch.setattr(submit, "Jobs", lambda address: known)
+    monkeypatch.setattr(device, "has_driver", lambda: True)
     monkeypatch.setattr(Nvidia, "get_current_node_num_accelerators", staticmethod(lambda: 2))  # here, and not there
     main(["submit", "--address", "http://head:8265", *options, "--", "run", "debug", "--seed", "1"])
     if suffix is None:
