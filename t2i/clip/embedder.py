@@ -71,7 +71,9 @@ class Embedder:
     def score(self, pictures: Pictures, texts: Sequence[str]) -> Scores:
         """The cosine of each picture and its text; ValueError where there are not as many of one as of the other."""
         if len(pictures) != len(texts):
-            raise ValueError(f"Each picture has its text, but there are {len(pictures)} pictures and {len(texts)}.")
+            raise ValueError(
+                f"Each picture has its text, but there are {len(pictures)} pictures and {len(texts)} texts."
+            )
         return Scores((self.embed_images(pictures) * self.embed_texts(texts)).sum(1), self.cut(texts))
 
     def judge(self, values: torch.Tensor, pictures: torch.Tensor | None, told: Mapping[str, list]) -> torch.Tensor:

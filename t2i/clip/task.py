@@ -66,7 +66,8 @@ class ClipTask:
         """As CLIP is published: weights, config, tokenizer and how pictures are brought to their square."""
         module = modules["clip"]
         assert isinstance(module, CLIP)
-        module.published().save_pretrained(folder)
+        with encoders.quiet():
+            module.published().save_pretrained(folder)
         processor(self.model.image_size, self.model.fit).save_pretrained(folder)
         with storage.fetched(self.words) as kept:
             shutil.copytree(kept, folder, dirs_exist_ok=True)
