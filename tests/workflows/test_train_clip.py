@@ -12,11 +12,11 @@ from infra.store import Store
 from infra.train.engine import PlainEngine
 from infra.train.loop import TrainConfig, train
 from infra.train.worker import _export
-from t2i.clip.embedder import Embedder
 from t2i.clip.model import TowerConfig
 from tests.infra.train.plainly import PlainFeed
 from tests.infra.train.toy import Losses
 from tests.workflows import test_export as plain  # its steps need no Ray
+from workflows import api
 from workflows import train_clip as module
 from workflows.corpora.shapes import ShapesConfig
 from workflows.held_out import first_held_out
@@ -84,7 +84,7 @@ def test_what_is_kept_is_a_clip(made):
         return zip(*(columns[name] for name in names), strict=True)
 
     rows = first_held_out(images, 5, read, lambda row: row[0])
-    scores = Embedder(folder).score([row[1] for row in rows], [row[2] for row in rows])
+    scores = api.load(artifact.path).score([row[1] for row in rows], [row[2] for row in rows])
     assert scores.cosines.shape == (5,)
     assert torch.isfinite(scores.cosines).all()
     assert any(scores.cut)
