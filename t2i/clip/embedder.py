@@ -4,7 +4,7 @@ Shapes: B rows, D width of the embeddings.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -33,7 +33,11 @@ class Embedder:
     """
 
     def __init__(
-        self, model: str, device: torch.device | str = "cpu", precision: str = "fp32", batch: int = 64
+        self,
+        model: str,
+        device: torch.device | str = "cpu",
+        precision: Literal["fp32", "bf16"] = "fp32",
+        batch: int = 64,
     ) -> None:
         import transformers
         from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil  # needs no torchvision

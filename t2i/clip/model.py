@@ -148,7 +148,7 @@ class CLIP(nn.Module):
         if "survey" in batch:
             return shown
         every, there = seen(batch, shown, self.gather), batch["weight"] > 0
-        scale = self.clip.logit_scale
+        scale = self.clip.logit_scale[0]
         with torch.autocast(there.device.type, enabled=False):  # a cosine over a small temperature wants all bits
             loss = contrast(
                 shown["image"][there], shown["words"][there], every["image"], every["words"], every["text"],
@@ -167,8 +167,8 @@ class CLIP(nn.Module):
 
     @torch.no_grad()
     def published(self) -> "transformers.CLIPModel":
-        """The towers, with a scale that is no more than 100."""
-        self.clip.logit_scale.clamp_(max=LIMIT)
+        """The towers as they are published: with a scale that is no more than 100, and no vector."""
+        self.clip.logit_scale = nn.Parameter(self.clip.logit_scale.reshape(()).clamp(max=LIMIT))
         return self.clip
 
 
@@ -190,6 +190,7 @@ def build(config: CLIPConfig) -> "transformers.CLIPModel":
     )
     with no_init_weights():
         model: Any = transformers.CLIPModel(told)
+    model.logit_scale = nn.Parameter(model.logit_scale.reshape(1))  # DeepSpeed spreads nothing that has no axis
     begins(model, logit_scale=constant(math.log(1 / TEMPERATURE)))
     begins(model.text_model.embeddings.token_embedding, weight=normal(0.02))
     begins(model.text_model.embeddings.position_embedding, weight=normal(0.01))
