@@ -68,7 +68,7 @@ def shapes(tmp_path, monkeypatch):
         storage.write_bytes(samples.url(name), encode_png(render(drawn, (32, 32))))
         listed.append({"prompt": describe(scene), "image": name, "scene": json.dumps(scene.to_dict())})
     storage.write_json(samples.url("samples.json"), listed)
-    monkeypatch.setattr(module, "reconstruct", lambda tokenizer, images: [np.minimum(image, 250) for image in images])
+    monkeypatch.setattr(module, "reconstruct", lambda tokenizer, images: ([np.minimum(i, 250) for i in images], {}))
     return images, captions, captioner, tokenizer, prior, samples
 
 
@@ -86,7 +86,13 @@ def test_scores_and_page(shapes, tmp_path):
     assert scores["chance_f1"] < 0.8
     assert scores["scene_score"] == 0.75
     assert scores["scene_score_n"] == 4
-    assert scores["scene_score_interval"] == pytest.approx((0.3006, 0.9544), abs=1e-3)
+    low, high = scores["scene_score_interval"]
+    assert (low, high) == (0.25, 1)  # of four prompts, each a quarter
+    assert scores["caption_f1_interval"][0] < scores["caption_f1"] < scores["caption_f1_interval"][1]
+    assert scores["caption_gain"] == pytest.approx(scores["caption_f1"] - scores["alt_text_f1"])
+    assert scores["caption_gain_interval"][0] > 0.5
+    assert scores["caption_cider"] == pytest.approx(9.5)  # nineteen of twenty are the reference itself
+    assert scores["skill_counts_n"] == 4
     assert scores["rebuilt_scene_score"] == 1
     assert 30 < scores["reconstruction_psnr"] < 60
     page = (tmp_path / "out" / "report.html").read_text()
@@ -94,6 +100,15 @@ def test_scores_and_page(shapes, tmp_path):
     for words in ("train_captioner · caption", "reaches the target 0.95", "IMG_1.jpg", "as asked", "from the prompt"):
         assert words in page
     assert json.loads((tmp_path / "out" / "scores.json").read_text())["caption_f1"] == scores["caption_f1"]
+
+
+def test_pictures_have_a_line_each_as_geneval_writes_it(shapes, tmp_path):
+    run(shapes, tmp_path / "out")
+    lines = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert [line["filename"] for line in lines] == [f"images/{number}.png" for number in range(4)]
+    assert [line["correct"] for line in lines] == [False, True, True, True]
+    assert all(json.loads(line["metadata"])["prompt"] == line["prompt"] for line in lines)
+    assert lines[0]["reason"]
 
 
 def test_all_captions_are_looked_at_as_a_whole(shapes, tmp_path):
@@ -125,12 +140,6 @@ def test_all_steps_are_found_once_inputs_first(shapes):
     assert names.index("ingest") < names.index("train_captioner") < names.index("recaption")
 
 
-def test_wilson_interval_of_known_shares():
-    assert scoring.wilson(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
-    assert scoring.wilson(1.0, 20) == pytest.approx((0.8389, 1.0), abs=1e-4)
-    assert scoring.wilson(0.0, 0) == (0.0, 1.0)
-
-
 def test_nlvr_captions_are_scored_by_their_boxes():
     boxes = [[{"shape": "square", "color": color, "size": "medium"}] for color in ("blue", "black")]
     meta = {"boxes_unordered": boxes}
@@ -150,7 +159,9 @@ def test_names_are_scored_by_their_words():
     rows = [emoji.label("e", name, {"codepoints": "1f335"}) for name in ("cactus", "red heart")]
     rows = [{**row, "caption_short": "red heart"} for row in rows]
     scores = scoring.caption_scores("words", rows)
-    assert scores == {"caption_f1": 0.5, "caption_exact": 0.5, "caption_n": 2, "chance_f1": 0.5}
+    known = {"caption_f1": 0.5, "caption_exact": 0.5, "caption_n": 2, "chance_f1": 0.5, "caption_cider": 2.5}
+    assert {name: value for name, value in scores.items() if not name.endswith("_interval")} == pytest.approx(known)
+    assert {name.removesuffix("_interval") for name in scores.keys() - known.keys()} <= known.keys()
     assert scoring.caption_scores("words", []) == {}
 
 

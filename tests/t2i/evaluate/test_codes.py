@@ -28,3 +28,11 @@ def test_perplexity_never_exceeds_the_codes_in_use():
 def test_codes_of_another_book(codes):
     with pytest.raises(ValueError, match=r"within \[0, 16\)"):
         code_scores(codes, 16)
+
+
+def test_pictures_may_have_any_number_of_codes():
+    found = code_scores([np.array([[0, 1]]), np.array([2, 2, 3, 3])], 4)
+    assert found["code_usage"].value == 1
+    assert found["code_perplexity"].value == pytest.approx(np.exp(2 / 6 * np.log(6) + 4 / 6 * np.log(3)))
+    with pytest.raises(ValueError, match="at least one"):
+        code_scores([], 4)
