@@ -79,7 +79,7 @@ def _relation(place: str, other: str) -> str:
     return RELATIONS[other_row - row, other_column - column]
 
 
-def _held_out_scenes(config: ShapesConfig, rng: np.random.Generator) -> Iterator[Scene]:
+def held_out_scenes(config: ShapesConfig, rng: np.random.Generator) -> Iterator[Scene]:
     """Random scenes of the test split, without end; none where no scene is held out."""
     while config.test_fraction:
         scene = draw_scene(rng, config.max_objects)
@@ -90,7 +90,7 @@ def _held_out_scenes(config: ShapesConfig, rng: np.random.Generator) -> Iterator
 def _short(config: ShapesConfig, rng: np.random.Generator) -> Iterator[Scene]:
     said = {describe(scene, "short") for scene in scenes_of(config, "train")}
     prompts = set[str]()
-    for scene in _held_out_scenes(config, rng):
+    for scene in held_out_scenes(config, rng):
         prompt = describe(scene, "short")
         if prompt not in said and prompt not in prompts:
             prompts.add(prompt)
@@ -98,7 +98,7 @@ def _short(config: ShapesConfig, rng: np.random.Generator) -> Iterator[Scene]:
 
 
 def _long(config: ShapesConfig, rng: np.random.Generator) -> Iterator[Scene]:
-    return (scene for scene in _held_out_scenes(config, rng) if len(scene.objects) == config.max_objects)
+    return (scene for scene in held_out_scenes(config, rng) if len(scene.objects) == config.max_objects)
 
 
 def _compositional(config: ShapesConfig, rng: np.random.Generator) -> Iterator[Scene]:
