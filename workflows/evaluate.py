@@ -1,5 +1,6 @@
 """The last step: score captions, reconstructions and samples on held-out rows, and write the report page."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
@@ -98,9 +99,8 @@ def evaluate(
     report(2, 4, "parts")
 
     drawn = read_samples(samples) if samples else []
-    asked = {"wanted": "scene", "prompts": "prompt", "names": "name"}
-    columns = {argument: [one[name] for one in drawn] for argument, name in asked.items()}
-    pictures = picture_scores(config.corpus, images=[decode(one["image"]) for one in drawn], **columns)
+    asked = [_asked(one) for one in drawn]
+    pictures = picture_scores(config.corpus, asked, [decode(one["image"]) for one in drawn])
     scores |= pictures.scores
     if pictures.lines:
         lines = "".join(strict.dumps(line) + "\n" for line in pictures.lines)
@@ -172,12 +172,10 @@ def fetch_images(images: Artifact, captions: Artifact, rows: Sequence[Row]) -> l
 
 
 def read_samples(samples: Artifact) -> list[Row]:
-    """What `sample` wrote: prompt, encoded image, its name, and the scene (JSON) that was asked for, or None."""
+    """What `sample` wrote: its number, prompt, encoded image, and the scene (JSON) that was asked for, or None."""
     listed = storage.read_json(samples.url("samples.json"))
-    return [
-        {"scene": None, **row, "name": row["image"], "image": storage.read_bytes(samples.url(row["image"]))}
-        for row in listed
-    ]
+    rows = [{"scene": None, **row, "image": storage.read_bytes(samples.url(row["image"]))} for row in listed]
+    return [{"number": number, **row} for number, row in enumerate(rows)]
 
 
 def reconstruct(tokenizer: Artifact, images: Sequence[np.ndarray], batch: int = 64) -> tuple[list[np.ndarray], Scores]:
@@ -214,7 +212,7 @@ def reconstructed_scores(
     if not originals:
         return {}
     pixels = {f"reconstruction_{name}": value for name, value in reconstruction_scores(originals, rebuilt).items()}
-    read = picture_scores(corpus, [row["scene"] for row in rows[: len(rebuilt)]], rebuilt).scores
+    read = picture_scores(corpus, rows[: len(rebuilt)], rebuilt).scores
     kept = {name: value for name, value in read.items() if name.startswith(("scene_score", "object_score", "skill_"))}
     return pixels | {f"rebuilt_{name}": value for name, value in kept.items()}
 
@@ -257,6 +255,18 @@ def figures(scores: Scores, targets: dict[str, float]) -> list[pages.Figure]:
             )
         )
     return shown
+
+
+def _asked(drawn: Row) -> Row:
+    """What a picture was asked for: by its row or, of a file of prompts, by the metadata of its line."""
+    told = json.loads(drawn.get("metadata") or "{}")
+    name = f"images/{drawn['number']:05d}.png"
+    return {
+        "prompt": drawn["prompt"],
+        "scene": drawn["scene"] or told.get("scene"),
+        "tag": told.get("tag"),
+        "name": name,
+    }
 
 
 def _captioned(image: bytes, row: Row, styles: Sequence[str]) -> pages.Captioned:

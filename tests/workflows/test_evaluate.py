@@ -1,6 +1,7 @@
 """The last step on small made-up artifacts: scores, page, and what is left out."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -11,10 +12,11 @@ from infra import storage
 from infra.cluster import laptop
 from infra.data.images import encode_png
 from infra.store import Artifact
-from t2i.evaluate.scenes import describe
+from t2i.evaluate.scenes import Scene, describe
 from workflows import evaluate as module
 from workflows.corpora import emoji, nlvr, scoring
-from workflows.corpora.shapes import draw_scene, render
+from workflows.corpora.prompts import held_out_prompts, prompt_line
+from workflows.corpora.shapes import ShapesConfig, draw_scene, render
 
 INGESTED = ("sample_id", "state", "reason", "caption_alt", "split", "reference_short", "reference_descriptive", "scene")
 
@@ -63,7 +65,7 @@ def shapes(tmp_path, monkeypatch):
     samples = make(tmp_path, "sample", [prior])
     listed = []
     for number, scene in enumerate(truth[:4]):
-        name = f"images/{number}.png"
+        name = f"images/{number:05d}.png"
         drawn = truth[20] if number == 0 else scene
         storage.write_bytes(samples.url(name), encode_png(render(drawn, (32, 32))))
         listed.append({"prompt": describe(scene), "image": name, "scene": json.dumps(scene.to_dict())})
@@ -105,7 +107,7 @@ def test_scores_and_page(shapes, tmp_path):
 def test_pictures_have_a_line_each_as_geneval_writes_it(shapes, tmp_path):
     run(shapes, tmp_path / "out")
     lines = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
-    assert [line["filename"] for line in lines] == [f"images/{number}.png" for number in range(4)]
+    assert [line["filename"] for line in lines] == [f"images/{number:05d}.png" for number in range(4)]
     assert [line["correct"] for line in lines] == [False, True, True, True]
     assert all(json.loads(line["metadata"])["prompt"] == line["prompt"] for line in lines)
     assert lines[0]["reason"]
@@ -165,6 +167,23 @@ def test_names_are_scored_by_their_words():
     assert scoring.caption_scores("words", []) == {}
 
 
+def test_what_a_file_of_prompts_says_goes_along():
+    rng = np.random.default_rng(0)
+    lines = [prompt_line(asked) for asked in held_out_prompts(ShapesConfig(samples=500, labelled=0), "short", 6)]
+    scenes = [Scene.from_dict(json.loads(line["scene"])) for line in lines]
+    drawn = [
+        {"number": n, "prompt": line["prompt"], "scene": None, "metadata": json.dumps(line)}
+        for n, line in enumerate(lines)
+    ]
+    moved = [Scene(tuple(replace(t, size="small") for t in scene.objects), "gray") for scene in scenes]
+    pictures = [render(scene, (32, 32), rng) for scene in moved]
+    found = scoring.picture_scores("shapes", [module._asked(row) for row in drawn], pictures)
+    assert found.scores["scene_score"] == 1  # neither sizes nor the background were asked for
+    assert "skill_sizes" not in found.scores
+    assert {line["tag"] for line in found.lines} == {"short"}
+    assert json.loads(found.lines[0]["metadata"])["include"] == lines[0]["include"]
+
+
 def test_pictures_without_a_known_scene_are_not_judged():
-    pictures = scoring.picture_scores("words", [None], [np.zeros((8, 8, 3), np.uint8)])
+    pictures = scoring.picture_scores("words", [{"scene": None}], [np.zeros((8, 8, 3), np.uint8)])
     assert (pictures.scores, pictures.right) == ({}, [None])

@@ -41,34 +41,29 @@ def caption_scores(corpus: Corpus, rows: Sequence[Row]) -> Scores:
     return score(rows) if rows else {}
 
 
-def picture_scores(
-    corpus: Corpus,
-    wanted: Sequence[str | None],
-    images: Sequence[np.ndarray],
-    prompts: Sequence[str] | None = None,
-    names: Sequence[str] | None = None,
-) -> Pictures:
-    """Scores of (H, W, 3) uint8 pictures against the scenes (JSON) that were asked for, by `prompts` in words.
+def picture_scores(corpus: Corpus, wanted: Sequence[Row], images: Sequence[np.ndarray]) -> Pictures:
+    """Scores of (H, W, 3) uint8 pictures against the `scene` (JSON, or None) that was asked for.
 
     Only Shapes can be read back from pixels. `scene_score` is the share of pictures with every object right and nothing
     else there, `object_score` that of wanted objects, `skill_<name>` that of the facts of a skill; each with its
-    pictures (`_n`) and 95 % interval (`_interval`). Without prompts a scene is asked for with all its facts; `names`
-    are what the pictures are called in `lines`.
+    pictures (`_n`) and 95 % interval (`_interval`). Where a row has a `prompt`, what it leaves unsaid is not asked for;
+    `name` and `tag`, where it has them, stand in its line.
     """
-    known = [index for index, scene in enumerate(wanted) if scene]
+    known = [index for index, row in enumerate(wanted) if row["scene"]]
     right: list[bool | None] = [None] * len(images)
     notes = [""] * len(images)
     if corpus != "shapes" or not known:
         return Pictures(right=right, notes=notes)
-    asked = [scenes.Scene.from_dict(json.loads(wanted[index] or "")) for index in known]
+    asked = [scenes.Scene.from_dict(json.loads(wanted[index]["scene"])) for index in known]
     seen = scenes.read_many(np.stack([images[index] for index in known]))
     judged, lines = [], []
     for index, got, want in zip(known, seen, asked, strict=True):
-        prompt = prompts[index] if prompts else scenes.describe(want)
+        row = wanted[index]
+        prompt = row.get("prompt") or scenes.describe(want)
         facts = skills.asked_for(prompt, want)
         judged.append(skills.judge(got, want, facts))
-        told = skills.metadata(prompt, want, facts=facts)
-        lines.append(skills.result(names[index] if names else str(index), told, got, judged[-1]))
+        told = skills.metadata(prompt, want, row.get("tag") or "", facts)
+        lines.append(skills.result(row.get("name") or str(index), told, got, judged[-1]))
         right[index] = judged[-1].correct
         notes[index] = "as asked" if right[index] else _fault(got, want, judged[-1])
     scores: Scores = {}
