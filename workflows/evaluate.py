@@ -1,5 +1,6 @@
 """The last step: score captions, reconstructions and samples on held-out rows, and write the report page."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
@@ -9,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from captioner.habits import faulty, styles, table
-from infra import storage
+from infra import storage, strict
 from infra.cluster import Cluster
 from infra.data.ahead import ahead
 from infra.data.images import decode, encode_png
@@ -17,6 +18,7 @@ from infra.data.shards import ShardReader, joined_names
 from infra.metrics import Report, read_scalars
 from infra.store import Artifact, step
 from t2i.evaluate import report as pages
+from t2i.evaluate.codes import code_scores
 from t2i.evaluate.reconstruction import mean_squared_error, psnr, reconstruction_scores
 from workflows.corpora.scoring import Corpus, Pictures, Row, Scores, caption_scores, picture_scores
 from workflows.habits import habits
@@ -25,6 +27,7 @@ from workflows.judge import TEST
 from workflows.train_tokenizer import MODEL
 
 TRUTH = ("reference_short", "reference_descriptive", "scene")
+RESULTS = "results.jsonl"
 MAX_SIDE = 480  # pixels of a picture on the page; a larger one is reduced, so that the page stays a few megabytes
 
 HEADLINES = {  # score: its name on the page, and the score that it is to be read against
@@ -63,7 +66,7 @@ class ReportConfig:
                 raise ValueError(f"{name} must not be negative, but it is {getattr(self, name)}.")
 
 
-@step(version=2)
+@step(version=3)
 def evaluate(
     config: ReportConfig,
     images: Artifact,
@@ -79,6 +82,8 @@ def evaluate(
 ) -> Scores:
     """Write `report.html`, `scores.json` and `habits.json` into `out`; returns the scores and the address of the page.
 
+    Where pictures can be judged, `results.jsonl` has a line of each, as GenEval writes them.
+
     At most `config.rows` rows of the `test` split are scored, the first by sample id: ids are hashes, so the draw is
     fair and always the same. How alike captions are, and what is wrong with them, is counted over all rows. What is not
     there is not scored: images stand for captions where the corpus has only its own.
@@ -89,13 +94,17 @@ def evaluate(
 
     encoded = fetch_images(images, captions, rows[: max(config.rebuilt, config.captions_shown)])
     originals = [decode(image) for image in encoded[: config.rebuilt]] if tokenizer else []
-    rebuilt = reconstruct(tokenizer, originals) if tokenizer else []
-    scores |= reconstructed_scores(config.corpus, rows, originals, rebuilt)
+    rebuilt, codes = reconstruct(tokenizer, originals) if tokenizer else ([], {})
+    scores |= reconstructed_scores(config.corpus, rows, originals, rebuilt) | codes
     report(2, 4, "parts")
 
     drawn = read_samples(samples) if samples else []
-    pictures = picture_scores(config.corpus, [one["scene"] for one in drawn], [decode(one["image"]) for one in drawn])
+    asked = [_asked(one) for one in drawn]
+    pictures = picture_scores(config.corpus, asked, [decode(one["image"]) for one in drawn])
     scores |= pictures.scores
+    if pictures.lines:
+        lines = "".join(strict.dumps(line) + "\n" for line in pictures.lines)
+        storage.write_bytes(storage.join(out, RESULTS), lines.encode())
     report(3, 4, "parts")
 
     whole = habits(images, captions)
@@ -163,30 +172,37 @@ def fetch_images(images: Artifact, captions: Artifact, rows: Sequence[Row]) -> l
 
 
 def read_samples(samples: Artifact) -> list[Row]:
-    """What `sample` wrote: prompt, encoded image, and the scene (JSON) that was asked for, or None."""
+    """What `sample` wrote: its number, prompt, encoded image, and the scene (JSON) that was asked for, or None."""
     listed = storage.read_json(samples.url("samples.json"))
-    return [{"scene": None, **row, "image": storage.read_bytes(samples.url(row["image"]))} for row in listed]
+    rows = [{"scene": None, **row, "image": storage.read_bytes(samples.url(row["image"]))} for row in listed]
+    return [{"number": number, **row} for number, row in enumerate(rows)]
 
 
-def reconstruct(tokenizer: Artifact, images: Sequence[np.ndarray], batch: int = 64) -> list[np.ndarray]:
-    """(H, W, 3) uint8 images through the tokenizer and back, those of one size together."""
+def reconstruct(tokenizer: Artifact, images: Sequence[np.ndarray], batch: int = 64) -> tuple[list[np.ndarray], Scores]:
+    """(H, W, 3) uint8 images through the tokenizer and back, those of one size together; and how it uses its codes."""
     import torch  # slow to import: `plan` does without
 
     from t2i.tokenizers.task import load_tokenizer
 
     model = load_tokenizer(tokenizer.url(MODEL))
-    rebuilt = list(images)
+    rebuilt, codes = list(images), list[np.ndarray]()
     for shape in dict.fromkeys(image.shape for image in images):
         places = [place for place, image in enumerate(images) if image.shape == shape]
         for start in range(0, len(places), batch):
             part = places[start : start + batch]
             pixels = torch.from_numpy(np.stack([images[place] for place in part])).permute(0, 3, 1, 2).float()
             with torch.inference_mode():
-                decoded = model.decode(model.encode(pixels / 127.5 - 1))
+                values = model.encode(pixels / 127.5 - 1)
+                decoded = model.decode(values)
+            codes += list(values.numpy())
             made = ((decoded + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
             for place, image in zip(part, made, strict=True):
                 rebuilt[place] = image
-    return rebuilt
+    size = model.space(images[0].shape[:2]).codes if images else 0
+    scores: Scores = {}
+    for name, each in (code_scores(codes, size) if size else {}).items():  # latents are no codes
+        scores |= {name: each.value, f"{name}_interval": each.interval}
+    return rebuilt, scores
 
 
 def reconstructed_scores(
@@ -196,8 +212,8 @@ def reconstructed_scores(
     if not originals:
         return {}
     pixels = {f"reconstruction_{name}": value for name, value in reconstruction_scores(originals, rebuilt).items()}
-    read = picture_scores(corpus, [row["scene"] for row in rows[: len(rebuilt)]], rebuilt).scores
-    kept = {name: value for name, value in read.items() if name.startswith(("scene_score", "object_score"))}
+    read = picture_scores(corpus, rows[: len(rebuilt)], rebuilt).scores
+    kept = {name: value for name, value in read.items() if name.startswith(("scene_score", "object_score", "skill_"))}
     return pixels | {f"rebuilt_{name}": value for name, value in kept.items()}
 
 
@@ -239,6 +255,18 @@ def figures(scores: Scores, targets: dict[str, float]) -> list[pages.Figure]:
             )
         )
     return shown
+
+
+def _asked(drawn: Row) -> Row:
+    """What a picture was asked for: by its row or, of a file of prompts, by the metadata of its line."""
+    told = json.loads(drawn.get("metadata") or "{}")
+    name = f"images/{drawn['number']:05d}.png"
+    return {
+        "prompt": drawn["prompt"],
+        "scene": drawn["scene"] or told.get("scene"),
+        "tag": told.get("tag"),
+        "name": name,
+    }
 
 
 def _captioned(image: bytes, row: Row, styles: Sequence[str]) -> pages.Captioned:

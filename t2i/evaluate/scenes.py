@@ -195,30 +195,42 @@ def parse(caption: str | None) -> ParsedScene:
 def caption_scores(
     captions: Sequence[str | None], scenes: Sequence[Scene], style: str = "descriptive"
 ) -> dict[str, float]:
-    """Precision, recall and F1 of the facts that captions state about their scenes, summed over all of them.
+    """Precision, recall and F1 of the facts that captions state about their scenes, summed over all `caption_facts`.
+
+    Precision divides the right facts by all facts said, so that a wrong, an extra or a repeated object costs; recall
+    divides them by all facts true, so that silence costs. Without right facts all three are 0.
+    """
+    right, said, true = (int(count) for count in caption_facts(captions, scenes, style).sum(0))
+    return {
+        "precision": right / max(said, 1),
+        "recall": right / max(true, 1),
+        "f1": 2 * right / max(said + true, 1),
+    }
+
+
+def caption_facts(captions: Sequence[str | None], scenes: Sequence[Scene], style: str = "descriptive") -> np.ndarray:
+    """(N, 3) of each caption: facts that are right, that are said, and that are true of its scene.
 
     A fact is one attribute of one object (shape, color, size, place) or the background; "short" counts shape and color
     only. A caption's objects are paired one to one with the scene's so that most facts agree, and a pair's equal
-    attributes are the right facts. Precision divides them by all facts said, so that a wrong, an extra or a repeated
-    object costs; recall divides them by all facts true, so that silence costs. Without right facts all three are 0.
+    attributes are the right facts.
     """
     if not scenes or len(captions) != len(scenes):
         raise ValueError(f"Scores need a caption for each scene; found {len(captions)} captions, {len(scenes)} scenes.")
     if style not in STYLES:
         raise ValueError(f"Style is {style!r}; it must be one of {', '.join(STYLES)}.")
     names = [name for name in ATTRIBUTES if name in STYLES[style]]
-    right = said = true = 0
-    for caption, scene in zip(captions, scenes, strict=True):
+    counts = np.zeros((len(scenes), 3), int)
+    for count, caption, scene in zip(counts, captions, scenes, strict=True):
         parsed = parse(caption)
-        right += _agreeing(parsed.objects, scene.objects, names)
-        said += sum(getattr(thing, name) is not None for thing in parsed.objects for name in names)
-        true += len(scene.objects) * len(names)
+        count += (
+            _agreeing(parsed.objects, scene.objects, names),
+            sum(getattr(thing, name) is not None for thing in parsed.objects for name in names),
+            len(scene.objects) * len(names),
+        )
         if "background" in STYLES[style]:
-            right += parsed.background == scene.background
-            said += parsed.background is not None
-            true += 1
-    precision, recall = right / max(said, 1), right / max(true, 1)
-    return {"precision": precision, "recall": recall, "f1": 2 * right / max(said + true, 1)}
+            count += (parsed.background == scene.background, parsed.background is not None, 1)
+    return counts
 
 
 def _agreeing(said: Sequence[ParsedThing], true: Sequence[Thing], names: Sequence[str]) -> int:
@@ -231,39 +243,6 @@ def _agreeing(said: Sequence[ParsedThing], true: Sequence[Thing], names: Sequenc
                     agree = sum(getattr(thing, name) == getattr(truth, name) for name in names)
                     most[taken | 1 << k] = max(most.get(taken | 1 << k, 0), count + agree)
     return max(most.values())
-
-
-def scene_scores(seen: Sequence[Scene], wanted: Sequence[Scene]) -> dict[str, float]:
-    """How well pictures, read by `read_many`, show the scenes that their prompts asked for.
-
-    scene_score: share of pictures with every object right in shape, color, size and place, and nothing else there.
-    object_score: share of wanted objects that are right in all four.
-    shape_, color_, size_accuracy: share of wanted objects at whose place something with that attribute stands;
-    place_accuracy: at whose place anything stands. background_accuracy: share of pictures. extra_objects: objects a
-    picture in places where none was wanted.
-    """
-    if not wanted or len(seen) != len(wanted):
-        raise ValueError(f"Scores need a picture for each scene; found {len(seen)} pictures, {len(wanted)} scenes.")
-    scenes = backgrounds = extra = things = whole = 0
-    right = dict.fromkeys(ATTRIBUTES, 0)
-    for got, want in zip(seen, wanted, strict=True):
-        standing = {thing.place: thing for thing in got.objects}
-        scenes += got.objects == want.objects
-        backgrounds += got.background == want.background
-        extra += len(standing.keys() - {thing.place for thing in want.objects})
-        for thing in want.objects:
-            there = standing.get(thing.place)
-            things += 1
-            whole += there == thing
-            for name in ATTRIBUTES:
-                right[name] += there is not None and getattr(there, name) == getattr(thing, name)
-    return {
-        "scene_score": scenes / len(wanted),
-        "object_score": whole / max(things, 1),
-        **{f"{name}_accuracy": count / max(things, 1) for name, count in right.items()},
-        "background_accuracy": backgrounds / len(wanted),
-        "extra_objects": extra / len(wanted),
-    }
 
 
 _NAMES = (*COLORS, *BACKGROUNDS)

@@ -4,6 +4,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
+
 
 def tokens(text: str) -> list[str]:
     """Lower-case words and numbers; punctuation is dropped, hyphens and apostrophes split words."""
@@ -24,13 +26,14 @@ def overlap(caption: str, reference: str) -> tuple[float, float, float]:
 
 
 def word_scores(captions: Sequence[str | None], references: Sequence[str]) -> dict[str, float]:
-    """Mean `precision`, `recall` and `f1` over captions, `exact` (the same words in the same order), and `n`.
+    """Mean `precision`, `recall` and `f1` over captions, `exact` (the same words in the same order), and `n`."""
+    each = word_rows(captions, references)
+    return {name: float(np.mean(rows)) if len(rows) else 0.0 for name, rows in each.items()} | {"n": len(captions)}
 
-    A missing caption (None) scores as an empty one.
-    """
+
+def word_rows(captions: Sequence[str | None], references: Sequence[str]) -> dict[str, list[float]]:
+    """What `word_scores` takes the means of, a value a caption. A missing caption (None) scores as an empty one."""
     pairs = [(caption or "", reference) for caption, reference in zip(captions, references, strict=True)]
-    count = len(pairs)
-    totals = [sum(column) for column in zip(*(overlap(*pair) for pair in pairs), strict=True)] or [0.0, 0.0, 0.0]
-    exact = sum(tokens(caption) == tokens(reference) for caption, reference in pairs)
-    precision, recall, f1, exact = (total / count if count else 0.0 for total in (*totals, exact))
-    return {"precision": precision, "recall": recall, "f1": f1, "exact": exact, "n": count}
+    shared = [overlap(*pair) for pair in pairs]
+    rows = {name: [each[number] for each in shared] for number, name in enumerate(("precision", "recall", "f1"))}
+    return rows | {"exact": [float(tokens(caption) == tokens(reference)) for caption, reference in pairs]}

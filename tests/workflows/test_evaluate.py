@@ -1,6 +1,7 @@
 """The last step on small made-up artifacts: scores, page, and what is left out."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -11,10 +12,11 @@ from infra import storage
 from infra.cluster import laptop
 from infra.data.images import encode_png
 from infra.store import Artifact
-from t2i.evaluate.scenes import describe
+from t2i.evaluate.scenes import Scene, describe
 from workflows import evaluate as module
 from workflows.corpora import emoji, nlvr, scoring
-from workflows.corpora.shapes import draw_scene, render
+from workflows.corpora.prompts import held_out_prompts, prompt_line
+from workflows.corpora.shapes import ShapesConfig, draw_scene, render
 
 INGESTED = ("sample_id", "state", "reason", "caption_alt", "split", "reference_short", "reference_descriptive", "scene")
 
@@ -63,12 +65,12 @@ def shapes(tmp_path, monkeypatch):
     samples = make(tmp_path, "sample", [prior])
     listed = []
     for number, scene in enumerate(truth[:4]):
-        name = f"images/{number}.png"
+        name = f"images/{number:05d}.png"
         drawn = truth[20] if number == 0 else scene
         storage.write_bytes(samples.url(name), encode_png(render(drawn, (32, 32))))
         listed.append({"prompt": describe(scene), "image": name, "scene": json.dumps(scene.to_dict())})
     storage.write_json(samples.url("samples.json"), listed)
-    monkeypatch.setattr(module, "reconstruct", lambda tokenizer, images: [np.minimum(image, 250) for image in images])
+    monkeypatch.setattr(module, "reconstruct", lambda tokenizer, images: ([np.minimum(i, 250) for i in images], {}))
     return images, captions, captioner, tokenizer, prior, samples
 
 
@@ -86,7 +88,13 @@ def test_scores_and_page(shapes, tmp_path):
     assert scores["chance_f1"] < 0.8
     assert scores["scene_score"] == 0.75
     assert scores["scene_score_n"] == 4
-    assert scores["scene_score_interval"] == pytest.approx((0.3006, 0.9544), abs=1e-3)
+    low, high = scores["scene_score_interval"]
+    assert (low, high) == (0.25, 1)  # of four prompts, each a quarter
+    assert scores["caption_f1_interval"][0] < scores["caption_f1"] < scores["caption_f1_interval"][1]
+    assert scores["caption_gain"] == pytest.approx(scores["caption_f1"] - scores["alt_text_f1"])
+    assert scores["caption_gain_interval"][0] > 0.5
+    assert scores["caption_cider"] == pytest.approx(9.5)  # nineteen of twenty are the reference itself
+    assert scores["skill_counts_n"] == 4
     assert scores["rebuilt_scene_score"] == 1
     assert 30 < scores["reconstruction_psnr"] < 60
     page = (tmp_path / "out" / "report.html").read_text()
@@ -94,6 +102,15 @@ def test_scores_and_page(shapes, tmp_path):
     for words in ("train_captioner · caption", "reaches the target 0.95", "IMG_1.jpg", "as asked", "from the prompt"):
         assert words in page
     assert json.loads((tmp_path / "out" / "scores.json").read_text())["caption_f1"] == scores["caption_f1"]
+
+
+def test_pictures_have_a_line_each_as_geneval_writes_it(shapes, tmp_path):
+    run(shapes, tmp_path / "out")
+    lines = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert [line["filename"] for line in lines] == [f"images/{number:05d}.png" for number in range(4)]
+    assert [line["correct"] for line in lines] == [False, True, True, True]
+    assert all(json.loads(line["metadata"])["prompt"] == line["prompt"] for line in lines)
+    assert lines[0]["reason"]
 
 
 def test_all_captions_are_looked_at_as_a_whole(shapes, tmp_path):
@@ -125,12 +142,6 @@ def test_all_steps_are_found_once_inputs_first(shapes):
     assert names.index("ingest") < names.index("train_captioner") < names.index("recaption")
 
 
-def test_wilson_interval_of_known_shares():
-    assert scoring.wilson(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
-    assert scoring.wilson(1.0, 20) == pytest.approx((0.8389, 1.0), abs=1e-4)
-    assert scoring.wilson(0.0, 0) == (0.0, 1.0)
-
-
 def test_nlvr_captions_are_scored_by_their_boxes():
     boxes = [[{"shape": "square", "color": color, "size": "medium"}] for color in ("blue", "black")]
     meta = {"boxes_unordered": boxes}
@@ -150,10 +161,29 @@ def test_names_are_scored_by_their_words():
     rows = [emoji.label("e", name, {"codepoints": "1f335"}) for name in ("cactus", "red heart")]
     rows = [{**row, "caption_short": "red heart"} for row in rows]
     scores = scoring.caption_scores("words", rows)
-    assert scores == {"caption_f1": 0.5, "caption_exact": 0.5, "caption_n": 2, "chance_f1": 0.5}
+    known = {"caption_f1": 0.5, "caption_exact": 0.5, "caption_n": 2, "chance_f1": 0.5, "caption_cider": 2.5}
+    assert {name: value for name, value in scores.items() if not name.endswith("_interval")} == pytest.approx(known)
+    assert {name.removesuffix("_interval") for name in scores.keys() - known.keys()} <= known.keys()
     assert scoring.caption_scores("words", []) == {}
 
 
+def test_what_a_file_of_prompts_says_goes_along():
+    rng = np.random.default_rng(0)
+    lines = [prompt_line(asked) for asked in held_out_prompts(ShapesConfig(samples=500, labelled=0), "short", 6)]
+    scenes = [Scene.from_dict(json.loads(line["scene"])) for line in lines]
+    drawn = [
+        {"number": n, "prompt": line["prompt"], "scene": None, "metadata": json.dumps(line)}
+        for n, line in enumerate(lines)
+    ]
+    moved = [Scene(tuple(replace(t, size="small") for t in scene.objects), "gray") for scene in scenes]
+    pictures = [render(scene, (32, 32), rng) for scene in moved]
+    found = scoring.picture_scores("shapes", [module._asked(row) for row in drawn], pictures)
+    assert found.scores["scene_score"] == 1  # neither sizes nor the background were asked for
+    assert "skill_sizes" not in found.scores
+    assert {line["tag"] for line in found.lines} == {"short"}
+    assert json.loads(found.lines[0]["metadata"])["include"] == lines[0]["include"]
+
+
 def test_pictures_without_a_known_scene_are_not_judged():
-    pictures = scoring.picture_scores("words", [None], [np.zeros((8, 8, 3), np.uint8)])
+    pictures = scoring.picture_scores("words", [{"scene": None}], [np.zeros((8, 8, 3), np.uint8)])
     assert (pictures.scores, pictures.right) == ({}, [None])

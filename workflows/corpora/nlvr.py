@@ -12,6 +12,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
+
 from infra import strict
 from infra.config import fingerprint
 
@@ -99,26 +101,30 @@ def parse(caption: str) -> list[Box]:
 
 
 def caption_scores(captions: Sequence[str | None], scenes: Sequence[Sequence[Box]]) -> dict[str, float]:
-    """How well descriptive captions state their scenes: `precision`, `recall` and `f1` over objects, `exact`, and `n`.
-
-    The boxes of a caption are matched to the scene's so that most objects agree; an object counts only with its shape,
-    colour and size right, in the right company. `exact` is the share of captions with nothing wrong or missing.
-    """
-    right = stated = there = exact = 0
-    for caption, scene in zip(captions, scenes, strict=True):
-        boxes = parse(caption or "")
-        hits = _agreement(boxes[:MATCHED_BOXES], scene)
-        right += hits
-        stated += sum(box.total() for box in boxes)
-        there += sum(box.total() for box in scene)
-        exact += len(boxes) == len(scene) and hits == sum(b.total() for b in boxes) == sum(b.total() for b in scene)
+    """How well descriptive captions state their scenes: `precision`, `recall`, `f1` over objects, `exact`, and `n`."""
+    right, stated, there, exact = (int(count) for count in caption_facts(captions, scenes).sum(0))
     return {
-        "precision": right / stated if stated else 0.0,
-        "recall": right / there if there else 0.0,
-        "f1": 2 * right / (stated + there) if stated + there else 0.0,
-        "exact": exact / len(captions) if captions else 0.0,
+        "precision": right / max(stated, 1),
+        "recall": right / max(there, 1),
+        "f1": 2 * right / max(stated + there, 1),
+        "exact": exact / max(len(captions), 1),
         "n": len(captions),
     }
+
+
+def caption_facts(captions: Sequence[str | None], scenes: Sequence[Sequence[Box]]) -> np.ndarray:
+    """(N, 4) of each caption: objects that are right, that are stated, that are there, and 1 where nothing is wrong.
+
+    The boxes of a caption are matched to the scene's so that most objects agree; an object counts only with its shape,
+    colour and size right, in the right company. Nothing is wrong where no object is missing either.
+    """
+    counts = np.zeros((len(captions), 4), int)
+    for count, caption, scene in zip(counts, captions, scenes, strict=True):
+        boxes = parse(caption or "")
+        right = _agreement(boxes[:MATCHED_BOXES], scene)
+        stated, there = (sum(box.total() for box in each) for each in (boxes, scene))
+        count[:] = right, stated, there, len(boxes) == len(scene) and right == stated == there
+    return counts
 
 
 def _agreement(boxes: Sequence[Box], scene: Sequence[Box]) -> int:

@@ -106,6 +106,14 @@ def split_of(scene: Scene, test_fraction: float) -> str:
     return "test" if int.from_bytes(digest[:8], "big") / 2**64 < test_fraction else "train"
 
 
+def scenes_of(config: ShapesConfig, split: str) -> Iterator[Scene]:
+    """The scenes of the rows of a split, in the order of the rows, without their pictures."""
+    for index in range(config.samples):
+        scene = draw_scene(np.random.default_rng([config.seed, index]), config.max_objects)
+        if split_of(scene, config.test_fraction) == split:
+            yield scene
+
+
 def render(
     scene: Scene, size: tuple[int, int], rng: np.random.Generator | None = None, jitter: float = 1 / 16
 ) -> np.ndarray:

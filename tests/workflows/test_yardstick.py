@@ -1,0 +1,177 @@
+"""A yardstick's sets hold nothing of training, and only pictures of its own prompts are measured."""
+
+import json
+
+import numpy as np
+import pytest
+
+from infra import storage
+from infra.cluster import Cluster
+from infra.config import to_dict
+from infra.data.images import encode_png
+from infra.store import Plan, Store
+from infra.train.loop import TrainConfig
+from t2i.evaluate.extractor import ExtractorConfig
+from t2i.evaluate.scenes import Scene, describe
+from tests.workflows.test_evaluate import make, shapes_row
+from workflows import yardstick as module
+from workflows.corpora.shapes import ShapesConfig, render, scenes_of
+from workflows.ingest import IngestConfig
+from workflows.recipes import emoji
+from workflows.yardstick import CalibrateConfig, MeasureConfig, TrainExtractorConfig, YardstickRecipe
+
+SHAPES = ShapesConfig(samples=400, labelled=20, test_fraction=0.2, shard_size=200)
+CORPUS = IngestConfig(corpus=SHAPES, image_size=(32, 32))
+CLUSTER = Cluster(name="test", actors=(1, 1))
+
+
+def silent(*_, **__): ...
+
+
+def pooled(images):
+    """An extractor without weights: what a picture looks like from afar."""
+    return np.stack([image.reshape(4, 8, 4, 8, 3).mean((1, 3)).ravel() for image in images]) / 255
+
+
+@pytest.fixture
+def calibrated(tmp_path, monkeypatch):
+    """A yardstick of two sets of 60 scenes."""
+    monkeypatch.setitem(module.EXTRACTORS, "train_extractor", lambda folder: pooled)
+    images = make(tmp_path, "ingest", config=to_dict(CORPUS))
+    extractor = make(tmp_path, "train_extractor", [images])
+    out = tmp_path / "made"
+    summary = module.calibrate.work(
+        CalibrateConfig(rows=60), images, extractor, out=str(out), cluster=CLUSTER, report=silent
+    )
+    made = make(tmp_path, "calibrate", [images, extractor], summary=summary)
+    for name in (module.PROMPTS, module.FEATURES):
+        storage.write_bytes(made.url(name), (out / name).read_bytes())
+    return made
+
+
+def prompts_of(made):
+    return [json.loads(line) for line in storage.read_bytes(made.url(module.PROMPTS)).decode().splitlines()]
+
+
+def sampled(root, lines, draw, name="sample"):
+    """What `sample` would have drawn for prompts."""
+    made, listed = make(root / name, "sample"), []
+    for number, line in enumerate(lines):
+        storage.write_bytes(
+            made.url(f"images/{number}.png"), encode_png(draw(Scene.from_dict(json.loads(line["scene"]))))
+        )
+        listed.append({"prompt": line["prompt"], "image": f"images/{number}.png", "scene": line["scene"]})
+    storage.write_json(made.url("samples.json"), listed)
+    return made
+
+
+def measure(made, *samples, out, names=()):
+    return module.measure.work(MeasureConfig(names=names), made, *samples, out=str(out), cluster=CLUSTER, report=silent)
+
+
+def test_no_scene_of_a_set_is_one_of_training(calibrated):
+    lines = prompts_of(calibrated)
+    scenes = [Scene.from_dict(json.loads(line["scene"])) for line in lines]
+    assert len(set(scenes)) == 60
+    assert not set(scenes) & set(scenes_of(SHAPES, "train"))
+    for seed in (1, 2):  # of whatever seed
+        assert not set(scenes) & set(
+            scenes_of(ShapesConfig(samples=2000, labelled=0, test_fraction=0.2, seed=seed), "train")
+        )
+    assert [line["prompt"] for line in lines] == [describe(scene) for scene in scenes]
+    features = np.load(calibrated.url(module.FEATURES))
+    assert features["first"].shape == features["second"].shape == (60, 48)
+    assert np.unique(np.concatenate([features["first"], features["second"]]), axis=0).shape[0] == 120
+
+
+def test_a_better_model_is_nearer_and_real_against_real_stands_beside(calibrated, tmp_path):
+    lines, rng = prompts_of(calibrated), np.random.default_rng(0)
+    good = sampled(tmp_path, lines[::-1], lambda scene: render(scene, (32, 32), rng), "good")
+    dark = sampled(tmp_path, lines, lambda scene: render(scene, (32, 32)) // 2, "dark")
+    found = measure(calibrated, good, dark, out=tmp_path / "table", names=("good", "dark"))["table"]
+    assert [line["name"] for line in found] == ["real pictures", "good", "dark"]
+    assert found[1]["fid"] == pytest.approx(found[0]["fid"], rel=0.1)
+    assert found[2]["fid"] > 2 * found[0]["fid"]
+    assert found[2]["kid"] > found[1]["kid"]
+    assert found[0]["extractor"] == f"train_extractor {calibrated.inputs[1].id}"
+    assert storage.read_json(str(tmp_path / "table" / module.TABLE))[2]["fid"] == found[2]["fid"]
+
+
+def test_pictures_of_other_prompts_are_not_measured(calibrated, tmp_path):
+    lines = prompts_of(calibrated)
+    for number, others in enumerate((lines[1:], [*lines[1:], lines[1]], [*lines, lines[0]])):
+        other = sampled(tmp_path, others, lambda scene: render(scene, (32, 32)), str(number))
+        with pytest.raises(ValueError, match="of other prompts than the 60"):
+            measure(calibrated, other, out=tmp_path)
+    with pytest.raises(ValueError, match="at least one model"):
+        measure(calibrated, out=tmp_path)
+
+
+def test_a_test_split_is_cut_by_its_scenes(tmp_path, monkeypatch):
+    """Pictures of one scene stand in one set, once."""
+    monkeypatch.setitem(module.EXTRACTORS, "train_extractor", lambda folder: pooled)
+    rng = np.random.default_rng(0)
+    rows = [shapes_row(number, rng)[0] for number in range(120)]
+    again = [{**row, "sample_id": f"again{row['sample_id']}"} for row in rows]
+    images = make(
+        tmp_path, "ingest", shards=[rows, again], config=to_dict(IngestConfig(corpus="x", image_size=(32, 32)))
+    )
+    extractor = make(tmp_path, "train_extractor", [images])
+    summary = module.calibrate.work(
+        CalibrateConfig(), images, extractor, out=str(tmp_path / "out"), cluster=CLUSTER, report=silent
+    )
+    features = np.load(tmp_path / "out" / module.FEATURES)
+    every = np.concatenate([features["first"], features["second"]])
+    assert len(np.unique(every, axis=0)) == len(every) == 2 * summary["rows"]
+    assert 40 < len(every) <= 60  # of sixty test scenes, each twice
+    assert summary["corpus"].startswith("own ")
+    with pytest.raises(ValueError, match="sees no features"):
+        module.extractor_of(images)
+
+
+def test_what_has_no_yardstick(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="Emoji have no FID"):
+        module.yardstick_for(emoji("folder").corpus)
+    with pytest.raises(ValueError, match="one size"):
+        module.yardstick_for(IngestConfig(corpus="x"))
+    with pytest.raises(ValueError, match="at least 10"):
+        CalibrateConfig(rows=9)
+    row = {"sample_id": "a", "state": "accepted", "reason": None, "split": "train", "scene": None}
+    images = make(tmp_path, "ingest", shards=[[row | {"reference_descriptive": None}]])
+    with pytest.raises(ValueError, match=r"No training row of .* has a scene"):
+        module.train_extractor.work(TrainExtractorConfig(), images, out="", cluster=CLUSTER, report=silent)
+    monkeypatch.setattr(module, "TRIES", 5)
+    few = ShapesConfig(max_objects=1, test_fraction=0.01)
+    images = make(tmp_path / "few", "ingest", config=to_dict(IngestConfig(corpus=few)))
+    with pytest.raises(ValueError, match=r"Two sets of 10 .* only 1. were found"):  # a hundredth of 1,280 scenes
+        module._rendered(CalibrateConfig(rows=10), images)
+
+
+def test_the_recipe_is_one_a_corpus_and_plans_without_a_store(tmp_path):
+    recipe = module.yardstick()
+    assert recipe == module.yardstick()
+    plan = Plan(str(tmp_path))
+    recipe.run(plan)
+    assert [line[0] for line in plan.lines] == ["ingest", "train_extractor", "calibrate"]
+    assert recipe.extractor.model.size == (32, 32)
+    assert recipe.sets.rows == 2000
+
+
+@pytest.mark.long
+def test_a_yardstick_is_made_of_a_corpus(tmp_path, ray_cluster):
+    """By the one loop, and found again."""
+    train = TrainConfig(steps=30, batch=32, log_every_steps=10)
+    extractor = TrainExtractorConfig(model=ExtractorConfig(channels=8, features=16), train=train)
+    recipe = YardstickRecipe(name="y", corpus=CORPUS, extractor=extractor, sets=CalibrateConfig(rows=60))
+    made = recipe.run(Store(str(tmp_path / "runs"), CLUSTER))
+    by = module.yardstick_of(made)
+    assert by.rows == 60
+    assert by.corpus.startswith("shapes ")
+    assert by.extractor == f"train_extractor {made.inputs[1].id}"
+    assert by.real["fid"].interval[0] < by.real["fid"].value
+    lines = prompts_of(made)
+    found = measure(made, sampled(tmp_path, lines, lambda scene: 255 - render(scene, (32, 32))), out=tmp_path)["table"]
+    assert found[1]["fid"] > 2 * found[0]["fid"]
+    again = Plan(str(tmp_path / "runs"))
+    recipe.run(again)
+    assert {line[2] for line in again.lines} == {"done"}
