@@ -9,7 +9,7 @@ import pytest
 
 from infra import storage
 from infra.cluster import laptop
-from infra.data.images import encode_png
+from infra.data.images import decode, encode_png
 from infra.store import Artifact
 from t2i.evaluate.scenes import describe
 from workflows import evaluate as module
@@ -94,6 +94,28 @@ def test_scores_and_page(shapes, tmp_path):
     for words in ("train_captioner · caption", "reaches the target 0.95", "IMG_1.jpg", "as asked", "from the prompt"):
         assert words in page
     assert json.loads((tmp_path / "out" / "scores.json").read_text())["caption_f1"] == scores["caption_f1"]
+
+
+def test_what_was_seen_while_it_trained_is_shown(shapes, tmp_path):
+    prior, grey = shapes[4], [np.full((8, 8, 3), value, np.uint8) for value in range(20)]
+    for folder, loss in (("", 1.0), ("held_out/", 2.0)):
+        metrics = "".join(json.dumps({"step": s, "prior/codes": loss * s}) + "\n" for s in (1, 2))
+        storage.write_bytes(prior.url(f"{folder}metrics.jsonl"), metrics.encode())
+    for step in range(20):
+        strip = encode_png(np.concatenate([grey[step], grey[19 - step]], axis=1))
+        storage.write_bytes(prior.url("held_out", "pictures", f"{100 * step:09d}.png"), strip)
+    storage.write_json(prior.url("held_out", "prompts.json"), ["a circle", "a square"])
+    (curve,) = module._curves(prior)
+    assert curve.title == "train_prior · codes"
+    assert curve.series == {"prior": [(1, 1.0), (2, 2.0)], "prior, held out": [(1, 2.0), (2, 4.0)]}
+    (course,) = module._courses(prior)
+    assert (course.title, course.steps) == ("train_prior", [0, 300, 500, 800, 1100, 1400, 1600, 1900])
+    assert [prompt for prompt, _ in course.drawn] == ["a circle", "a square"]
+    assert [decode(image)[0, 0, 0] for image in course.drawn[1][1]] == [19, 16, 14, 11, 8, 5, 3, 0]
+    run(shapes, tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "prior, held out" in page
+    assert 'alt="After 1900 steps: a square"' in page
 
 
 def test_all_captions_are_looked_at_as_a_whole(shapes, tmp_path):
