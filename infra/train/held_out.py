@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -62,8 +62,7 @@ class Seen:
 
     The first Update is measured, the learner's own: what a critic thinks of pictures that it never saw is not. Its
     module is in evaluation mode, in fp32, with the averaged weights where such are kept, whatever precision is trained
-    in. Rows that see each other (`Update.mixes_rows`) see as many as in training, at most all that are held out. A loss
-    that training weighs by gradients, as an adversarial one, has here the weight of its config.
+    in. Rows that see each other (`Update.mixes_rows`) see as many as in training, at most all that are held out.
     """
 
     def __init__(self, training: Training, count: int) -> None:
@@ -194,7 +193,7 @@ def _held_out(where: Where) -> Where:
 
 
 @torch.no_grad()
-def losses(update: Update, batches: Iterator[list[Batch]], step: int) -> dict[str, float]:
+def losses(update: Update, batches: Iterable[list[Batch]], step: int) -> dict[str, float]:
     """The mean of each loss over its targets, by the names under which training logs it after `step` steps.
 
     `batches` are global batches in micro-batches.

@@ -13,11 +13,13 @@ from PIL import Image
 from torch import nn
 
 from infra import storage
+from infra.cluster import Cluster
 from infra.data.ledger import Ledger, commit, counting
 from infra.metrics import read_scalars
 from infra.train import checkpoint, held_out, onlooker
 from infra.train.draw import uniforms
 from infra.train.engine import load_weights
+from infra.train.fit import fit
 from infra.train.held_out import HeldOut, NoRoomError, Seen
 from infra.train.loop import TrainConfig
 from infra.train.onlooker import Onlooker
@@ -25,6 +27,8 @@ from infra.train.optim import OptimConfig
 from infra.train.task import Painter, Update
 from infra.train.worker import FINISHED, Training
 from tests.infra.train import toy
+from tests.infra.train.test_fit import quiet
+from tests.infra.train.workers import final_state
 
 ROWS = 60  # in two shards; every third is held out, and of these the even ones are wanted
 CONFIG = {"steps": 12, "batch": 10, "log_every_steps": 1, "save_every_steps": 5}
@@ -357,3 +361,52 @@ def test_an_end_by_an_error_waits_for_nothing(local, quick, monkeypatch):
     until(lambda: beside._eye)
     beside.__exit__(KeyError)
     assert time.monotonic() - began < 5
+
+
+@dataclass(frozen=True)
+class SlowSplit(Split):
+    """The same numbers, later: an actor has the time to start."""
+
+    def updates(self):
+        (update,) = super().updates()
+        slow = toy.SlowNet()
+        slow.load_state_dict(update.module.state_dict())
+        return [replace(update, module=slow)]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(240)
+def test_a_training_is_the_same_to_the_bit_whether_somebody_looks_on_or_not(ray_cluster, tmp_path, monkeypatch):
+    for name in ("FIRST_SECONDS", "EVERY_SECONDS", "SHARE"):
+        monkeypatch.setattr(onlooker, name, 0)
+    monkeypatch.setattr(onlooker, "LOOK_SECONDS", 0.1)
+    write_rows(f"{tmp_path}/rows")
+    config = TrainConfig(**CONFIG | {"steps": 60})
+    seen, alone = (
+        Training(SlowSplit(), [f"{tmp_path}/rows"], config, f"{tmp_path}/{name}") for name in ("seen", "alone")
+    )
+    told = fit([seen], Cluster(name="one", held_out=9), quiet)
+    plain = fit([alone], Cluster(name="one", held_out=0), quiet)
+    states = [final_state(training.checkpoints) for training in (seen, alone)]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    losses = [[row["net/token"] for row in read_scalars(training.out)] for training in (seen, alone)]
+    assert losses[0] == losses[1]
+    assert steps(seen)[-1] == 60
+    assert steps(seen) == sorted(set(steps(seen)))
+    assert read_scalars(held_out.folder_of(seen))[-1]["net/token"] == pytest.approx(
+        by_hand(seen, 60, wanted(9)), rel=1e-5
+    )
+    assert told["held_out"].keys() == {"net/token", "cpu_seconds"}
+    assert told["held_out"]["cpu_seconds"] > 1  # the start of a process counts, too
+    assert "held_out" not in plain
+    assert not storage.exists(held_out.folder_of(alone))
+    assert fit([seen], Cluster(name="one"), quiet) == told
+    until(lambda: not eyes())
+
+
+def eyes():
+    """The actors that look on, and live."""
+    from ray._private.state import actors
+
+    return [each for each in actors().values() if each["ActorClassName"] == "Eye" and each["State"] != "DEAD"]
