@@ -34,6 +34,7 @@ class Cluster:
     stall_seconds: float = 100  # without a step or a word of a worker, until all start anew; half: until it is said
     grow_seconds: float = 30  # that a group trains at least before it makes room for workers that have come
     track: tuple[Literal["mlflow", "wandb"], ...] = ()  # who is told the scalars of a training, beside TensorBoard
+    held_out: int = 512  # rows on which checkpoints are measured while they are trained, beside it; 0: none are
     log_ids: bool = False  # which rows each training step used is written down, beside the checkpoints
     actors: tuple[int, int] = (1, 2)  # actors of a stage, at least and at most
     cpus_per_actor: float = 1
@@ -51,6 +52,8 @@ class Cluster:
             raise ValueError(f"micro_batch must be 0 (the whole share) or more, but it is {self.micro_batch}.")
         if self.restarts < 0 or self.grow_seconds < 0 or not self.stall_seconds > 0:
             raise ValueError("restarts and grow_seconds must not be negative, and stall_seconds must be positive.")
+        if self.held_out < 0:
+            raise ValueError(f"held_out must be 0 (no row is measured) or more, but it is {self.held_out}.")
         if self.offload != "none":
             if not self.gpus_per_worker:
                 raise ValueError(

@@ -10,14 +10,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from infra import storage, strict
 from infra.gauges import Gauges
 
+if TYPE_CHECKING:
+    import numpy as np
+
 LOOK_SECONDS = 1.0  # between two looks of the thread that watches a step
 FIRST_LINES, FIRST_SECONDS, LOG_SECONDS = 3, 10.0, 60.0  # a log gets a few lines soon, then one a minute
 WINDOW_SECONDS, MOST_COUNTS = 60.0, 512  # of rates
+HELD_OUT = "held_out"  # the folder, beside a training's scalars, of those of rows that it is not trained on,
+PICTURES, PROMPTS = "pictures", "prompts.json"  # and in it: a PNG a step, pictures side by side; what they were to show
 SPARE = 50  # times that a write of the scalars took, until the next: they take a fiftieth of a training at most
 
 Report = Callable[..., None]
@@ -208,14 +213,18 @@ def free_resources() -> str:
 class ScalarLog:
     """`metrics.jsonl` (one object a logged step) and TensorBoard events in a folder; continued where a run was cut.
 
-    Figures become gauges, too, and go to `tell`, as `infra/track.py` makes it.
+    Figures become gauges, too, losses with `gauges` before their names, and go to `tell`, as `infra/track.py` makes it.
     """
 
     def __init__(
-        self, folder: str, resume_step: int, tell: Callable[[int, Mapping[str, float]], None] | None = None
+        self,
+        folder: str,
+        resume_step: int,
+        tell: Callable[[int, Mapping[str, float]], None] | None = None,
+        gauges: str = "",
     ) -> None:
         self._url = storage.join(folder, "metrics.jsonl")
-        self._gauges, self._tell = Gauges.of_folder(folder), tell
+        self._gauges, self._before, self._tell = Gauges.of_folder(folder), gauges, tell
         kept = [row for row in read_scalars(folder) if row["step"] <= resume_step]
         self._lines = [strict.dumps(row) for row in kept]
         self._offset = kept[-1]["seconds"] if kept else 0.0
@@ -236,11 +245,16 @@ class ScalarLog:
         self._lines.append(strict.dumps(row))
         for name, value in figures.items():
             self._board.add_scalar(name, value, step)
-        self._gauges(figures)
+        self._gauges({self._before + name if "/" in name else name: value for name, value in figures.items()})
         if self._tell:
             self._tell(step, figures)
         if time.monotonic() - self._saved > self._pause:
             self.flush()
+
+    def show(self, step: int, pictures: "Mapping[str, np.ndarray]") -> None:
+        """Pictures (H, W, 3) uint8 by name, for TensorBoard alone."""
+        for name, picture in pictures.items():
+            self._board.add_image(f"pictures/{name}", picture, step, dataformats="HWC")
 
     def close(self) -> None:
         """Write what is left."""

@@ -15,7 +15,7 @@ from infra.cluster import Cluster
 from infra.data.ahead import ahead
 from infra.data.images import decode, encode_png
 from infra.data.shards import ShardReader, joined_names
-from infra.metrics import Report, read_scalars
+from infra.metrics import HELD_OUT, PICTURES, PROMPTS, Report, read_scalars
 from infra.store import Artifact, step
 from t2i.evaluate import report as pages
 from t2i.evaluate.codes import code_scores
@@ -28,6 +28,7 @@ from workflows.train_tokenizer import MODEL
 
 TRUTH = ("reference_short", "reference_descriptive", "scene")
 RESULTS = "results.jsonl"
+COURSE_STEPS = 8  # checkpoints whose pictures are shown, at most
 MAX_SIDE = 480  # pixels of a picture on the page; a larger one is reduced, so that the page stays a few megabytes
 
 HEADLINES = {  # score: its name on the page, and the score that it is to be read against
@@ -124,6 +125,7 @@ def evaluate(
         sampled=_sampled(drawn, pictures)[: config.samples_shown],
         rebuilt=[_pair(*both) for both in zip(originals, rebuilt, strict=True)][: config.rebuilt_shown],
         curves=[curve for artifact in path for curve in _curves(artifact)],
+        courses=[course for artifact in path for course in _courses(artifact)],
         work=[_work(artifact) for artifact in path],
         recipe={artifact.step: artifact.manifest["config"] for artifact in path},
         provenance=_provenance(path),
@@ -306,16 +308,43 @@ def _reduced(image: bytes) -> bytes:
 
 def _curves(artifact: Artifact) -> list[pages.Curve]:
     """Of every training below the artifact: a captioner has three."""
+    return [
+        curve
+        for title, folder in _trainings(artifact)
+        for curve in pages.curves(title, read_scalars(folder), read_scalars(storage.join(folder, HELD_OUT)))
+    ]
+
+
+def _courses(artifact: Artifact) -> list[pages.Course]:
+    """Pictures by checkpoints of every training below the artifact that drew some."""
+    courses = []
+    for title, folder in _trainings(artifact):
+        drawn = storage.join(folder, HELD_OUT, PICTURES)
+        names = [name for name in sorted(storage.list_names(drawn)) if name.endswith(".png")]
+        if not names:
+            continue
+        shown = [names[round(place)] for place in np.linspace(0, len(names) - 1, min(COURSE_STEPS, len(names)))]
+        prompts = storage.read_json(storage.join(folder, HELD_OUT, PROMPTS))
+        strips = [np.split(decode(storage.read_bytes(storage.join(drawn, name))), len(prompts), 1) for name in shown]
+        pictures = [[_reduced(encode_png(picture)) for picture in strip] for strip in strips]
+        steps = [int(name.removesuffix(".png")) for name in shown]
+        courses.append(
+            pages.Course(title=title, steps=steps, drawn=list(zip(prompts, zip(*pictures, strict=True), strict=True)))
+        )
+    return courses
+
+
+def _trainings(artifact: Artifact) -> list[tuple[str, str]]:
+    """The name and the folder of every training below the artifact."""
     if not artifact.step.startswith("train"):
         return []
     found = [
         file.url.rsplit("/", 1)[0] for file in storage.listing(artifact.path) if file.url.endswith("/metrics.jsonl")
     ]
-    names = [folder.removeprefix(artifact.path).strip("/") for folder in found]
     return [
-        curve
-        for folder, name in zip(found, names, strict=True)
-        for curve in pages.curves(f"{artifact.step} {name}".strip(), read_scalars(folder))
+        (f"{artifact.step} {folder.removeprefix(artifact.path).strip('/')}".strip(), folder)
+        for folder in found
+        if storage.name(folder) != HELD_OUT
     ]
 
 

@@ -34,6 +34,7 @@ from infra.train.fit import Training, fit
 from infra.train.loop import TrainConfig, is_loss
 from infra.train.optim import OptimConfig
 from workflows.splits import demand_rows
+from workflows.train_tokenizer import seen_of
 
 UNTOLD = "have no alt text, which a base and a filter learn from: give texts, or published weights and no `base`"
 Backend = TransformersConfig | EndpointConfig | VLLMConfig  # somebody else's model
@@ -151,7 +152,8 @@ def train_captioner(
         load_captioner(source).save(folder)
         storage.upload(folder, storage.join(out, MODEL))
     losses = {name.replace("/", "_"): value for name, value in figures.items() if is_loss(name)}
-    return {"vocabulary": len(vocabulary), "styles": [style.name for style in config.styles], **losses}
+    styles = [style.name for style in config.styles]
+    return {"vocabulary": len(vocabulary), "styles": styles, **losses, **seen_of(figures)}
 
 
 def named(captioner: Artifact) -> Backend | None:

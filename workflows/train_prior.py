@@ -38,7 +38,7 @@ from t2i.task import TRAIN
 from t2i.vocabulary import FILE, TextVocabulary
 from workflows.encode_text import NULL, anchored
 from workflows.splits import demand_rows
-from workflows.train_tokenizer import losses_of
+from workflows.train_tokenizer import MODEL, losses_of, seen_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,11 +126,12 @@ def train_prior(
         seed=config.seed,
         column=_column(codes),
         cached=tuple(features),
+        decoder=tokenizer.url(MODEL),
     )
     figures = fit([Training(task, inputs, config.train, out)], cluster, report)
     sizes = [each.vocabulary_size for each in told if isinstance(each, WordsConfig)]
     words = {"vocabulary": sizes[0]} if sizes else {}
-    return {"steps": figures["step"], "rows": figures["rows"], **words, **losses_of(figures)}
+    return {"steps": figures["step"], "rows": figures["rows"], **words, **losses_of(figures), **seen_of(figures)}
 
 
 def _resolved(

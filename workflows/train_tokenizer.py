@@ -51,7 +51,7 @@ def train_tokenizer(
     )
     figures = fit([Training(task, [images.path], config.train, out)], cluster, report)
     size = {"size": list(sizes[0])} if len(sizes) == 1 else {"sizes": [list(size) for size in sizes]}
-    return {"steps": figures["step"], "rows": figures["rows"], **size, **losses_of(figures)}
+    return {"steps": figures["step"], "rows": figures["rows"], **size, **losses_of(figures), **seen_of(figures)}
 
 
 def image_sizes(images: Artifact) -> list[Size]:
@@ -68,3 +68,8 @@ def image_sizes(images: Artifact) -> list[Size]:
 def losses_of(figures: dict[str, Any]) -> dict[str, float]:
     """The last logged losses, by a name that suits a table."""
     return {name.split("/")[-1] + "_loss": value for name, value in figures.items() if is_loss(name)}
+
+
+def seen_of(figures: dict[str, Any]) -> dict[str, Any]:
+    """`held_out`: the last losses on held-out rows, and the CPU-seconds that all of these took; where any were seen."""
+    return {"held_out": figures["held_out"]} if "held_out" in figures else {}

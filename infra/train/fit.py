@@ -12,9 +12,10 @@ from infra import storage, strict
 from infra.cluster import Cluster, connect
 from infra.metrics import Report
 from infra.notice import Notice, Teller
-from infra.train import checkpoint
+from infra.train import checkpoint, held_out
 from infra.train.board import Board
 from infra.train.limits import Limits
+from infra.train.onlooker import Onlooker
 from infra.train.restarts import Faults, Restarts, root, sentence
 from infra.train.turn import DoesNotFitError
 from infra.train.worker import FINISHED, Job, Training
@@ -36,6 +37,8 @@ def fit(trainings: Sequence[Training], cluster: Cluster, report: Report) -> dict
     what there is. Where there is notice (SIGTERM, SIGINT, a node that is drained, growth), it saves first.
 
     Returns the figures that each training logged last, those of a later one over those of the same name of one before.
+    Where an Onlooker saw them, `held_out` has the last losses on rows that are held out, and `cpu_seconds`, what all
+    such losses took. It changes no figure of a training.
     Raises RuntimeError, with the worker's own sentence, where training fails for good.
     """
     left = [training for training in trainings if not training.finished()]
@@ -45,15 +48,16 @@ def fit(trainings: Sequence[Training], cluster: Cluster, report: Report) -> dict
             each.plan(rows)  # no rows: said before anything starts
             cluster.check(each.config.precision, each.task.whole_weights)
         connect(cluster, cluster.workers_for(max(each.config.batch for each in left))[0])
-        with Notice() as notice:
-            _supervise(Job(left, counts, cluster), report, notice)
+        with Notice() as notice, Onlooker(left, cluster.held_out) as onlooker:
+            _supervise(Job(left, counts, cluster), report, notice, onlooker)
     figures: dict[str, Any] = {}
     for training in trainings:
         figures |= storage.read_json(storage.join(training.out, FINISHED))
-    return figures
+    seen = held_out.summary(trainings)
+    return figures | ({"held_out": seen} if seen else {})
 
 
-def _supervise(job: Job, report: Report, notice: Notice) -> None:
+def _supervise(job: Job, report: Report, notice: Notice, onlooker: Onlooker) -> None:
     import ray  # slow to import, and so is what follows: `plan` does without
 
     from infra.train.group import GROWS, TAKEN, Group, Growth
@@ -87,7 +91,7 @@ def _supervise(job: Job, report: Report, notice: Notice) -> None:
             replace(job, most=limits.most()), number, board, len(nodes) or high, nodes, growth, held, left_out
         )
         diary(group, "begins")
-        failures = group.run(report, notice, say, partial(diary, group, "first step"))
+        failures = group.run(report, notice, say, partial(_first_step, diary, group, onlooker))
         diary(group, "ends", why=sentence(root(failures)) if failures else group.why or "all was trained")
         if failures and notice.given():
             say(f"{sentence(root(failures))} What was trained since the last checkpoint is not saved.")
@@ -112,6 +116,11 @@ def _supervise(job: Job, report: Report, notice: Notice) -> None:
             raise RuntimeError(f"Training failed: {sentence(cause)}") from cause
         if failures:
             say(f"{sentence(cause)} Training goes on from what was saved last.")
+
+
+def _first_step(diary: "_Diary", group: Group, onlooker: Onlooker) -> None:
+    diary(group, "first step")
+    onlooker.begin()
 
 
 def _reached(job: Job) -> list[int]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -112,4 +112,22 @@ class Task(Protocol):
 
     def export(self, modules: dict[str, torch.nn.Module], folder: str) -> None:
         """Write what users load (safetensors and a config) into a local folder; modules come by Update name."""
+        ...
+
+
+@runtime_checkable
+class Painter(Protocol):
+    """What a Task has beside that shows what it has learned in pictures, while it trains."""
+
+    @property
+    def paints(self) -> int:
+        """Of how many held-out rows pictures are drawn; 0: of none."""
+        ...
+
+    def asks(self, rows: dict[str, list], draw: Draw) -> dict[str, np.ndarray]:
+        """What `paint` takes of rows as `collate` gets them, and `prompt` (B,), what each is to show, in words."""
+        ...
+
+    def paint(self, modules: dict[str, torch.nn.Module], batch: Batch) -> Sequence[np.ndarray]:
+        """(H, W, 3) uint8 a row, all of one size and always the same; modules come by Update name, as in `export`."""
         ...

@@ -1,7 +1,7 @@
 """One optimizer's turn within a training step: micro-batches, the mean of each loss, and what follows the weights."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -11,7 +11,7 @@ from infra.train.engine import Engine
 from infra.train.flops import Flops
 from infra.train.optim import learning_rate
 from infra.train.settings import Precision
-from infra.train.task import Batch
+from infra.train.task import Batch, Losses
 from infra.trouble import is_out_of_memory
 
 
@@ -93,7 +93,7 @@ def turn(
     """
     update = engine.update
     if update.mixes_rows and len(micro_batches) > 1:
-        micro_batches = _acquainted(engine, micro_batches)
+        micro_batches = acquainted(engine, micro_batches)
     sums: dict[str, torch.Tensor] = {}
     seen, follows = {}, hasattr(update.module, "stepped")
     for batch in micro_batches:
@@ -121,14 +121,14 @@ def turn(
     return figures | {f"{update.name}/lr": torch.tensor(lr), f"{update.name}/grad_norm": torch.tensor(norm)}
 
 
-def _acquainted(engine: Engine, micro_batches: list[Batch]) -> list[Batch]:
+def acquainted(module: Callable[[Batch], Losses], micro_batches: list[Batch]) -> list[Batch]:
     """Micro-batches that bring what all rows of the global batch show of themselves (GradCache, arXiv 2101.06983).
 
     A forward pass more, without gradients: else rows would see those of their own micro-batch alone, and how memory is
     shared out would change what is learned.
     """
     with torch.no_grad():
-        shown = [engine({**batch, "survey": torch.tensor(True)}) for batch in micro_batches]
+        shown = [module({**batch, "survey": torch.tensor(True)}) for batch in micro_batches]
     seen = world.rows(*shown)
     firsts = seen.pop("first")
     columns = {f"all_{name}": column for name, column in seen.items()}

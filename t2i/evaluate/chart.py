@@ -10,6 +10,7 @@ WIDTH, HEIGHT = 420, 232
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 10, 34
 FLOOR, END = HEIGHT - BOTTOM, WIDTH - RIGHT
 MAX_POINTS = 120  # a longer series is drawn as the mean of so many stretches
+FEW_POINTS = 24  # a series of no more has a dot at each
 LOG_SPAN = 30  # values that span more than this ratio are drawn on a logarithmic scale
 
 Points = Sequence[tuple[float, float]]
@@ -127,8 +128,11 @@ def _frame(axes: _Axes, x_label: str) -> list[str]:
 def _polylines(lines: Mapping[str, Mapping[float, float]], axes: _Axes) -> list[str]:
     parts = []
     for index, points in enumerate(lines.values()):
-        path = " ".join(f"{axes.across(x):.1f},{axes.down(y):.1f}" for x, y in points.items())
+        places = [(f"{axes.across(x):.1f}", f"{axes.down(y):.1f}") for x, y in points.items()]
+        path = " ".join(f"{x},{y}" for x, y in places)
         parts.append(f'<polyline class="line s{index % 6}" points="{path}"/>')
+        if len(places) <= FEW_POINTS:
+            parts += [f'<circle class="s{index % 6}" cx="{x}" cy="{y}" r="2.5"/>' for x, y in places]
     return parts
 
 

@@ -124,6 +124,15 @@ class Curve:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Course:
+    """What checkpoints of a training drew for the same prompts, from the first that is shown to the last."""
+
+    title: str
+    steps: Sequence[int]
+    drawn: Sequence[tuple[str, Sequence[bytes]]]  # a prompt, and its picture (encoded) of each step
+
+
+@dataclass(frozen=True, kw_only=True)
 class Work:
     """One step of the path: what it took and where its result lies."""
 
@@ -150,6 +159,7 @@ class Page:
     sampled: Sequence[Sampled] = ()
     rebuilt: Sequence[Rebuilt] = ()
     curves: Sequence[Curve] = ()
+    courses: Sequence[Course] = ()
     work: Sequence[Work] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -161,19 +171,20 @@ def render(page: Page) -> str:
     return _template().render(page=page, marked=marked)
 
 
-def curves(step: str, rows: Sequence[Mapping[str, Any]]) -> list[Curve]:
+def curves(step: str, rows: Sequence[Mapping[str, Any]], held_out: Sequence[Mapping[str, Any]] = ()) -> list[Curve]:
     """The charts of one training step, from its metrics: a chart a quantity, a series an Update.
 
     A row holds `step` and figures named `quantity` or `update/quantity`; of a step logged twice, after a restart, the
-    last row counts.
+    last row counts. Losses of rows that are held out, by the same names, are series of their own beside those.
     """
-    last = {row["step"]: row for row in rows if isinstance(row.get("step"), int | float)}
-    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for x, row in sorted(last.items()):
-        for name, value in row.items():
-            if name not in ("step", "seconds") and isinstance(value, int | float):
-                update, _, quantity = name.rpartition("/")
-                found.setdefault(quantity, {}).setdefault(update, []).append((float(x), float(value)))
+    found: dict[str, dict[str, Points]] = {}
+    for name, points in _series(rows).items():
+        update, _, quantity = name.rpartition("/")
+        found.setdefault(quantity, {})[update] = points
+    for name, points in _series(held_out).items():
+        update, _, quantity = name.rpartition("/")
+        if update and quantity in found:
+            found[quantity][f"{update}, held out"] = points
     charts = [
         Curve(
             title=f"{step} · {quantity.replace('_', ' ')}",
@@ -183,6 +194,17 @@ def curves(step: str, rows: Sequence[Mapping[str, Any]]) -> list[Curve]:
         for quantity, series in found.items()
     ]
     return sorted(charts, key=lambda curve: not curve.loss)
+
+
+def _series(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """The points of each figure, by its name."""
+    last = {row["step"]: row for row in rows if isinstance(row.get("step"), int | float)}
+    series: dict[str, list[tuple[float, float]]] = {}
+    for x, row in sorted(last.items()):
+        for name, value in row.items():
+            if name not in ("step", "seconds") and isinstance(value, int | float):
+                series.setdefault(name, []).append((float(x), float(value)))
+    return series
 
 
 def compared(text: str, against: str | None) -> Markup:

@@ -29,10 +29,14 @@ from t2i.conditions.pictures import EdgesConfig, HoleConfig, MapConfig, SmallerC
 from t2i.conditions.text_features import TextFeaturesConfig
 from t2i.conditions.vectors import VectorConfig
 from t2i.conditions.words import WordsConfig
+from t2i.pixels import to_pixels
 from t2i.priors.asking import CAPTION, Asking
 from t2i.priors.autoregressive import AutoregressiveConfig
-from t2i.protocol import Rows, Space
+from t2i.priors.sampling import SamplingConfig
+from t2i.protocol import Asked, Rows, Space
+from t2i.random import keys_of
 from t2i.task import TRAIN, updates_of
+from t2i.tokenizers.task import load_tokenizer
 from t2i.vocabulary import TextVocabulary
 
 PriorConfig = AutoregressiveConfig  # or that of another prior: docs/adding-a-model.md
@@ -50,6 +54,8 @@ ConditionKind = (
     | EdgesConfig
     | HoleConfig
 )
+
+PAINTED, SAMPLING = 8, SamplingConfig(temperature=0.7)  # pictures by a checkpoint, and how they are drawn
 
 encoders.fetched = cache.cached  # text encoders on s3://, once a node
 
@@ -87,6 +93,7 @@ class PriorTask:
     seed: int = 0
     column: str = "codes"  # of the values
     cached: tuple[str, ...] = ()  # conditions whose features of every caption lie in columns
+    decoder: str = ""  # where the tokenizer lies, for pictures to be seen while it trains; none: none are
 
     where_reads: tuple[str, ...] = ("split", "keep")
     bucket: str | None = None
@@ -121,8 +128,7 @@ class PriorTask:
 
     def collate(self, rows: dict[str, list], draw: Draw) -> dict[str, np.ndarray]:
         """`values` (B, N) int64, the conditions' arrays, which of them are dropped, and a `noise_key` a row."""
-        if any(CAPTION in condition.reads for condition in self.shape.conditions):
-            rows = {**rows, CAPTION: texts_of(rows, self._heard(rows, draw))}
+        rows = self._told(rows, draw)
         arrays: dict[str, np.ndarray] = {"values": np.stack(rows[self.column], dtype=np.int64)}
         arrays["noise_key"] = (draw("noise") * 2.0**53).astype(np.int64)
         for condition, its_rows in zip(self.shape.conditions, _rows(self.shape.conditions, self.folder), strict=True):
@@ -137,6 +143,27 @@ class PriorTask:
                 arrays[DROPPED + condition.name] = draw(_salt(condition.name)) < share
         return arrays
 
+    @property
+    def paints(self) -> int:
+        """Where there is a tokenizer to decode them."""
+        return PAINTED if self.decoder else 0
+
+    def asks(self, rows: dict[str, list], draw: Draw) -> dict[str, np.ndarray]:
+        """The conditions' arrays, of which nothing is dropped or corrupted, and the captions."""
+        rows = self._told(rows, draw)
+        prompts = rows.get(CAPTION, [""] * len(rows[self.column]))
+        arrays = {"prompt": np.array(prompts, dtype=object)}
+        for its_rows in _rows(self.shape.conditions, self.folder):
+            arrays |= its_rows(rows, None)
+        return arrays
+
+    def paint(self, modules: dict[str, torch.nn.Module], batch: dict[str, torch.Tensor]) -> list[np.ndarray]:
+        """Pictures of what the prior draws from the seeds 0, 1, ..., without guidance."""
+        prior: Any = modules["prior"]
+        seeds = range(len(batch["weight"]))
+        values = prior.sample(Asked(len(seeds), {**batch, "noise_key": keys_of(seeds)}), seeds, SAMPLING)
+        return to_pixels(_decoder(self.decoder).decode(values))
+
     def export(self, modules: dict[str, torch.nn.Module], folder: str) -> None:
         """The prior, and what its conditions keep."""
         save_model(modules["prior"], str(Path(folder) / "model.safetensors"))
@@ -144,6 +171,12 @@ class PriorTask:
         if self.folder:
             with storage.fetched(self.folder) as kept:
                 shutil.copytree(kept, folder, dirs_exist_ok=True)
+
+    def _told(self, rows: dict[str, list], draw: Draw) -> dict[str, list]:
+        """With the caption that each row hears, where a condition hears captions."""
+        if not any(CAPTION in condition.reads for condition in self.shape.conditions):
+            return rows
+        return {**rows, CAPTION: texts_of(rows, self._heard(rows, draw))}
 
     def _heard(self, rows: Mapping[str, list], draw: Draw) -> list[tuple[str, int]]:
         """The style of the caption that each row hears and, of several alt texts, the place of the one."""
@@ -203,6 +236,11 @@ def _before_conditions(told: Mapping[str, Any]) -> PriorShape:
 def _rows(conditions: tuple[ConditionKind, ...], folder: str) -> tuple[Rows, ...]:
     with storage.fetched(folder) if folder else nullcontext("") as local:
         return tuple(condition.rows(local) for condition in conditions)
+
+
+@lru_cache(1)
+def _decoder(folder: str) -> Any:
+    return load_tokenizer(folder)
 
 
 def load_vocabulary(url: str) -> TextVocabulary:

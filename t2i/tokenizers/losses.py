@@ -71,7 +71,10 @@ class Critic(nn.Module):
 
 
 class GeneratorTurn(nn.Module):
-    """The tokenizer's turn within a training step; every critic that is awake has an opinion, weighed by itself."""
+    """The tokenizer's turn within a training step; every critic that is awake has an opinion, weighed by itself.
+
+    In evaluation none is asked: an opinion is weighed by the gradients of a training step.
+    """
 
     def __init__(self, tokenizer: Tokenizer, losses: LossConfig, critics: Sequence[Critic] = ()) -> None:
         super().__init__()
@@ -91,13 +94,13 @@ class GeneratorTurn(nn.Module):
 
     def targets(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Rows, for every loss."""
-        names = ["reconstruction", *self.tokenizer.quantizer.losses, *self._critics]
+        names = ["reconstruction", *self.tokenizer.quantizer.losses, *self._asked]
         return dict.fromkeys(names, batch["weight"].sum())
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Sums over rows, or what the adaptive weights are made of where the batch is a "survey"."""
         step = int(batch["step"])
-        awake = {name: critic for name, critic in self._critics.items() if step >= critic.config.start_step}
+        awake = {name: critic for name, critic in self._asked.items() if step >= critic.config.start_step}
         if "survey" in batch:
             if not awake:
                 return {"asleep": batch["weight"].new_zeros(1)}
@@ -108,6 +111,10 @@ class GeneratorTurn(nn.Module):
             sums |= {name: sums[name] * weight for name, weight in self._adaptive(sums, batch, awake).items()}
         return sums
 
+    @property
+    def _asked(self) -> dict[str, Critic]:
+        return self._critics if self.training else {}
+
     def _sums(self, batch: Batch, awake: Mapping[str, Critic]) -> dict[str, torch.Tensor]:
         """The adversarial losses without their weights; the critics' parameters are constants here."""
         images, weight_B = scale(batch["images"]), batch["weight"]
@@ -117,7 +124,7 @@ class GeneratorTurn(nn.Module):
         distance_B = difference.abs().mean(1) if self._losses.distance == "l1" else difference.square().mean(1)
         sums = {"reconstruction": (distance_B * weight_B).sum()}
         sums |= {name: (loss_B * weight_B).sum() for name, loss_B in quantized.losses.items()}
-        for name, critic in self._critics.items():
+        for name, critic in self._asked.items():
             sums[name] = weight_B.new_zeros(())
             if name in awake:
                 sums[name] = (please(constant(critic, rebuilt)) * weight_B).sum()

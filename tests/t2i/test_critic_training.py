@@ -1,13 +1,16 @@
 """A tokenizer and its critics train alike, however their rows and state are shared out."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from infra.cluster import Cluster
 from infra.train import fit as fit_module
-from infra.train import turn
+from infra.train import held_out, turn
 from infra.train.fit import Training, fit
 from infra.train.loop import TrainConfig
+from t2i.tokenizers.losses import scale
 from tests.infra.train import toy
 from tests.infra.train.workers import distance, final_state, run_workers
 from tests.t2i.judged import judged, panel
@@ -120,3 +123,17 @@ def test_zero_3_is_refused_before_anything_starts(tmp_path, monkeypatch):
     training = Training(judged(), [f"{tmp_path}/rows"], TrainConfig(**STEPS), f"{tmp_path}/out")
     with pytest.raises(ValueError, match="stage 2 or less"):
         fit([training], Cluster(name="spread", zero_stage=3), print)
+
+
+def test_what_is_held_out_is_measured_by_the_tokenizers_own_losses():
+    """In batches of which each is of several micro-batches, whose rows the critic's weight lets see each other."""
+    batches = next(toy.feed(TrainConfig(**STEPS, batch=9), 0, 1, 3, judged())(0))
+    update, _ = judged().updates()
+    assert update.mixes_rows
+    found = held_out.losses(replace(update, module=update.module.eval()), [batches, batches], 8)
+    assert found.keys() == LOSSES - {"tokenizer/adversarial"}
+    (whole,) = next(toy.feed(TrainConfig(**STEPS, batch=9), 0, 1, 1, judged())(0))
+    images, tokenizer = scale(whole["images"]), update.module.tokenizer
+    with torch.no_grad():
+        rebuilt = tokenizer.reconstruct(tokenizer.quantize(images).vectors)
+    assert found["tokenizer/reconstruction"] == pytest.approx(float((rebuilt - images).abs().mean()))

@@ -1,5 +1,6 @@
 import json
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,9 @@ from t2i.priors.autoregressive import AutoregressiveConfig
 from t2i.priors.sampling import SamplingConfig, draw
 from t2i.priors.task import PriorShape, PriorTask, load_prior, save_vocabulary
 from t2i.protocol import Asked, Space
+from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
+from t2i.tokenizers.quantizers import FiniteScalarConfig
+from t2i.tokenizers.task import build_tokenizer, save_tokenizer
 from t2i.vocabulary import NULL, TextVocabulary
 
 pytestmark = pytest.mark.family("prior")
@@ -304,3 +308,22 @@ def test_a_prior_draws_where_its_weights_are(prior):
     drawn = prior.to("meta").sample(asked(text), [1, 2, 3], SamplingConfig(guidance=2.0, top_k=5))
     assert drawn.device.type == "meta"
     assert drawn.shape == (3, *GRID)
+
+
+def test_pictures_are_drawn_while_it_trains_by_the_tokenizer_of_its_codes(task, tmp_path):
+    tokenizer = build_tokenizer(PatchVQGANConfig(patch=4, channels=8, quantizer=FiniteScalarConfig(levels=(3, 4))))
+    (tmp_path / "tokenizer").mkdir()
+    save_tokenizer(tokenizer, str(tmp_path / "tokenizer"))
+    shown = replace(task, decoder=str(tmp_path / "tokenizer"))
+    assert (task.paints, shown.paints) == (0, 8)
+    arrays = shown.asks(rows(), lambda salt: np.zeros(4))  # a draw at which all conditions are dropped in training
+    assert arrays.pop("prompt").tolist() == CAPTIONS
+    assert arrays.keys() == {"text"}
+    prior = task.updates()[0].module.eval()
+    torch.nn.init.normal_(prior.head.weight, generator=torch.Generator().manual_seed(0))
+    text = torch.from_numpy(arrays["text"])
+    pictures = shown.paint({"prior": prior}, {"text": text, "weight": torch.ones(4), "id": torch.arange(4)})
+    codes = prior.sample(asked(text), range(4), SamplingConfig(temperature=0.7))
+    assert len(codes.unique()) > 1
+    decoded = tokenizer.eval().decode(codes).detach()
+    assert np.array_equal(pictures, ((decoded + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())

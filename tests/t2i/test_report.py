@@ -28,6 +28,7 @@ SECTIONS = (
     "samples",
     "reconstructions",
     "curves",
+    "courses",
     "timings",
     "recipe",
     "provenance",
@@ -92,7 +93,10 @@ def page(text="a red circle"):
             report.Sampled(prompt="p", image=encoded(kind="JPEG"), right=True),
         ],
         rebuilt=[report.Rebuilt(image=encoded(), rebuilt=encoded(kind="BMP"), psnr=31.5)],
-        curves=report.curves(text, metrics()),
+        curves=report.curves(text, metrics(), [{"step": 100, "a/caption": 0.5}]),
+        courses=[
+            report.Course(title=text, steps=[100, 12000], drawn=[(text, [encoded()] * 2), ("p", [encoded()] * 2)])
+        ],
         work=[
             report.Work(step="ingest", artifact="a1b2", seconds=4.0, amount=1200),
             report.Work(step=text, artifact=text),
@@ -165,7 +169,7 @@ def test_nothing_is_fetched(hostile):
 def test_every_picture_has_words_for_those_who_do_not_see_it(hostile):
     hidden = hostile[hostile.index('class="mosaic') : hostile.index('class="facts"')]
     pictures = [attrs for tag, attrs in Tags(hostile.replace(hidden, "")).found if tag == "img"]
-    assert len(pictures) == 5
+    assert len(pictures) == 9
     assert all(attrs["alt"] for attrs in pictures)
     assert all(attrs["aria-label"] for tag, attrs in Tags(hostile).found if tag == "svg")
 
@@ -192,6 +196,24 @@ def test_curves_are_grouped_by_quantity_and_a_repeated_step_counts_once():
     assert losses.loss
     assert not any(curve.loss for curve in others)
     assert report.curves("train", []) == []
+
+
+def test_losses_that_are_held_out_stand_beside_those_of_training():
+    rows = [{"step": step, "prior/codes": 1.0, "prior/lr": 0.1} for step in (10, 20)]
+    held_out = [{"step": 20, "seconds": 3.0, "prior/codes": 2.0, "held_out_cpu_seconds": 9.0, "other/loss": 1.0}]
+    loss, rate = report.curves("train", rows, held_out)
+    assert loss.series == {"prior": [(10, 1.0), (20, 1.0)], "prior, held out": [(20, 2.0)]}
+    assert list(rate.series) == ["prior"]
+    svg = line_chart(loss.series, x_label="step", y_label="codes")
+    assert svg.count('<circle class="s1"') == 2  # one is seen always, one under the pointer
+    assert "prior, held out from 2 to 2" in svg
+
+
+def test_pictures_of_checkpoints_stand_under_their_steps(hostile):
+    shown = hostile[hostile.index('<section id="courses"') : hostile.index('<section id="timings"')]
+    assert re.findall(r'<th scope="col">([^<]*)</th>', shown)[1:] == ["100", "12,000"]
+    words = [attrs["alt"] for tag, attrs in Tags(shown).found if tag == "img"]
+    assert words[2:] == ["After 100 steps: p", "After 12000 steps: p"]
 
 
 @pytest.mark.parametrize(
@@ -249,7 +271,7 @@ def test_the_page_opens_in_a_browser(hostile, tmp_path):
     dom = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True).stdout
     seen = json.loads(unescape(re.search(r'data-seen="([^"]*)"', dom).group(1)))
     assert seen["title"].startswith("demo <script>")
-    assert seen["pictures"] == 7
+    assert seen["pictures"] == 11
     assert seen["blank"] == seen["fetched"] == 0
     assert seen["sections"] == len(SECTIONS)
     assert seen["charts"] >= 2

@@ -10,7 +10,7 @@ import pytest
 
 from infra import storage
 from infra.cluster import laptop
-from infra.data.images import encode_png
+from infra.data.images import decode, encode_png
 from infra.store import Artifact
 from t2i.evaluate.scenes import Scene, describe
 from workflows import evaluate as module
@@ -111,6 +111,28 @@ def test_pictures_have_a_line_each_as_geneval_writes_it(shapes, tmp_path):
     assert [line["correct"] for line in lines] == [False, True, True, True]
     assert all(json.loads(line["metadata"])["prompt"] == line["prompt"] for line in lines)
     assert lines[0]["reason"]
+
+
+def test_what_was_seen_while_it_trained_is_shown(shapes, tmp_path):
+    prior, grey = shapes[4], [np.full((8, 8, 3), value, np.uint8) for value in range(20)]
+    for folder, loss in (("", 1.0), ("held_out/", 2.0)):
+        metrics = "".join(json.dumps({"step": s, "prior/codes": loss * s}) + "\n" for s in (1, 2))
+        storage.write_bytes(prior.url(f"{folder}metrics.jsonl"), metrics.encode())
+    for step in range(20):
+        strip = encode_png(np.concatenate([grey[step], grey[19 - step]], axis=1))
+        storage.write_bytes(prior.url("held_out", "pictures", f"{100 * step:09d}.png"), strip)
+    storage.write_json(prior.url("held_out", "prompts.json"), ["a circle", "a square"])
+    (curve,) = module._curves(prior)
+    assert curve.title == "train_prior · codes"
+    assert curve.series == {"prior": [(1, 1.0), (2, 2.0)], "prior, held out": [(1, 2.0), (2, 4.0)]}
+    (course,) = module._courses(prior)
+    assert (course.title, course.steps) == ("train_prior", [0, 300, 500, 800, 1100, 1400, 1600, 1900])
+    assert [prompt for prompt, _ in course.drawn] == ["a circle", "a square"]
+    assert [decode(image)[0, 0, 0] for image in course.drawn[1][1]] == [19, 16, 14, 11, 8, 5, 3, 0]
+    run(shapes, tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "prior, held out" in page
+    assert 'alt="After 1900 steps: a square"' in page
 
 
 def test_all_captions_are_looked_at_as_a_whole(shapes, tmp_path):

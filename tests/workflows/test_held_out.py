@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra import storage
+from infra.data import first
 from infra.data.ledger import LEDGER, Ledger, commit, counting
 from infra.data.shards import ShardReader
 from infra.store import Artifact
-from workflows import evaluate, held_out, sample
+from workflows import evaluate, sample
 from workflows.held_out import first_held_out
 
 TEXTS = ("caption_alt", "reference_short", "reference_descriptive", "scene", "caption_short")
@@ -156,7 +157,7 @@ def test_the_draw_is_that_of_all_rows(rows, count, unsaid, at_once):
         return [sample_id for sample_id, _, left_out in tests[name] if not left_out]
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(held_out, "shard_names", lambda path: sorted(shards))
-        patched.setattr(held_out, "AT_ONCE", at_once)
+        patched.setattr(first, "shard_names", lambda path: sorted(shards))
+        patched.setattr(first, "AT_ONCE", at_once)
         found = first_held_out(Images(), count, read, str)
     assert found == heapq.nsmallest(count, [i for all_ in tests.values() for i, _, out in all_ if not out])
