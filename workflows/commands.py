@@ -43,7 +43,7 @@ STEPS = {
     "deduplicate": "deduplicate",
     "examine": "examine",
 }
-DECODE = ("recaption", "encode_text", "encode")  # steps whose actors hold models
+DECODE = ("recaption", "encode_text", "encode", "sample")  # steps whose actors hold models
 COUNTS = ("rows_in", "accepted", "rejected", "failed", "shards")  # of rows, in this order, that a line tells
 ON_RECIPES = ("run", "plan", "settings")  # verbs whose first word is a recipe
 # The options of a recipe that are asked for most; `--help-all` lists all.

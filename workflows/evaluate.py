@@ -22,6 +22,7 @@ from workflows.corpora.scoring import Corpus, Pictures, Row, Scores, caption_sco
 from workflows.habits import habits
 from workflows.held_out import first_held_out
 from workflows.judge import TEST
+from workflows.samples import read_samples
 from workflows.train_tokenizer import MODEL
 
 TRUTH = ("reference_short", "reference_descriptive", "scene")
@@ -93,7 +94,7 @@ def evaluate(
     scores |= reconstructed_scores(config.corpus, rows, originals, rebuilt)
     report(2, 4, "parts")
 
-    drawn = read_samples(samples) if samples else []
+    drawn = list(read_samples(samples)) if samples else []
     pictures = picture_scores(config.corpus, [one["scene"] for one in drawn], [decode(one["image"]) for one in drawn])
     scores |= pictures.scores
     report(3, 4, "parts")
@@ -160,12 +161,6 @@ def fetch_images(images: Artifact, captions: Artifact, rows: Sequence[Row]) -> l
     for fetched in ahead(fetch, sorted({row["shard"] for row in rows}), threads=8):
         found |= fetched
     return [found[row["sample_id"]] for row in rows]
-
-
-def read_samples(samples: Artifact) -> list[Row]:
-    """What `sample` wrote: prompt, encoded image, and the scene (JSON) that was asked for, or None."""
-    listed = storage.read_json(samples.url("samples.json"))
-    return [{"scene": None, **row, "image": storage.read_bytes(samples.url(row["image"]))} for row in listed]
 
 
 def reconstruct(tokenizer: Artifact, images: Sequence[np.ndarray], batch: int = 64) -> list[np.ndarray]:
@@ -293,7 +288,7 @@ def _curves(artifact: Artifact) -> list[pages.Curve]:
 
 def _work(artifact: Artifact) -> pages.Work:
     summary = artifact.summary
-    known = {"steps": "steps", "rows_in": "rows", "rows": "rows", "samples": "samples"}
+    known = {"steps": "steps", "samples": "samples", "rows_in": "rows", "rows": "rows"}
     name = next((name for name in known if isinstance(summary.get(name), int)), None)
     return pages.Work(
         step=artifact.step,
