@@ -213,7 +213,7 @@ def _check(prompt: Prompt, links: Sequence[LinkAt], several: Sequence[Asking], m
 
 
 def as_trained(config: SampleConfig, prior: Artifact, given: Collection[str]) -> SampleConfig:
-    """With the sampling of the recipe that trained the prior, but for the fields of it that are `given`.
+    """With the sampling of the recipe that trained the prior, but for the fields of it that are `given`, and its links.
 
     The prior does not know its recipe; the newest pictures of held-out captions beside it do, which a recipe ends with.
     """
@@ -230,14 +230,22 @@ def as_trained(config: SampleConfig, prior: Artifact, given: Collection[str]) ->
     if not by_recipes:
         return config
     newest = max(by_recipes, key=lambda made: made.manifest["started"])
-    sampling = from_dict(SampleConfig, newest.manifest["config"]).sampling
-    sampling = replace(sampling, **{name: getattr(config.sampling, name) for name in given})
+    theirs = from_dict(SampleConfig, newest.manifest["config"])
+    priors = [path.rpartition("/")[2] for path in newest.manifest["inputs"] if path.split("/")[-2] == prior.step]
+    place = priors.index(prior.id)
+    sampling = replace(theirs.samplings[place], **{name: getattr(config.sampling, name) for name in given})
     drawn_by = {
         name: getattr(sampling, name) for name in ("guidance", "temperature", "steps") if hasattr(sampling, name)
     }
     told = ", ".join(f"{name} {value:g}" for name, value in drawn_by.items())
     say(f"Drawn as {newest.path} was: {told}.")
-    return replace(config, sampling=sampling)
+    return replace(config, sampling=sampling, links=config.links or theirs.links[place:])
+
+
+def with_links(config: SampleConfig, chain: Sequence[Artifact]) -> SampleConfig:
+    """With as many links as a chain has after the first; those of which nothing is said draw as their families do."""
+    further = [LinkConfig(sampling=sampling_of(prior.url(MODEL))()) for prior in chain[::2]]
+    return replace(config, links=(*config.links[: len(further)], *further[len(config.links) :]))
 
 
 def _unknown(config: SampleConfig, several: Sequence[Asking]) -> list[str]:

@@ -52,7 +52,7 @@ from workflows.options import (
     step_options,
 )
 from workflows.recaption import recaption
-from workflows.sample import as_trained, sample
+from workflows.sample import as_trained, sample, with_links
 from workflows.samples import IMAGES
 from workflows.settings import settings_of
 
@@ -214,7 +214,8 @@ def run_step(work: Step, arguments: list[str]) -> dict[str, Any]:
         inputs += inputs_of(name, in_store(path, parsed.store), line) if path else [None]
     config = parsed.config
     if work is sample and (prior := inputs[1]):
-        config = as_trained(config, prior, named_fields(arguments, "--sampling."))
+        chain = [each for each in inputs[3:] if each is not None]
+        config = with_links(as_trained(config, prior, named_fields(arguments, "--sampling.")), chain)
     artifact = Store(parsed.store, parsed.cluster).step(work, config, *inputs)
     if parsed.name:
         keep_name(parsed.store, parsed.name, [artifact])

@@ -13,7 +13,7 @@ from PIL import Image
 
 from infra import storage
 from infra.cluster import Cluster
-from infra.config import from_dict
+from infra.config import from_dict, to_dict
 from infra.data.images import decode
 from infra.data.run import run_here
 from infra.data.shards import ShardReader
@@ -34,7 +34,7 @@ from t2i.vocabulary import TextVocabulary
 from tests import kills
 from workflows import look, samples
 from workflows.options import WORK, named_fields
-from workflows.sample import LinkConfig, SampleConfig, links_of, sample
+from workflows.sample import LinkConfig, SampleConfig, as_trained, links_of, sample, with_links
 
 DATA = Path(__file__).parents[1] / "data" / "d3c69f4" / "store"
 CLUSTER = Cluster(name="test", actors=(1, 1))
@@ -443,6 +443,23 @@ def test_a_chain_draws_link_after_link(root, second):
     texts = json.loads(Image.open(made.url("images/00003.png")).text["rescribe"])
     assert [link["model"] for link in texts["links"]] == [f"train_prior/{one.id}" for one in (first, second)]
     assert [link["sampling"]["temperature"] for link in texts["links"]] == [2.0, 0.7]
+
+
+def test_links_draw_as_their_chains_recipe_does_else_as_their_families(root, second):
+    first, tokenizer = models(root)
+    hot, cold = SamplingConfig(temperature=2.0), SamplingConfig(guidance=3.0)
+    recipes = Artifact.open(only(root, "sample"))
+    config = to_dict(SampleConfig(sampling=hot, links=(LinkConfig(sampling=cold),)))
+    inputs = [f"mix/{'0' * 16}", *(f"{each.step}/{each.id}" for each in (first, tokenizer, second, tokenizer))]
+    manifest = {**recipes.manifest, "config": config, "inputs": inputs, "started": "2027-01-01T00:00:00Z"}
+    storage.write_json(f"{root}/sample/{'1' * 16}/manifest.json", manifest)
+    whole = as_trained(SampleConfig(prompts=("a",)), first, ())
+    assert whole.samplings == (hot, cold)
+    alone = as_trained(SampleConfig(), Artifact(f"{root}/train_prior/{second.id}", second.manifest), ["top_k"])
+    assert alone.samplings == (cold,)
+    assert with_links(whole, []).samplings == (hot,)
+    assert with_links(whole, [second, tokenizer]) == whole
+    assert with_links(alone, [second, tokenizer]).samplings == (cold, SamplingConfig())
 
 
 def test_chains_that_cannot_be(root, second):
