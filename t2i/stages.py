@@ -8,8 +8,8 @@ import torch
 
 from t2i.conditions.encoders import TextEncoder, TextEncoderConfig
 from t2i.conditions.text_features import POOLED, bits_of, column
+from t2i.pixels import scale
 from t2i.priors.task import ALT, ALTS
-from t2i.tokenizers.losses import scale
 from t2i.tokenizers.task import load_tokenizer
 
 

@@ -1,7 +1,7 @@
 """How a prior is asked: columns, prompts and values as its conditions hear them."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from t2i.protocol import Asked, ConditionConfig, Rows
 from t2i.random import keys_of
 
 CAPTION = "caption"  # what a condition reads that hears the caption
+PICTURE = "pixels"  # what it reads, and is given, that hears the picture itself
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Asking:
 
     conditions: tuple[ConditionConfig, ...]
     rows: tuple[Rows, ...]
+    given: Mapping[str, str] = field(default_factory=dict)  # as a `Link` of a chain has it
 
     @property
     def reads(self) -> tuple[str, ...]:
