@@ -29,7 +29,7 @@ from workflows.train_tokenizer import TrainTokenizerConfig, train_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinkConfig:
+class LinkTraining:
     """A prior of a chain, and the tokenizer in whose space it draws."""
 
     tokenizer: TrainTokenizerConfig
@@ -46,7 +46,7 @@ class CascadeRecipe:
     captioner: TrainCaptionerConfig | str | None = setting(was=TrainCaptionerConfig)  # as `text_to_image.Recipe` has it
     captions: RecaptionConfig | str | None = setting(was=RecaptionConfig)
     mix: MixConfig
-    links: tuple[LinkConfig, ...]
+    links: tuple[LinkTraining, ...]
     sample: SampleConfig
     report: ReportConfig
     text_features: tuple[EncodeTextConfig, ...] = ()
@@ -94,8 +94,10 @@ def cascade(seed: int = 0) -> CascadeRecipe:
         captions=before.captions,
         mix=before.mix,
         links=(
-            LinkConfig(tokenizer=_pixels(16), prior=_diffusion(before.prior, 600, UNetConfig(token_layers=2), words)),
-            LinkConfig(tokenizer=_pixels(32), prior=_diffusion(before.prior, 300, UNetConfig(patch=2), words, smaller)),
+            LinkTraining(tokenizer=_pixels(16), prior=_diffusion(before.prior, 600, UNetConfig(token_layers=2), words)),
+            LinkTraining(
+                tokenizer=_pixels(32), prior=_diffusion(before.prior, 300, UNetConfig(patch=2), words, smaller)
+            ),
         ),
         sample=before.sample,
         report=replace(

@@ -5,7 +5,7 @@ Shapes: B rows of values (B, *shape) of a space without codes.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import nn
@@ -63,6 +63,7 @@ class DiffusionSampling:
 class DiffusionConfig:
     """A network, and the process that it undoes."""
 
+    sampling: ClassVar[type] = DiffusionSampling
     network: UNetConfig = field(default_factory=UNetConfig)
     process: Process = field(default_factory=Process)
 
