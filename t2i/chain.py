@@ -70,7 +70,7 @@ def paint(
     for number, link in enumerate(links[first:], first):
         mine = brought.get(link.id)
         start = _start(mine if isinstance(mine, Start) else None, left)
-        columns, heard = _heard(link, whole, drawn, picture, tokenizers)
+        columns, heard = _heard(link, told, whole, drawn, picture, tokenizers)
         values = _best(link, number, {**told, **columns}, seeds, heard, start, negative if _guided(link) else ())
         stops = _stops(link)
         left = None if stops is None else Start(values, at=stops, noised=True)
@@ -132,19 +132,23 @@ def _start(mine: Start | None, left: Start | None) -> Start | None:
 
 def _heard(
     link: Link,
+    told: Mapping[str, list],
     brought: Mapping[str, torch.Tensor],
     drawn: Mapping[str, torch.Tensor],
     picture: torch.Tensor | None,
     tokenizers: Mapping[str, Tokenizer],
 ) -> tuple[dict[str, list], dict[str, torch.Tensor]]:
-    """Columns and values that conditions hear; a picture is the column `pixels`, seen as in training."""
+    """Columns and values that conditions hear; a picture is the column PICTURE, seen as in training.
+
+    That column may be told, too; it is heard by links before which no picture was drawn.
+    """
     columns: dict[str, list] = {}
     heard = {name: values for name, values in brought.items() if link.given.get(name) != PICTURE}
     for condition, space in link.given.items():
         shown = brought.get(condition, picture)
         if space == PICTURE and shown is not None:
             columns[PICTURE] = to_pixels(shown)
-        elif condition in heard:
+        elif condition in heard or (space == PICTURE and PICTURE in told):
             continue
         elif space in drawn:
             heard[condition] = drawn[space]

@@ -8,6 +8,11 @@ import torch
 from PIL import Image
 
 
+def scale(images: torch.Tensor) -> torch.Tensor:
+    """uint8 in [0, 255] to float in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
 def to_pixels(images: torch.Tensor) -> list[np.ndarray]:
     """(B, 3, H, W) in [-1, 1] to (H, W, 3) uint8 arrays."""
     return list(((images.float() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy())

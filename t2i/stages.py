@@ -16,10 +16,9 @@ from t2i.chain import Link, paint
 from t2i.conditions.encoders import TextEncoder, TextEncoderConfig
 from t2i.conditions.text_features import POOLED, bits_of, column
 from t2i.infotext import PARAMETERS, infotext
-from t2i.pixels import to_pixels
+from t2i.pixels import scale, to_pixels
 from t2i.priors.asking import CAPTION, PICTURE, Asking
 from t2i.priors.task import ALT, ALTS, load_asking, load_prior
-from t2i.tokenizers.losses import scale
 from t2i.tokenizers.task import load_tokenizer
 
 NAMESPACE = "rescribe"  # the keyword of a PNG's text that says in JSON how it was drawn

@@ -43,6 +43,8 @@ STEPS = {
     "deduplicate": "deduplicate",
     "examine": "examine",
 }
+# Recipes of other kinds than those of `recipes.py`: functions of the recipe's own name, and the module of each.
+KINDS = {"cascade": "cascade"}
 DECODE = ("recaption", "encode_text", "encode", "sample")  # steps whose actors hold models
 COUNTS = ("rows_in", "accepted", "rejected", "failed", "shards")  # of rows, in this order, that a line tells
 ON_RECIPES = ("run", "plan", "settings")  # verbs whose first word is a recipe
@@ -78,8 +80,9 @@ def function(place: str) -> Callable[..., Any]:
 
 
 def recipes() -> dict[str, str]:
-    """What each recipe is, by name: the functions of `recipes.py` that make one, and what other packages add."""
-    made = (node for node in _functions("recipes").values() if ast.unparse(node.returns or node) == "Recipe")
+    """What each recipe is, by name: the functions of `recipes.py` and of KINDS, and what other packages add."""
+    made = [node for node in _functions("recipes").values() if ast.unparse(node.returns or node) == "Recipe"]
+    made += [_functions(module)[name] for name, module in KINDS.items()]
     added = entry_points(group="rescribe.recipes")
     return {each.name: f"Of {each.dist.name if each.dist else each.module}." for each in added} | {
         node.name: _first_line(node) for node in made

@@ -7,11 +7,10 @@ from typing import Any
 import tyro
 
 from infra import storage, strict
-from infra.config import from_dict, to_dict
+from infra.config import from_dict
 from infra.data.ledger import LEDGER
 from infra.store import Artifact, Plan, Step, Store
 from infra.trouble import explained
-from workflows import text_to_image
 from workflows.commands import COUNTS, say
 from workflows.corpora.shapes import write_shards
 from workflows.direct import direct
@@ -19,6 +18,7 @@ from workflows.export import export
 from workflows.export_samples import export_samples
 from workflows.foreseen import check_captions, lacks
 from workflows.gallery import gallery as draw_gallery
+from workflows.kinds import written
 from workflows.lookup import (
     CAPTIONED,
     MAKERS,
@@ -56,7 +56,7 @@ from workflows.sample import as_trained, sample, with_links
 from workflows.samples import IMAGES
 from workflows.settings import settings_of
 
-MODELS = {"captioner": "train_captioner", "tokenizer": "train_tokenizer", "prior": "train_prior"}
+REPORT = "report.html"  # of a recipe that ends with one
 TRAINED = "train_captioner"  # the step of captioners that were trained here
 
 
@@ -67,23 +67,22 @@ def run(arguments: list[str]) -> dict[str, Any]:
     check_name(name)
     check_captions(options.recipe)
     plan = Plan(options.store)
-    text_to_image.run(options.recipe, plan)
+    options.recipe.run(plan)
     if lacking := lacks(options.recipe, options.cluster, [line[0] for line in plan.lines if line[2] != "done"]):
         raise ValueError(" ".join(lacking))
     store = Store(options.store, options.cluster, steps=len(plan.lines))
     started = time.time()
-    evaluation = text_to_image.run(options.recipe, store)
+    last = options.recipe.run(store)
     keep_name(store.root, name, store.made)
-    made = {artifact.step: artifact.path for artifact in store.made}
     results = {
-        **evaluation.summary,
+        **last.summary,
         "seconds": round(time.time() - started, 1),
         "peak_memory_gb": max(artifact.manifest["peak_memory_gb"] for artifact in store.made),
-        "report": evaluation.url("report.html"),
-        **{name: made[step] for name, step in MODELS.items() if step in made},
+        **({"report": last.url(REPORT)} if REPORT in last.manifest["files"] else {"artifact": last.path}),
+        **{made.step.removeprefix("train_"): made.path for made in store.made if made.step.startswith("train_")},
     }
     done = "All was done already." if all(line[2] == "done" for line in plan.lines) else "Done."
-    say(f"{done} Open {results['report']}")
+    say(f"{done} Open {results['report']}" if "report" in results else f"{done} {last.path}")
     return results
 
 
@@ -92,7 +91,7 @@ def plan(arguments: list[str]) -> dict[str, Any]:
     options = recipe_options(arguments, "plan")
     check_captions(options.recipe)
     drawn = Plan(options.store, before=[tail(path) for path in made_by(options.store, options.recipe.name)])
-    text_to_image.run(options.recipe, drawn)
+    options.recipe.run(drawn)
     for step, identity, reason in drawn.lines:
         print(f"{step:<16} {identity}  {'done' if reason == 'done' else 'RUN: ' + reason}")
         for line in drawn.told[identity]:
@@ -107,7 +106,7 @@ def plan(arguments: list[str]) -> dict[str, Any]:
 
 def recipe_of(arguments: list[str]) -> dict[str, Any]:
     """The recipe that a line of `show` names, as data."""
-    return to_dict(recipe_options(arguments, "show").recipe)
+    return written(recipe_options(arguments, "show").recipe)
 
 
 def settings(arguments: list[str]) -> dict[str, Any]:

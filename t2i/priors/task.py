@@ -29,17 +29,19 @@ from t2i.conditions.pictures import EdgesConfig, HoleConfig, MapConfig, SmallerC
 from t2i.conditions.text_features import TextFeaturesConfig
 from t2i.conditions.vectors import VectorConfig
 from t2i.conditions.words import WordsConfig
-from t2i.diffusion.prior import DiffusionSampling
-from t2i.priors.asking import CAPTION, Asking
+from t2i.diffusion.prior import DiffusionConfig, DiffusionSampling
+from t2i.pixels import resized, stacked
+from t2i.priors.asking import CAPTION, PICTURE, Asking
 from t2i.priors.autoregressive import AutoregressiveConfig
 from t2i.priors.mar import MARSampling
 from t2i.priors.sampling import SamplingConfig
 from t2i.protocol import Rows, Space
 from t2i.task import TRAIN, updates_of
+from t2i.values import as_floats
 from t2i.vocabulary import TextVocabulary
 
 ALT, ALTS, SHARES = "alt", "captions_alt?", "weights_alt?"  # several alt texts of a row, and the shares of each
-PriorConfig = AutoregressiveConfig  # or that of another prior: docs/adding-a-model.md
+PriorConfig = AutoregressiveConfig | DiffusionConfig  # or that of another prior: docs/adding-a-model.md
 if not TYPE_CHECKING:
     PriorConfig = with_others(PriorConfig, "rescribe.priors")  # of other packages: docs/python.md
 ConditionKind = (
@@ -93,7 +95,7 @@ class PriorTask:
     drop: float = 0.1  # share of rows to which a condition's null is told, where its config does not say
     text_weight: float = 1 / 7  # of the caption's loss against that of the codes, where the model learns it
     seed: int = 0
-    column: str = "codes"  # of the values
+    column: str = "codes"  # of the values; PICTURE: they are the picture itself
     cached: tuple[str, ...] = ()  # conditions whose features of every caption lie in columns
 
     where_reads: tuple[str, ...] = ("split", "keep")
@@ -102,13 +104,13 @@ class PriorTask:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Codes, and what the conditions read: of captions all styles' with their shares, and all alt texts."""
+        """Values, and what the conditions read: of captions all styles' with their shares, and all alt texts."""
         named = dict.fromkeys(name for condition in self.shape.conditions for name in condition.reads)
-        if CAPTION not in named:
-            return (self.column, *named)
-        several = (ALTS, SHARES) if ALT in self.styles else ()
-        captions = (f"{kind}_{style}" for style in self.styles for kind in (CAPTION, "weight"))
-        return (self.column, *several, *captions, *(name for name in named if name != CAPTION))
+        if CAPTION in named:
+            several = (ALTS, SHARES) if ALT in self.styles else ()
+            captions = (f"{kind}_{style}" for style in self.styles for kind in (CAPTION, "weight"))
+            named = dict.fromkeys((*several, *captions, *(name for name in named if name != CAPTION)))
+        return (self.column, *(name for name in named if name != self.column))
 
     def where(self, columns: dict[str, np.ndarray]) -> np.ndarray:
         """Rows of the training split that the mixture keeps."""
@@ -130,10 +132,13 @@ class PriorTask:
         return picked
 
     def collate(self, rows: dict[str, list], draw: Draw) -> dict[str, np.ndarray]:
-        """`values` (B, N) int64, the conditions' arrays, which of them are dropped, and a `noise_key` a row."""
+        """`values`, the conditions' arrays, which of them are dropped, and a `noise_key` a row.
+
+        Values are codes (B, N) int64, pixels (B, 3, h, w) uint8 of the space's size, or else (B, *shape) float32.
+        """
         if any(CAPTION in condition.reads for condition in self.shape.conditions):
             rows = {**rows, CAPTION: self._captions(rows, self._heard(rows, draw))}
-        arrays: dict[str, np.ndarray] = {"values": np.stack(rows[self.column], dtype=np.int64)}
+        arrays = {"values": self._values(rows[self.column])}
         arrays["noise_key"] = (draw("noise") * 2.0**53).astype(np.int64)
         for condition, its_rows in zip(self.shape.conditions, _rows(self.shape.conditions, self.folder), strict=True):
             made = its_rows(rows, draw)
@@ -146,6 +151,12 @@ class PriorTask:
             if share:
                 arrays[DROPPED + condition.name] = draw(_salt(condition.name)) < share
         return arrays
+
+    def _values(self, rows: list) -> np.ndarray:
+        space = self.shape.space
+        if self.column == PICTURE:
+            return stacked([resized(pixels, space.shape[1:]) for pixels in rows])  # type: ignore[arg-type]
+        return np.stack(rows, dtype=np.int64) if space.codes else as_floats(rows).reshape(-1, *space.shape)
 
     def export(self, modules: dict[str, torch.nn.Module], folder: str) -> None:
         """The prior, and what its conditions keep."""
