@@ -54,7 +54,8 @@ def paint(
     condition that is given a space hears what was drawn last there, or else the encoding of the last picture by the
     tokenizer of that space. A link that stops early leaves the rest to the next one, of the same space, which goes on
     from there and keeps what its Start keeps. Negative prompts are for the links that are guided. Candidate c of link n
-    draws from `child(seed, n, c)`. ValueError where there is nothing to hear, or nobody to go on.
+    draws from `child(seed, n, c)`, but the first of the first link from the seed, as a prior alone does. ValueError
+    where there is nothing to hear, or nobody to go on.
     """
     brought = dict(brought or {})
     whole = {name: values for name, values in brought.items() if isinstance(values, torch.Tensor)}
@@ -173,7 +174,8 @@ def _best(
     """The candidate of each row that the judge likes best; of equal ones the first."""
     best: tuple[torch.Tensor, torch.Tensor] | None = None
     for candidate in range(link.candidates):
-        its_seeds = child(keys_of(seeds), "link", number, candidate).tolist()
+        first = number == candidate == 0
+        its_seeds = list(seeds) if first else child(keys_of(seeds), "link", number, candidate).tolist()
         asked = link.ask(told, its_seeds, negative, heard)
         values = link.prior.sample(asked, its_seeds, link.sampling, start)
         if link.judge is None:

@@ -8,7 +8,7 @@ from infra.store import Artifact, Plan, Store
 from infra.train.optim import OptimConfig
 from t2i.conditions.pictures import SmallerConfig
 from t2i.conditions.words import WordsConfig
-from t2i.diffusion.prior import DiffusionConfig
+from t2i.diffusion.prior import DiffusionConfig, DiffusionSampling
 from t2i.diffusion.process import Process
 from t2i.diffusion.schedules import Flow
 from t2i.diffusion.unet import UNetConfig
@@ -22,7 +22,7 @@ from workflows.ingest import IngestConfig, ingest
 from workflows.mix import MixConfig, mix
 from workflows.recaption import RecaptionConfig, recaption
 from workflows.recipes import demo
-from workflows.sample import SampleConfig, sample
+from workflows.sample import LinkConfig, SampleConfig, sample
 from workflows.train_captioner import TrainCaptionerConfig, train_captioner
 from workflows.train_prior import TrainPriorConfig, train_prior
 from workflows.train_tokenizer import TrainTokenizerConfig, train_tokenizer
@@ -87,6 +87,7 @@ def cascade(seed: int = 0) -> CascadeRecipe:
     before = demo(seed)
     words = WordsConfig(vocabulary_size=1000, length=40)
     smaller = SmallerConfig(size=(16, 16), noise=0.3)
+    drawn = DiffusionSampling(sampler="heun", steps=16, guidance=2.0)
     return CascadeRecipe(
         name="cascade",
         corpus=before.corpus,
@@ -99,7 +100,9 @@ def cascade(seed: int = 0) -> CascadeRecipe:
                 tokenizer=_pixels(32), prior=_diffusion(before.prior, 300, UNetConfig(patch=2), words, smaller)
             ),
         ),
-        sample=before.sample,
+        sample=replace(
+            before.sample, sampling=drawn, links=(LinkConfig(sampling=replace(drawn, noised={"smaller": 0.1})),)
+        ),
         report=replace(
             before.report,
             title="Shapes, in two steps",

@@ -4,7 +4,8 @@ import ast
 import difflib
 import importlib
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -45,7 +46,7 @@ STEPS = {
 }
 # Recipes of other kinds than those of `recipes.py`: functions of the recipe's own name, and the module of each.
 KINDS = {"cascade": "cascade"}
-DECODE = ("recaption", "encode_text", "encode")  # steps whose actors hold models
+DECODE = ("recaption", "encode_text", "encode", "sample")  # steps whose actors hold models
 COUNTS = ("rows_in", "accepted", "rejected", "failed", "shards")  # of rows, in this order, that a line tells
 ON_RECIPES = ("run", "plan", "settings")  # verbs whose first word is a recipe
 # The options of a recipe that are asked for most; `--help-all` lists all.
@@ -117,6 +118,16 @@ def choose(name: str, known: dict[str, Any], what: str) -> Any:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"Did you mean '{near[0]}'?" if near else f"There are: {', '.join(known)}."
     raise ValueError(f"There is no {what} '{name}'. {hint}")
+
+
+def numbered(names: Iterable[str]) -> list[str]:
+    """Names of which later ones of a kind are numbered, as the priors of a cascade: `train_prior`, `train_prior 2`."""
+    found: Counter[str] = Counter()
+    told = []
+    for name in names:
+        found[name] += 1
+        told.append(name if found[name] == 1 else f"{name} {found[name]}")
+    return told
 
 
 def say(text: str) -> None:

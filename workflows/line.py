@@ -26,6 +26,8 @@ READ = (
     "hashes",
     "verdicts",
     "more",
+    "chain",
+    "prompts_file",
     "path",
     "paths",
 )

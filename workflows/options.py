@@ -1,5 +1,6 @@
 """The options of every command, made from the types of what it configures."""
 
+import contextlib
 import dataclasses
 import inspect
 import re
@@ -11,6 +12,8 @@ import tyro
 from infra import storage
 from infra.cluster import CLUSTERS, Cluster, laptop, this_machine
 from infra.store import Step
+from t2i.priors.sampling import SamplingConfig
+from t2i.priors.task import sampling_of
 from workflows import recipes
 from workflows.asked import captioner_of
 from workflows.caption_with import caption_with
@@ -24,7 +27,9 @@ from workflows.export import ExportOptions
 from workflows.ingest import IngestConfig
 from workflows.kinds import Recipe, read
 from workflows.lookup import MAKERS, STORE, in_store, one
+from workflows.sample import SampleConfig
 from workflows.text_to_image import STEPS
+from workflows.train_tokenizer import MODEL
 
 BRIEF = ("max-requests", "max-tokens", "token-prices")  # fields of the cluster that are options by themselves
 WORK: dict[str, Step] = {work.name: work for work in (*STEPS, encode_text, hash_images, deduplicate, examine)}
@@ -134,12 +139,23 @@ def step_options(work: Step, arguments: list[str]) -> Any:
     if config is IngestConfig:
         arguments = _renamed(arguments, "--corpus.", "--")
     texts, arguments = _take_texts(config, arguments)
+    if config is SampleConfig:
+        texts["sampling"] = _sampling(arguments)
     fields: list[Any] = [("config", Annotated[config, _FLAT], *([config(**texts)] if texts else []))]
     fields += [(name, str, *([""] if optional else [])) for name, optional in work.input_names.items()]
     fields += [(name, tuple[str, ...], ()) for name in further_inputs(work)]
     fields += [("store", str, STORE), ("name", str, ""), ("cluster", Cluster, cluster), ("json", bool, False)]
     options = dataclasses.make_dataclass("Options", fields, kw_only=True, namespace={"__doc__": work.work.__doc__})
     return tyro.cli(options, args=arguments, prog=f"rescribe {work.name}", config=ONE_KIND)
+
+
+def _sampling(arguments: list[str]) -> Any:
+    """How the prior draws that is given, if it is there, by its family's defaults."""
+    prior, rest = _take("--prior", arguments)
+    store = _take("--store", rest)[0] or STORE
+    with contextlib.suppress(OSError, ValueError):  # it is looked for again, and what is wrong is said
+        return sampling_of(one(in_store(prior or "", store), MAKERS["prior"], str).url(MODEL))()
+    return SamplingConfig()
 
 
 def further_inputs(work: Step) -> list[str]:

@@ -15,11 +15,14 @@ from workflows.commands import COUNTS, say
 from workflows.corpora.shapes import write_shards
 from workflows.direct import direct
 from workflows.export import export
+from workflows.export_samples import export_samples
 from workflows.foreseen import check_captions, lacks
 from workflows.gallery import gallery as draw_gallery
 from workflows.kinds import written
 from workflows.lookup import (
     CAPTIONED,
+    MAKERS,
+    STORE,
     Line,
     check_name,
     contents,
@@ -49,7 +52,8 @@ from workflows.options import (
     step_options,
 )
 from workflows.recaption import recaption
-from workflows.sample import as_trained, sample
+from workflows.sample import as_trained, sample, with_links
+from workflows.samples import IMAGES
 from workflows.settings import settings_of
 
 REPORT = "report.html"  # of a recipe that ends with one
@@ -170,6 +174,11 @@ def gallery(arguments: list[str]) -> dict[str, Any]:
 def export_corpus(arguments: list[str]) -> dict[str, Any]:
     """Write a captioned corpus for others to read: `rescribe export captions --out set`."""
     options = export_options(arguments)
+    if options.format == "geneval":
+        drawn = one(options.path or STORE, MAKERS["samples"], rephrased("export", arguments, options.path or STORE))
+        summary = export_samples(drawn, options)["summary"]
+        say(f"{summary['exported']} pictures of {summary['prompts']} prompts: {storage.absolute(options.out)}")
+        return {"export": storage.absolute(options.out), **summary}
     if options.path:
         options = replace(options, path=_captioned(options.path, rephrased("export", arguments, options.path)).path)
     for name in ("images", "captions", "mixture"):
@@ -204,12 +213,14 @@ def run_step(work: Step, arguments: list[str]) -> dict[str, Any]:
         inputs += inputs_of(name, in_store(path, parsed.store), line) if path else [None]
     config = parsed.config
     if work is sample and (prior := inputs[1]):
-        config = as_trained(config, prior, named_fields(arguments, "--sampling."))
+        chain = [each for each in inputs[3:] if each is not None]
+        config = with_links(as_trained(config, prior, named_fields(arguments, "--sampling.")), chain)
     artifact = Store(parsed.store, parsed.cluster).step(work, config, *inputs)
     if parsed.name:
         keep_name(parsed.store, parsed.name, [artifact])
     if work is sample:
-        say(f"{artifact.summary['samples']} pictures: {artifact.url('images')}")
+        images = artifact.url(IMAGES)
+        say(f"{artifact.summary['samples']} pictures: {images if storage.exists(images) else artifact.path}")
     else:
         say(artifact.path)
     return {**artifact.summary, "artifact": artifact.path}
@@ -223,5 +234,5 @@ def _captioned(given: str, line: Line) -> Artifact:
 def _failures(artifact: Artifact) -> int:
     """How many rows failed in an artifact that had not failed in its inputs."""
     return artifact.summary.get("failed", 0) - max(
-        (each.summary.get("failed", 0) for each in artifact.inputs), default=0
+        (each.summary.get("failed", 0) for each in artifact.inputs if not artifact.has_own_rows), default=0
     )

@@ -3,6 +3,7 @@
 Shapes: B rows of values (B, *shape) of a space without codes.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Protocol
@@ -43,7 +44,7 @@ class DiffusionSampling:
     eta: float = 0.0  # of ddim: 1 is DDPM's noise
     guidance: float = 1.0  # classifier-free guidance (arXiv 2207.12598): 1 is the plain conditional
     guided: tuple[str, ...] | None = None  # conditions that guidance moves away from; None: those that training dropped
-    interval: tuple[float, float] = (0.0, float("inf"))  # of sigma / alpha where there is guidance (arXiv 2404.07724)
+    interval: tuple[float, float] | None = None  # of sigma / alpha, where alone there is guidance (arXiv 2404.07724)
     rescale: float = 0.0  # phi of arXiv 2305.08891
     percentile: float | None = None  # of dynamic thresholding (arXiv 2205.11487), for values that have a bound
     stops: float | None = None  # a time of the process: drawing ends there, and what is left is another's to do
@@ -218,8 +219,9 @@ class DiffusionPrior(nn.Module):
             twice = {name: torch.cat([column, column]) for name, column in batch.items() if column.dim()}
 
             pair = at_once(lambda x, t: self.denoise(x, t, both, twice))
+            interval = sampling.interval or (0.0, math.inf)
             denoise = classifier_free(
-                process, pair, sampling.guidance, interval=sampling.interval, alone=alone, rescale=sampling.rescale
+                process, pair, sampling.guidance, interval=interval, alone=alone, rescale=sampling.rescale
             )
         if self.space.bound is not None:
             denoise = thresholded(process, denoise, self.space.bound, sampling.percentile)

@@ -29,10 +29,12 @@ from t2i.conditions.pictures import EdgesConfig, HoleConfig, MapConfig, SmallerC
 from t2i.conditions.text_features import TextFeaturesConfig
 from t2i.conditions.vectors import VectorConfig
 from t2i.conditions.words import WordsConfig
-from t2i.diffusion.prior import DiffusionConfig
+from t2i.diffusion.prior import DiffusionConfig, DiffusionSampling
 from t2i.pixels import resized, stacked
 from t2i.priors.asking import CAPTION, PICTURE, Asking
 from t2i.priors.autoregressive import AutoregressiveConfig
+from t2i.priors.mar import MARSampling
+from t2i.priors.sampling import SamplingConfig
 from t2i.protocol import Rows, Space
 from t2i.task import TRAIN, updates_of
 from t2i.values import as_floats
@@ -54,6 +56,8 @@ ConditionKind = (
     | EdgesConfig
     | HoleConfig
 )
+
+SamplingKind = SamplingConfig | DiffusionSampling | MARSampling  # how priors of each family draw
 
 encoders.fetched = cache.cached  # text encoders on s3://, once a node
 
@@ -189,18 +193,34 @@ def _salt(name: str) -> str:
 def load_prior(folder: str) -> tuple[Any, Asking]:
     """The prior in a folder, local or s3://, ready for use, and the way to ask it."""
     with cache.cached(folder) as local:
-        told = storage.read_json(storage.join(local, "config.json"))
-        weights = str(Path(local) / "model.safetensors")
-        if "space" in told:
-            shape = from_dict(PriorShape, told)
-            prior = shape.build(local)
+        shape, weights = _shape(local), str(Path(local) / "model.safetensors")
+        prior = shape.build(local)
+        if "space" in storage.read_json(storage.join(local, "config.json")):
             load_model(prior, weights)
         else:
-            shape = _before_conditions(told)
-            prior = shape.build()
             prior.load_state_dict({_RENAMED.get(name, name): value for name, value in load_file(weights).items()})
-        rows = tuple(condition.rows(local) for condition in shape.conditions)
-        return prior.eval().requires_grad_(False), Asking(shape.conditions, rows, shape.given)
+        return prior.eval().requires_grad_(False), _asking(shape, local)
+
+
+def load_asking(folder: str) -> Asking:
+    """The way to ask the prior in a folder, without its weights."""
+    with cache.cached(folder) as local:
+        return _asking(_shape(local), local)
+
+
+def sampling_of(folder: str) -> type:
+    """The class of the configs that say how the prior in a folder draws."""
+    with cache.cached(folder) as local:
+        return getattr(_shape(local).model, "sampling", SamplingConfig)
+
+
+def _asking(shape: PriorShape, local: str) -> Asking:
+    return Asking(shape.conditions, tuple(condition.rows(local) for condition in shape.conditions), shape.given)
+
+
+def _shape(local: str) -> PriorShape:
+    told = storage.read_json(storage.join(local, "config.json"))
+    return from_dict(PriorShape, told) if "space" in told else _before_conditions(told)
 
 
 def check_sizes(config: PriorConfig, sizes: Sequence[str]) -> None:

@@ -196,7 +196,7 @@ def test_the_best_candidate_of_each_row_is_kept_and_seeds_are_those_of_link_and_
     link = echo(candidates=4, judge=lambda values, pictures, told: -values[:, 0])
     painted = paint([link], {}, [1, 2, 3])
     keys = keys_of([1, 2, 3])
-    seeds = [child(keys, "link", 0, candidate).tolist() for candidate in range(4)]
+    seeds = [[1, 2, 3], *(child(keys, "link", 0, candidate).tolist() for candidate in range(1, 4))]
     assert [call[1] for call in link.prior.calls] == seeds
     every = torch.stack([Echo().sample(None, each, None) for each in seeds])
     assert torch.equal(painted.values, every.min(dim=0).values)
@@ -259,8 +259,7 @@ def test_a_link_that_stops_leaves_the_rest_to_the_next(both):
         return Link(prior, asking, DiffusionSampling(steps=10, **sampling), id="values", given={"embedding": "e"})
 
     asked = asker(LABEL, EMBEDDING)(told, seeds, (), {"embedding": e})
-    first_seeds = child(keys_of(seeds), "link", 0, 0).tolist()
-    whole = prior.sample(asked, first_seeds, DiffusionSampling(steps=10))
+    whole = prior.sample(asked, seeds, DiffusionSampling(steps=10))
     parts = paint([link(stops=0.5), link()], told, seeds, {"embedding": e}).values
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
 
