@@ -41,7 +41,7 @@ from t2i.values import as_floats
 from t2i.vocabulary import TextVocabulary
 
 ALT, ALTS, SHARES = "alt", "captions_alt?", "weights_alt?"  # several alt texts of a row, and the shares of each
-PriorConfig = AutoregressiveConfig | DiffusionConfig  # or that of another prior: docs/adding-a-model.md
+PriorConfig = AutoregressiveConfig | DiffusionConfig  # or another: docs/adding-a-model.md
 if not TYPE_CHECKING:
     PriorConfig = with_others(PriorConfig, "rescribe.priors")  # of other packages: docs/python.md
 ConditionKind = (
