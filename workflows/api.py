@@ -24,7 +24,7 @@ from infra.store import MANIFEST, Artifact
 from t2i.clip.embedder import Embedder
 from t2i.pixels import to_pixels
 from t2i.priors.asking import CAPTION
-from t2i.priors.task import load_prior
+from t2i.priors.task import load_prior, sampling_of
 from t2i.tokenizers.task import load_tokenizer
 from workflows import asked
 from workflows.lookup import MAKERS, contents, current, furthest, one, only
@@ -76,7 +76,8 @@ class Painter:
         (tokenizer,) = (each for each in prior.inputs if each.step in MAKERS["tokenizer"])
         self._prior, self._ask = load_prior(prior.url(MODEL))
         self._tokenizer = load_tokenizer(tokenizer.url(MODEL))
-        self.sampling = as_trained(SampleConfig(), prior, ()).sampling
+        default = SampleConfig(sampling=sampling_of(prior.url(MODEL))())
+        self.sampling = as_trained(default, prior, ()).sampling
 
     def sample(
         self,
@@ -89,8 +90,8 @@ class Painter:
     ) -> list[Image.Image]:
         """A picture (Pillow, RGB) of each prompt, the same that `rescribe sample` draws for them with this seed.
 
-        `told` is what the prior hears beside captions, as `class_label`; `sampling` are fields of a `SamplingConfig`,
-        as `guidance` and `temperature`. ValueError where the prior hears what nobody told.
+        `told` is what the prior hears beside captions, as `class_label`; `sampling` are fields of `self.sampling`,
+        as `guidance`. ValueError where the prior hears what nobody told.
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not texts:

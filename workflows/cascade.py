@@ -87,7 +87,7 @@ def cascade(seed: int = 0) -> CascadeRecipe:
     before = demo(seed)
     words = WordsConfig(vocabulary_size=1000, length=40)
     smaller = SmallerConfig(size=(16, 16), noise=0.3)
-    sampling = DiffusionSampling(sampler="dpm_solver_2m", steps=25)
+    drawn = DiffusionSampling(sampler="heun", steps=16, guidance=2.0)
     return CascadeRecipe(
         name="cascade",
         corpus=before.corpus,
@@ -100,7 +100,9 @@ def cascade(seed: int = 0) -> CascadeRecipe:
                 tokenizer=_pixels(32), prior=_diffusion(before.prior, 300, UNetConfig(patch=2), words, smaller)
             ),
         ),
-        sample=replace(before.sample, sampling=sampling, links=(LinkConfig(sampling=replace(sampling, steps=15)),)),
+        sample=replace(
+            before.sample, sampling=drawn, links=(LinkConfig(sampling=replace(drawn, noised={"smaller": 0.1})),)
+        ),
         report=replace(
             before.report,
             title="Shapes, in two steps",

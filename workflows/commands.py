@@ -4,7 +4,8 @@ import ast
 import difflib
 import importlib
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -118,6 +119,16 @@ def choose(name: str, known: dict[str, Any], what: str) -> Any:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"Did you mean '{near[0]}'?" if near else f"There are: {', '.join(known)}."
     raise ValueError(f"There is no {what} '{name}'. {hint}")
+
+
+def numbered(names: Iterable[str]) -> list[str]:
+    """Names of which later ones of a kind are numbered, as the priors of a cascade: `train_prior`, `train_prior 2`."""
+    found: Counter[str] = Counter()
+    told = []
+    for name in names:
+        found[name] += 1
+        told.append(name if found[name] == 1 else f"{name} {found[name]}")
+    return told
 
 
 def say(text: str) -> None:

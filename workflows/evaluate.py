@@ -1,6 +1,6 @@
 """The last step: score captions, reconstructions and samples on held-out rows, and write the report page."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from typing import Any
@@ -18,12 +18,13 @@ from infra.metrics import Report, read_scalars
 from infra.store import Artifact, step
 from t2i.evaluate import report as pages
 from t2i.evaluate.reconstruction import mean_squared_error, psnr, reconstruction_scores
+from workflows.commands import numbered
 from workflows.corpora.scoring import Corpus, Pictures, Row, Scores, caption_scores, picture_scores
 from workflows.habits import habits
 from workflows.held_out import first_held_out
 from workflows.judge import TEST
 from workflows.samples import read_samples
-from workflows.train_tokenizer import MODEL
+from workflows.train_tokenizer import MODEL, rebuilds
 
 TRUTH = ("reference_short", "reference_descriptive", "scene")
 MAX_SIDE = 480  # pixels of a picture on the page; a larger one is reduced, so that the page stays a few megabytes
@@ -89,8 +90,9 @@ def evaluate(
     report(1, 4, "parts")
 
     encoded = fetch_images(images, captions, rows[: max(config.rebuilt, config.captions_shown)])
-    originals = [decode(image) for image in encoded[: config.rebuilt]] if tokenizer else []
-    rebuilt = reconstruct(tokenizer, originals) if tokenizer else []
+    learned = tokenizer if tokenizer and rebuilds(tokenizer) else None
+    originals = [decode(image) for image in encoded[: config.rebuilt]] if learned else []
+    rebuilt = reconstruct(learned, originals) if learned else []
     scores |= reconstructed_scores(config.corpus, rows, originals, rebuilt)
     report(2, 4, "parts")
 
@@ -101,6 +103,7 @@ def evaluate(
 
     whole = habits(images, captions)
     path = ancestors([made for made in (images, captions, captioner, tokenizer, prior, samples) if made is not None])
+    named = dict(zip(numbered(artifact.step for artifact in path), path, strict=True))
     page = pages.Page(
         title=config.title,
         summary=config.summary,
@@ -115,10 +118,10 @@ def evaluate(
         faults=[pages.Faulty(**style) for style in faulty(whole.faults)],
         sampled=_sampled(drawn, pictures)[: config.samples_shown],
         rebuilt=[_pair(*both) for both in zip(originals, rebuilt, strict=True)][: config.rebuilt_shown],
-        curves=[curve for artifact in path for curve in _curves(artifact)],
+        curves=[curve for name, artifact in named.items() for curve in _curves(name, artifact)],
         work=[_work(artifact) for artifact in path],
-        recipe={artifact.step: artifact.manifest["config"] for artifact in path},
-        provenance=_provenance(path),
+        recipe={name: artifact.manifest["config"] for name, artifact in named.items()},
+        provenance=_provenance(named),
     )
     storage.write_bytes(storage.join(out, "report.html"), pages.render(page).encode())
     storage.write_json(storage.join(out, "scores.json"), scores)
@@ -271,7 +274,7 @@ def _reduced(image: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def _curves(artifact: Artifact) -> list[pages.Curve]:
+def _curves(title: str, artifact: Artifact) -> list[pages.Curve]:
     """Of every training below the artifact: a captioner has three."""
     if not artifact.step.startswith("train"):
         return []
@@ -282,7 +285,7 @@ def _curves(artifact: Artifact) -> list[pages.Curve]:
     return [
         curve
         for folder, name in zip(found, names, strict=True)
-        for curve in pages.curves(f"{artifact.step} {name}".strip(), read_scalars(folder))
+        for curve in pages.curves(f"{title} {name}".strip(), read_scalars(folder))
     ]
 
 
@@ -310,12 +313,12 @@ def _facts(path: Sequence[Artifact], images: Artifact) -> dict[str, str]:
     return facts | ({"Seed": ", ".join(seeds)} if seeds else {}) | {"Date": manifests[-1].get("started", "")[:10]}
 
 
-def _provenance(path: Sequence[Artifact]) -> dict[str, Any]:
-    last = path[-1].manifest
+def _provenance(named: Mapping[str, Artifact]) -> dict[str, Any]:
+    last = list(named.values())[-1].manifest
     return {
         "Libraries": ", ".join(f"{name} {version}" for name, version in last.get("libraries", {}).items()),
         "Cluster": last.get("cluster", {}).get("name", ""),
-        **{artifact.step: f"{artifact.path} (made {artifact.manifest.get('started', '')})" for artifact in path},
+        **{name: f"{made.path} (made {made.manifest.get('started', '')})" for name, made in named.items()},
     }
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from infra.cluster import Cluster
 from infra.train.settings import Trained, settings
+from workflows.commands import numbered
 from workflows.kinds import Recipe, parts_of
 
 
@@ -30,10 +31,7 @@ def settings_of(recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
 
 
 def trainings_of(recipe: Recipe) -> dict[str, list[Trained]]:
-    """What each step of a recipe trains, in turn; of several steps of a name the later ones are numbered."""
-    found: dict[str, list[Trained]] = {}
-    for part in parts_of(recipe):
-        if trainings := getattr(part.config, "trainings", []):  # as configs of steps that train have them
-            count = sum(name.split()[0] == part.work.name for name in found)
-            found[f"{part.work.name} {count + 1}" if count else part.work.name] = trainings
-    return found
+    """What each step of a recipe trains, in turn; later steps of a name are numbered."""
+    trained = [(part.work.name, getattr(part.config, "trainings", [])) for part in parts_of(recipe)]
+    trained = [(name, trainings) for name, trainings in trained if trainings]
+    return dict(zip(numbered(name for name, _ in trained), (trainings for _, trainings in trained), strict=True))

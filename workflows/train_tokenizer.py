@@ -90,6 +90,11 @@ def image_sizes(images: Artifact) -> list[Size]:
     return [(height, width) for height, width in sizes]
 
 
+def rebuilds(tokenizer: Artifact) -> bool:
+    """Whether a tokenizer learned to rebuild pictures; one of pixels keeps them as they are."""
+    return tokenizer.manifest["config"]["train"] is not None
+
+
 def losses_of(figures: dict[str, Any]) -> dict[str, float]:
     """The last logged losses, by a name that suits a table."""
     return {name.split("/")[-1] + "_loss": value for name, value in figures.items() if is_loss(name)}

@@ -40,7 +40,7 @@ from t2i.task import TRAIN, updates_of
 from t2i.values import as_floats
 from t2i.vocabulary import TextVocabulary
 
-PriorConfig = AutoregressiveConfig | DiffusionConfig  # or that of another prior: docs/adding-a-model.md
+PriorConfig = AutoregressiveConfig | DiffusionConfig  # or another: docs/adding-a-model.md
 if not TYPE_CHECKING:
     PriorConfig = with_others(PriorConfig, "rescribe.priors")  # of other packages: docs/python.md
 ConditionKind = (
