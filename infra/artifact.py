@@ -2,7 +2,7 @@
 
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +14,7 @@ from infra.data.growth import Pieces, of_inputs
 from infra.data.ledger import LEDGER, Ledger, Record
 
 MANIFEST = "manifest.json"  # written last: its presence means that the step finished
+OWN_ROWS = "prompts"  # rows that a step made up lie in it, as those of an artifact do; no input has them
 BEGUN = "begun.json"  # what of it is known before: shards of an artifact that was cut may be of use to others
 
 
@@ -77,6 +78,16 @@ class Artifact:
         """The records of its shards; None where it has none."""
         return Ledger(self.path).complete() if LEDGER in self.manifest.get("files", {}) else None
 
+    @property
+    def has_own_rows(self) -> bool:
+        """Whether its rows are none of its inputs'."""
+        return f"{OWN_ROWS}/{LEDGER}" in self.manifest.get("files", {})
+
+    @property
+    def rows_of(self) -> list[str]:
+        """The folders whose rows those of its shards are."""
+        return [self.url(OWN_ROWS)] if self.has_own_rows else [each.path for each in self.inputs]
+
     def url(self, *parts: str) -> str:
         """A path within the artifact."""
         return storage.join(self.path, *parts)
@@ -125,6 +136,12 @@ class Step:
         parameters = list(inspect.signature(self.work).parameters.values())[1:]
         without = {p.name: type(None) in get_args(p.annotation) for p in parameters}
         return {p.name: without[p.name] for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}
+
+    def arranged(self, inputs: Sequence[Artifact], without: Collection[str]) -> list[Artifact | None]:
+        """The inputs of an artifact as the step takes them, None in the place of those that it was made `without`."""
+        there = iter(inputs)
+        named = [None if name in without else next(there, None) for name in self.input_names]
+        return [*named, *there]
 
     def identity(self, config: Any, inputs: Sequence[Artifact | None]) -> str:
         """The artifact's id: 16 hexadecimal digits of a hash of name, version, config, inputs and own key."""

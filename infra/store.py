@@ -74,7 +74,8 @@ class Store:
         path = storage.join(self.root, work.name, renewed)
         with _swept(path), Lease(path):
             revise(artifact.path, path, only, leave=(MANIFEST, BEGUN, "lease.json"))
-        return self._make(work, config, tuple(artifact.inputs), renewed, self._progress(work, renewed), fresh=False)
+        inputs = work.arranged(artifact.inputs, artifact.manifest.get("without", ()))
+        return self._make(work, config, inputs, renewed, self._progress(work, renewed), fresh=False)
 
     def _progress(self, work: Step, identity: str, number: str = "") -> Progress:
         title, gauges = f"{number}{work.name:<15}", Gauges(work.name, identity)
@@ -101,6 +102,8 @@ class Store:
                 "inputs": [self._relative(artifact.path) for artifact in there],
                 "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
             }
+            if without := [name for name, each in zip(work.input_names, inputs, strict=False) if each is None]:
+                begun["without"] = without
             if work.shards:
                 storage.write_json(storage.join(path, BEGUN), begun)
             counts, taken = grow(work, config, there, path, report.note) if fresh else ({}, {})

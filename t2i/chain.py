@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import torch
 
 from t2i.pixels import to_pixels
+from t2i.priors.asking import PICTURE
 from t2i.protocol import Asked, Prior, Start, Tokenizer
 from t2i.random import child, keys_of
 
-PICTURE = "pixels"  # what a condition is given that hears the picture itself
 Judge = Callable[[torch.Tensor, torch.Tensor | None, Mapping[str, list]], torch.Tensor]
 """(values, pictures, what was told) of B rows to scores (B,): the candidate with the highest is kept."""
 
@@ -54,7 +54,8 @@ def paint(
     condition that is given a space hears what was drawn last there, or else the encoding of the last picture by the
     tokenizer of that space. A link that stops early leaves the rest to the next one, of the same space, which goes on
     from there and keeps what its Start keeps. Negative prompts are for the links that are guided. Candidate c of link n
-    draws from `child(seed, n, c)`. ValueError where there is nothing to hear, or nobody to go on.
+    draws from `child(seed, n, c)`, but the first of the first link from the seed, as a prior alone does. ValueError
+    where there is nothing to hear, or nobody to go on.
     """
     brought = dict(brought or {})
     whole = {name: values for name, values in brought.items() if isinstance(values, torch.Tensor)}
@@ -69,7 +70,7 @@ def paint(
     for number, link in enumerate(links[first:], first):
         mine = brought.get(link.id)
         start = _start(mine if isinstance(mine, Start) else None, left)
-        columns, heard = _heard(link, whole, drawn, picture, tokenizers)
+        columns, heard = _heard(link, told, whole, drawn, picture, tokenizers)
         values = _best(link, number, {**told, **columns}, seeds, heard, start, negative if _guided(link) else ())
         stops = _stops(link)
         left = None if stops is None else Start(values, at=stops, noised=True)
@@ -131,19 +132,23 @@ def _start(mine: Start | None, left: Start | None) -> Start | None:
 
 def _heard(
     link: Link,
+    told: Mapping[str, list],
     brought: Mapping[str, torch.Tensor],
     drawn: Mapping[str, torch.Tensor],
     picture: torch.Tensor | None,
     tokenizers: Mapping[str, Tokenizer],
 ) -> tuple[dict[str, list], dict[str, torch.Tensor]]:
-    """Columns and values that conditions hear; a picture is the column `pixels`, seen as in training."""
+    """Columns and values that conditions hear; a picture is the column PICTURE, seen as in training.
+
+    That column may be told, too; it is heard by links before which no picture was drawn.
+    """
     columns: dict[str, list] = {}
     heard = {name: values for name, values in brought.items() if link.given.get(name) != PICTURE}
     for condition, space in link.given.items():
         shown = brought.get(condition, picture)
         if space == PICTURE and shown is not None:
             columns[PICTURE] = to_pixels(shown)
-        elif condition in heard:
+        elif condition in heard or (space == PICTURE and PICTURE in told):
             continue
         elif space in drawn:
             heard[condition] = drawn[space]
@@ -169,7 +174,8 @@ def _best(
     """The candidate of each row that the judge likes best; of equal ones the first."""
     best: tuple[torch.Tensor, torch.Tensor] | None = None
     for candidate in range(link.candidates):
-        its_seeds = child(keys_of(seeds), "link", number, candidate).tolist()
+        first = number == candidate == 0
+        its_seeds = list(seeds) if first else child(keys_of(seeds), "link", number, candidate).tolist()
         asked = link.ask(told, its_seeds, negative, heard)
         values = link.prior.sample(asked, its_seeds, link.sampling, start)
         if link.judge is None:

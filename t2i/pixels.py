@@ -1,5 +1,6 @@
 """Pictures as arrays: sizes, blur and edges. (H, W, 3) or (H, W) uint8."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,9 +8,25 @@ import torch
 from PIL import Image
 
 
+def scale(images: torch.Tensor) -> torch.Tensor:
+    """uint8 in [0, 255] to float in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
 def to_pixels(images: torch.Tensor) -> list[np.ndarray]:
     """(B, 3, H, W) in [-1, 1] to (H, W, 3) uint8 arrays."""
     return list(((images.float() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy())
+
+
+def sheet(pictures: Sequence[np.ndarray], columns: int, gap: int = 2) -> np.ndarray:
+    """(H, W, 3) uint8 arrays side by side, row by row, with so many pixels of black between and around them."""
+    height, width = (max(picture.shape[side] for picture in pictures) + gap for side in (0, 1))
+    rows = -(-len(pictures) // columns)
+    whole = np.zeros((rows * height + gap, columns * width + gap, 3), np.uint8)
+    for number, picture in enumerate(pictures):
+        top, left = gap + number // columns * height, gap + number % columns * width
+        whole[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    return whole
 
 
 def patches(size: tuple[int, int], patch: int) -> tuple[int, int]:

@@ -1,16 +1,28 @@
-"""Encoding as stages: pictures in, codes out; captions in, features of a frozen text encoder out."""
+"""Encoding and drawing as stages: pictures to codes, captions to features of a text encoder, prompts to pictures."""
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from infra import storage, strict
+from infra.config import from_dict, to_dict
+from infra.data.images import decode, encode_png
+from infra.data.shards import ShardReader
+from t2i.chain import Link, paint
+from t2i.clip.embedder import Embedder
 from t2i.conditions.encoders import TextEncoder, TextEncoderConfig
 from t2i.conditions.text_features import POOLED, bits_of, column
-from t2i.priors.task import ALT, ALTS
-from t2i.tokenizers.losses import scale
+from t2i.infotext import PARAMETERS, infotext
+from t2i.pixels import scale, to_pixels
+from t2i.priors.asking import CAPTION, PICTURE, Asking
+from t2i.priors.task import ALT, ALTS, load_asking, load_prior
 from t2i.tokenizers.task import load_tokenizer
+
+NAMESPACE = "rescribe"  # the keyword of a PNG's text that says in JSON how it was drawn
 
 
 @dataclass
@@ -122,3 +134,147 @@ def texts_of(batch: Mapping[str, Sequence], style: str, place: int) -> list[str 
 def cut_column(name: str, style: str) -> str:
     """Which says of a row whether its texts of a style are cut."""
     return f"{name}_cut_{style}"
+
+
+@dataclass(frozen=True)
+class LinkAt:
+    """A link of a chain by where its models lie."""
+
+    prior: str  # a folder
+    tokenizer: str  # a folder
+    space: str  # the id of the tokenizer's artifact
+    sampling: Any  # the config of the prior's family
+    candidates: int = 1
+    judge: str = ""  # a CLIP, by folder or hub's name, that likes one of them best
+    model: str = ""  # what its pictures say drew them
+    sha256: str = ""  # of the prior's weights
+
+    def load(self, device: str) -> Link:
+        """The link, on a device."""
+        prior, ask = load_prior(self.prior)
+        judge = Embedder(self.judge, device).judge if self.judge else None
+        tokenizer = load_tokenizer(self.tokenizer).to(device)
+        how = {"given": ask.given, "candidates": self.candidates, "judge": judge}
+        return Link(prior.to(device), ask, self.sampling, tokenizer, self.space, **how)
+
+
+@dataclass
+class Paint:
+    """Draws a picture of each prompt into the column `image`, a PNG that says how it was drawn.
+
+    `seed` is a row's own. `settings` is JSON, null or a list of tables: what a row has otherwise in the sampling of
+    each link. `told` is JSON, too: what the row tells beside its prompt, of which `pixels` is the path of a picture;
+    where it is null, and `shard` is not, it is read from row `place` of that shard of the artifact `beside`. In bf16
+    matrices are multiplied in 16 bits.
+    """
+
+    links: tuple[LinkAt, ...]
+    beside: str = ""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    cpus: float = 1
+    gpus: float = 0
+    reads: tuple[str, ...] = field(
+        default=("prompt", "negative", "seed", "settings", "told", "shard", "place"), init=False
+    )
+    writes: tuple[str, ...] = field(default=("image",), init=False)
+    types: dict[str, str] = field(default_factory=lambda: {"image": "binary"}, init=False)
+
+    def setup(self) -> None:
+        """Load the priors and the tokenizers."""
+        self._device = "cuda" if self.gpus else "cpu"
+        self._links = [link.load(self._device) for link in self.links]
+        reads = dict.fromkeys(name for ask in askings(self.links) for name in ask.reads)
+        self._columns = [name for name in reads if name != CAPTION]
+
+    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
+        """Pictures of a batch of prompts; those of the same settings are drawn together."""
+        told = self._told(batch)
+        images: list[bytes | None] = [None] * len(batch["prompt"])
+        kinds = [
+            (settings or "", negative is None, tuple(sorted(columns)))
+            for settings, negative, columns in zip(batch["settings"], batch["negative"], told, strict=True)
+        ]
+        for kind in dict.fromkeys(kinds):
+            places = [place for place, each in enumerate(kinds) if each == kind]
+            rows = {name: [batch[name][place] for place in places] for name in ("prompt", "negative", "seed")}
+            beside = [told[place] for place in places]
+            for place, image in zip(places, self._paint(kind[0], rows, beside), strict=True):
+                images[place] = image
+        return {"image": images}
+
+    def _paint(self, settings: str, rows: dict[str, list], told: list[dict[str, Any]]) -> list[bytes]:
+        """PNGs of rows that have their settings in common."""
+        samplings = settled([link.sampling for link in self._links], json.loads(settings) if settings else ())
+        links = [replace(link, sampling=own) for link, own in zip(self._links, samplings, strict=True)]
+        columns = {CAPTION: rows["prompt"]} | {name: [each[name] for each in told] for name in told[0]}
+        negative = rows["negative"] if rows["negative"][0] is not None else []
+        with torch.autocast(self._device, torch.bfloat16, enabled=self.precision == "bf16"):
+            painted = paint(links, columns, rows["seed"], negative=negative)
+        if painted.pictures is None:
+            raise ValueError("What this prior draws is no picture, and its tokenizer does not make one of it.")
+        return [
+            self._png(pixels, prompt, negative or "", seed, samplings, each)
+            for pixels, prompt, negative, seed, each in zip(
+                to_pixels(painted.pictures), *(rows[name] for name in ("prompt", "negative", "seed")), told, strict=True
+            )
+        ]
+
+    def _png(
+        self,
+        pixels: np.ndarray,
+        prompt: str,
+        negative: str,
+        seed: int,
+        samplings: Sequence[Any],
+        told: Mapping[str, Any],
+    ) -> bytes:
+        """With what anybody needs who wants to draw it again."""
+        size = (pixels.shape[0], pixels.shape[1])
+        links = [
+            {"model": at.model, "weights_sha256": at.sha256, "sampling": to_dict(sampling)}
+            | ({"candidates": at.candidates} if at.judge else {})
+            for at, sampling in zip(self.links, samplings, strict=True)
+        ]
+        beside = {name: value for name, value in told.items() if isinstance(value, str | int | float)}
+        own = {"prompt": prompt, "negative": negative, "seed": seed, "told": beside}
+        own |= {"links": links, "precision": self.precision}
+        first = self.links[0]
+        parameters = infotext(prompt, negative, seed, size, samplings[0], first.model, first.sha256)
+        return encode_png(pixels, {PARAMETERS: parameters, NAMESPACE: strict.dumps(own)})
+
+    def _told(self, batch: dict[str, list]) -> list[dict[str, Any]]:
+        """What each row tells beside its prompt."""
+        told = [_own(json.loads(text)) if text else {} for text in batch["told"]]
+        shards = batch["shard"] if self._columns else []
+        for shard in dict.fromkeys(shard for shard in shards if shard is not None):  # each is opened once
+            mine = [row for row, each in enumerate(shards) if each == shard]
+            found = ShardReader([self.beside], shard).rows(self._columns, [batch["place"][row] for row in mine])
+            for name in self._columns:
+                for row, value in zip(mine, found[name], strict=True):
+                    told[row][name] = value
+        return told
+
+
+def askings(links: Sequence[LinkAt]) -> list[Asking]:
+    """What each link is to be told beside what the chain gives it; no weights are read."""
+    several = [load_asking(link.prior) for link in links]
+    # The first has no picture before it: it is told one, if it hears one.
+    given = [
+        [name for name, space in ask.given.items() if place or space != PICTURE] for place, ask in enumerate(several)
+    ]
+    return [ask.without(names) for ask, names in zip(several, given, strict=True)]
+
+
+def settled(samplings: Sequence[Any], settings: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """How the links of a chain draw where the first of them have some fields otherwise; ValueError where none can."""
+    own = [*settings, *({} for _ in samplings[len(settings) :])]
+    return [
+        from_dict(type(sampling), {**to_dict(sampling), **more}) if more else sampling
+        for sampling, more in zip(samplings, own, strict=True)
+    ]
+
+
+def _own(told: dict[str, Any]) -> dict[str, Any]:
+    """What a user tells, with the picture in the place of its path."""
+    path = told.get(PICTURE)
+    return told | {PICTURE: decode(storage.read_bytes(path))} if isinstance(path, str) else told

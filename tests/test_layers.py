@@ -111,7 +111,7 @@ def test_no_torchvision():
 
 
 FLOORS = (  # of t2i, from the ground up; who stands on one floor imports from it and below
-    ("protocol", "random", "captions", "vocabulary", "values", "pixels", "partners"),
+    ("protocol", "random", "captions", "vocabulary", "values", "pixels", "partners", "infotext"),
     ("nn", "conditions"),
     ("tokenizers", "diffusion", "clip"),
     ("priors", "gans"),

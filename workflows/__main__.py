@@ -89,7 +89,7 @@ def _dispatch(arguments: list[str]) -> dict[str, Any] | None:
 
 
 def _all_options(rest: list[str]) -> list[str]:
-    """`--help-all` lists the options of a recipe, or of the demo, since every recipe has the same."""
+    """`--help-all` lists the options of a recipe, or of the demo, whose kind most recipes are of."""
     if "--help-all" not in rest:
         return rest
     return [rest[0] if rest[0] != "--help-all" else "demo", "--help"]

@@ -24,7 +24,7 @@ from infra.store import MANIFEST, Artifact
 from t2i.clip.embedder import Embedder
 from t2i.pixels import to_pixels
 from t2i.priors.asking import CAPTION
-from t2i.priors.task import load_prior
+from t2i.priors.task import load_prior, sampling_of
 from t2i.tokenizers.task import load_tokenizer
 from workflows import asked
 from workflows.lookup import MAKERS, contents, current, furthest, one, only
@@ -62,7 +62,8 @@ def open(path: str) -> "Rows":
 
     FileNotFoundError where there is none that has rows, ValueError with a line for each where several fit.
     """
-    found = furthest([each for each in current(path, ()) if _has_rows(each)])
+    there = [each for each in current(path, ()) if _has_rows(each)]
+    found = furthest([each for each in there if not each.has_own_rows] or there)  # pictures that were drawn come last
     if not found:
         raise FileNotFoundError(f"{path} holds no rows: give what ingest, recaption, mix or encode made.")
     return Rows(only(found, path, lambda place: f"rescribe.open({place!r})"))
@@ -75,7 +76,8 @@ class Painter:
         (tokenizer,) = (each for each in prior.inputs if each.step in MAKERS["tokenizer"])
         self._prior, self._ask = load_prior(prior.url(MODEL))
         self._tokenizer = load_tokenizer(tokenizer.url(MODEL))
-        self.sampling = as_trained(SampleConfig(), prior, ()).sampling
+        default = SampleConfig(sampling=sampling_of(prior.url(MODEL))())
+        self.sampling = as_trained(default, prior, ()).sampling
 
     def sample(
         self,
@@ -88,8 +90,8 @@ class Painter:
     ) -> list[Image.Image]:
         """A picture (Pillow, RGB) of each prompt, the same that `rescribe sample` draws for them with this seed.
 
-        `told` is what the prior hears beside captions, as `class_label`; `sampling` are fields of a `SamplingConfig`,
-        as `guidance` and `temperature`. ValueError where the prior hears what nobody told.
+        `told` is what the prior hears beside captions, as `class_label`; `sampling` are fields of `self.sampling`,
+        as `guidance`. ValueError where the prior hears what nobody told.
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not texts:
@@ -162,7 +164,7 @@ class Rows:
 
         A column that several artifacts have comes from the last. ValueError for a column that none has.
         """
-        inputs = [each.path for each in _rows_of(self.artifact)]
+        inputs = _rows_of(self.artifact)
         readers = [ShardReader(inputs, name, every=True) for name in joined_names(inputs)]
         known = set[str]().union(*(reader.names for reader in readers)).difference(ROW)
         wanted = [name for name in columns if name not in ROW] if columns else sorted(known - {"image"})
@@ -181,10 +183,12 @@ def _has_rows(artifact: Artifact) -> bool:
     return LEDGER in artifact.manifest.get("files", {})
 
 
-def _rows_of(artifact: Artifact) -> list[Artifact]:
-    """An artifact after all that it was made of, as far as these have rows."""
-    before = [each for made_of in artifact.inputs if _has_rows(made_of) for each in _rows_of(made_of)]
-    return [*{each.path: each for each in before}.values(), artifact]
+def _rows_of(artifact: Artifact) -> list[str]:
+    """The folder of an artifact after those of all that its rows were made of."""
+    if artifact.has_own_rows:
+        return [*artifact.rows_of, artifact.path]
+    before = [path for made_of in artifact.inputs if _has_rows(made_of) for path in _rows_of(made_of)]
+    return [*dict.fromkeys(before), artifact.path]
 
 
 def _pixels(image: Any) -> np.ndarray:

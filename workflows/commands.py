@@ -5,6 +5,7 @@ import difflib
 import gc
 import importlib
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.metadata import entry_points
@@ -46,7 +47,9 @@ STEPS = {
     "deduplicate": "deduplicate",
     "examine": "examine",
 }
-DECODE = ("recaption", "encode_text", "encode")  # steps whose actors hold models
+# Recipes of other kinds than those of `recipes.py`: functions of the recipe's own name, and the module of each.
+KINDS = {"cascade": "cascade"}
+DECODE = ("recaption", "encode_text", "encode", "sample")  # steps whose actors hold models
 COUNTS = ("rows_in", "accepted", "rejected", "failed", "shards")  # of rows, in this order, that a line tells
 ON_RECIPES = ("run", "plan", "settings")  # verbs whose first word is a recipe
 # The options of a recipe that are asked for most; `--help-all` lists all.
@@ -98,8 +101,9 @@ def load(module: str) -> ModuleType:
 
 
 def recipes() -> dict[str, str]:
-    """What each recipe is, by name: the functions of `recipes.py` that make one, and what other packages add."""
-    made = (node for node in _functions("recipes").values() if ast.unparse(node.returns or node) == "Recipe")
+    """What each recipe is, by name: the functions of `recipes.py` and of KINDS, and what other packages add."""
+    made = [node for node in _functions("recipes").values() if ast.unparse(node.returns or node) == "Recipe"]
+    made += [_functions(module)[name] for name, module in KINDS.items()]
     added = entry_points(group="rescribe.recipes")
     return {each.name: f"Of {each.dist.name if each.dist else each.module}." for each in added} | {
         node.name: _first_line(node) for node in made
@@ -134,6 +138,16 @@ def choose(name: str, known: dict[str, Any], what: str) -> Any:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"Did you mean '{near[0]}'?" if near else f"There are: {', '.join(known)}."
     raise ValueError(f"There is no {what} '{name}'. {hint}")
+
+
+def numbered(names: Iterable[str]) -> list[str]:
+    """Names of which later ones of a kind are numbered, as the priors of a cascade: `train_prior`, `train_prior 2`."""
+    found: Counter[str] = Counter()
+    told = []
+    for name in names:
+        found[name] += 1
+        told.append(name if found[name] == 1 else f"{name} {found[name]}")
+    return told
 
 
 def say(text: str) -> None:

@@ -34,9 +34,16 @@ def encode(
 ) -> dict[str, Any]:
     """Write a sidecar with codes for every shard of a corpus; the grid of a row's codes is that of its bucket."""
     model, sizes = load_tokenizer(tokenizer.url(MODEL)), image_sizes(images)
-    grids = {bucket_name(size): list(model.space(size).shape) for size in sizes}
+    spaces = {bucket_name(size): model.space(size) for size in sizes}
+    codes = next(iter(spaces.values())).codes
+    if not codes:
+        raise ValueError(
+            f"The tokenizer {tokenizer.path} has no codes to write. A prior that draws pixels takes the pictures as "
+            "they are: train it without `codes`."
+        )
+    grids = {name: list(space.shape) for name, space in spaces.items()}
     connect(cluster)
     stage = Encode(tokenizer.url(MODEL), cluster.cpus_per_actor, cluster.gpus_per_actor, config.column)
     counts = run_stages([stage], [images.path], out, batch_size=config.batch, actors=cluster.actors, report=report)
     grid = {"grids": grids} if len(sizes) > 1 else {"grid": grids[bucket_name(sizes[0])]}
-    return counts | {**grid, "codebook_size": model.codebook_size}
+    return counts | {**grid, "codebook_size": codes}

@@ -1,7 +1,7 @@
 """The last step: score captions, reconstructions and samples on held-out rows, and write the report page."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from typing import Any
@@ -20,11 +20,13 @@ from infra.store import Artifact, step
 from t2i.evaluate import report as pages
 from t2i.evaluate.codes import code_scores
 from t2i.evaluate.reconstruction import mean_squared_error, psnr, reconstruction_scores
+from workflows.commands import numbered
 from workflows.corpora.scoring import Corpus, Pictures, Row, Scores, caption_scores, picture_scores
 from workflows.habits import habits
 from workflows.held_out import first_held_out
 from workflows.judge import TEST
-from workflows.train_tokenizer import MODEL
+from workflows.samples import read_samples
+from workflows.train_tokenizer import MODEL, rebuilds
 
 TRUTH = ("reference_short", "reference_descriptive", "scene")
 RESULTS = "results.jsonl"
@@ -94,12 +96,13 @@ def evaluate(
     report(1, 4, "parts")
 
     encoded = fetch_images(images, captions, rows[: max(config.rebuilt, config.captions_shown)])
-    originals = [decode(image) for image in encoded[: config.rebuilt]] if tokenizer else []
-    rebuilt, codes = reconstruct(tokenizer, originals) if tokenizer else ([], {})
+    learned = tokenizer if tokenizer and rebuilds(tokenizer) else None
+    originals = [decode(image) for image in encoded[: config.rebuilt]] if learned else []
+    rebuilt, codes = reconstruct(learned, originals) if learned else ([], {})
     scores |= reconstructed_scores(config.corpus, rows, originals, rebuilt) | codes
     report(2, 4, "parts")
 
-    drawn = read_samples(samples) if samples else []
+    drawn = list(read_samples(samples)) if samples else []
     asked = [_asked(one) for one in drawn]
     pictures = picture_scores(config.corpus, asked, [decode(one["image"]) for one in drawn])
     scores |= pictures.scores
@@ -110,6 +113,7 @@ def evaluate(
 
     whole = habits(images, captions)
     path = ancestors([made for made in (images, captions, captioner, tokenizer, prior, samples) if made is not None])
+    named = dict(zip(numbered(artifact.step for artifact in path), path, strict=True))
     page = pages.Page(
         title=config.title,
         summary=config.summary,
@@ -124,11 +128,11 @@ def evaluate(
         faults=[pages.Faulty(**style) for style in faulty(whole.faults)],
         sampled=_sampled(drawn, pictures)[: config.samples_shown],
         rebuilt=[_pair(*both) for both in zip(originals, rebuilt, strict=True)][: config.rebuilt_shown],
-        curves=[curve for artifact in path for curve in _curves(artifact)],
-        courses=[course for artifact in path for course in _courses(artifact)],
+        curves=[curve for name, artifact in named.items() for curve in _curves(name, artifact)],
+        courses=[course for name, artifact in named.items() for course in _courses(name, artifact)],
         work=[_work(artifact) for artifact in path],
-        recipe={artifact.step: artifact.manifest["config"] for artifact in path},
-        provenance=_provenance(path),
+        recipe={name: artifact.manifest["config"] for name, artifact in named.items()},
+        provenance=_provenance(named),
     )
     storage.write_bytes(storage.join(out, "report.html"), pages.render(page).encode())
     storage.write_json(storage.join(out, "scores.json"), scores)
@@ -171,13 +175,6 @@ def fetch_images(images: Artifact, captions: Artifact, rows: Sequence[Row]) -> l
     for fetched in ahead(fetch, sorted({row["shard"] for row in rows}), threads=8):
         found |= fetched
     return [found[row["sample_id"]] for row in rows]
-
-
-def read_samples(samples: Artifact) -> list[Row]:
-    """What `sample` wrote: its number, prompt, encoded image, and the scene (JSON) that was asked for, or None."""
-    listed = storage.read_json(samples.url("samples.json"))
-    rows = [{"scene": None, **row, "image": storage.read_bytes(samples.url(row["image"]))} for row in listed]
-    return [{"number": number, **row} for number, row in enumerate(rows)]
 
 
 def reconstruct(tokenizer: Artifact, images: Sequence[np.ndarray], batch: int = 64) -> tuple[list[np.ndarray], Scores]:
@@ -306,19 +303,19 @@ def _reduced(image: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def _curves(artifact: Artifact) -> list[pages.Curve]:
+def _curves(title: str, artifact: Artifact) -> list[pages.Curve]:
     """Of every training below the artifact: a captioner has three."""
     return [
         curve
-        for title, folder in _trainings(artifact)
-        for curve in pages.curves(title, read_scalars(folder), read_scalars(storage.join(folder, HELD_OUT)))
+        for name, folder in _trainings(title, artifact)
+        for curve in pages.curves(name, read_scalars(folder), read_scalars(storage.join(folder, HELD_OUT)))
     ]
 
 
-def _courses(artifact: Artifact) -> list[pages.Course]:
+def _courses(title: str, artifact: Artifact) -> list[pages.Course]:
     """Pictures by checkpoints of every training below the artifact that drew some."""
     courses = []
-    for title, folder in _trainings(artifact):
+    for name, folder in _trainings(title, artifact):
         drawn = storage.join(folder, HELD_OUT, PICTURES)
         names = [name for name in sorted(storage.list_names(drawn)) if name.endswith(".png")]
         if not names:
@@ -329,20 +326,20 @@ def _courses(artifact: Artifact) -> list[pages.Course]:
         pictures = [[_reduced(encode_png(picture)) for picture in strip] for strip in strips]
         steps = [int(name.removesuffix(".png")) for name in shown]
         courses.append(
-            pages.Course(title=title, steps=steps, drawn=list(zip(prompts, zip(*pictures, strict=True), strict=True)))
+            pages.Course(title=name, steps=steps, drawn=list(zip(prompts, zip(*pictures, strict=True), strict=True)))
         )
     return courses
 
 
-def _trainings(artifact: Artifact) -> list[tuple[str, str]]:
-    """The name and the folder of every training below the artifact."""
+def _trainings(title: str, artifact: Artifact) -> list[tuple[str, str]]:
+    """The name and the folder of every training below the artifact that a page calls by a title."""
     if not artifact.step.startswith("train"):
         return []
     found = [
         file.url.rsplit("/", 1)[0] for file in storage.listing(artifact.path) if file.url.endswith("/metrics.jsonl")
     ]
     return [
-        (f"{artifact.step} {folder.removeprefix(artifact.path).strip('/')}".strip(), folder)
+        (f"{title} {folder.removeprefix(artifact.path).strip('/')}".strip(), folder)
         for folder in found
         if storage.name(folder) != HELD_OUT
     ]
@@ -350,7 +347,7 @@ def _trainings(artifact: Artifact) -> list[tuple[str, str]]:
 
 def _work(artifact: Artifact) -> pages.Work:
     summary = artifact.summary
-    known = {"steps": "steps", "rows_in": "rows", "rows": "rows", "samples": "samples"}
+    known = {"steps": "steps", "samples": "samples", "rows_in": "rows", "rows": "rows"}
     name = next((name for name in known if isinstance(summary.get(name), int)), None)
     return pages.Work(
         step=artifact.step,
@@ -372,12 +369,12 @@ def _facts(path: Sequence[Artifact], images: Artifact) -> dict[str, str]:
     return facts | ({"Seed": ", ".join(seeds)} if seeds else {}) | {"Date": manifests[-1].get("started", "")[:10]}
 
 
-def _provenance(path: Sequence[Artifact]) -> dict[str, Any]:
-    last = path[-1].manifest
+def _provenance(named: Mapping[str, Artifact]) -> dict[str, Any]:
+    last = list(named.values())[-1].manifest
     return {
         "Libraries": ", ".join(f"{name} {version}" for name, version in last.get("libraries", {}).items()),
         "Cluster": last.get("cluster", {}).get("name", ""),
-        **{artifact.step: f"{artifact.path} (made {artifact.manifest.get('started', '')})" for artifact in path},
+        **{name: f"{made.path} (made {made.manifest.get('started', '')})" for name, made in named.items()},
     }
 
 

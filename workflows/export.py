@@ -40,15 +40,16 @@ class ExportOptions:
     and `<key>.captions.json` with scores, flags and provenance; `--prefix v2` makes that `<key>.v2.<style>.txt`.
     `--as-text short` leaves `<key>.jpg` and that caption as `<key>.txt` alone. A folder has a picture, its `.txt` and a
     line in `metadata.jsonl` of each row, as trainers read them. In every format `source_name` and `key` say which
-    sample of the corpus it is.
+    sample of the corpus it is. `--format geneval` is of pictures that `sample` drew, by its folder, and has a folder of
+    each prompt, as GenEval's evaluation reads them.
     """
 
-    path: tyro.conf.Positional[str] = ""  # folder of a mix, of captions, or of a store with one of them; or else:
+    path: tyro.conf.Positional[str] = ""  # folder of a mix, captions, pictures, or a store with one of them; or else:
     images: str = ""  # folder of the ingest; none: that which the captions are of
     captions: str = ""  # folder of a recaption or a caption_with; none: those of the mixture
     mixture: str = ""  # folder of a mix, whose verdicts and weights go along
     out: str  # where to write, local or s3://
-    format: Literal["webdataset", "parquet", "folder"] = "webdataset"
+    format: Literal["webdataset", "parquet", "folder", "geneval"] = "webdataset"
     only: Literal["", "kept", "accepted", "all"] = ""
     with_images: bool = False  # Parquet: put the image files into it as well
     prefix: str = ""  # WebDataset: before the names of new files, where a corpus has files of these names
@@ -61,6 +62,11 @@ class ExportOptions:
     def __post_init__(self) -> None:
         if self.path and (self.images or self.captions or self.mixture):
             raise ValueError(f"Give {self.path} alone, or --images, --captions and --mixture instead of it.")
+        others = ("images", "captions", "mixture", "only", "with_images", "prefix", "as_text")
+        if self.format == "geneval" and (given := [name for name in others if getattr(self, name)]):
+            raise ValueError(
+                f"--format geneval is of pictures that were drawn: give the folder of a sample, and no {given[0]}."
+            )
         if self.only == "kept" and not (self.mixture or self.path):
             raise ValueError("Which rows are kept is for a mixture to say; give --mixture, or --only accepted.")
         if self.with_images and self.format != "parquet":
@@ -89,7 +95,7 @@ def export(options: ExportOptions) -> dict[str, Any]:
     begun = {"id": hashlib.sha256(strict.dumps([VERSION, plan]).encode()).hexdigest()[:16], **plan}
     gauges, patience = Gauges("export", begun["id"]), options.cluster.stall_seconds
     progress = Progress(f"{'export':<15}", gauges=gauges, stall_seconds=patience)
-    if _is_done(out, begun):
+    if is_done(out, begun):
         progress.close(f"done already: {out}")
         storage.remove(storage.join(out, WORK))
         return storage.read_json(storage.join(out, MANIFEST))
@@ -167,7 +173,7 @@ def _artifacts(options: ExportOptions) -> list[Artifact]:
     return [images, captions, *mixed]
 
 
-def _is_done(out: str, begun: dict[str, Any]) -> bool:
+def is_done(out: str, begun: dict[str, Any]) -> bool:
     """Whether the very same export is there; ValueError if something else is."""
     for url in (storage.join(out, MANIFEST), storage.join(out, WORK, BEGUN)):
         if storage.exists(url):

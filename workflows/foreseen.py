@@ -1,6 +1,7 @@
 """What can be known to be wrong before any step begins: of a recipe, and of this machine for it."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 from captioner.backends.endpoint import EndpointConfig
 from captioner.backends.vllm import VLLMConfig
@@ -11,34 +12,37 @@ from infra.cluster import Cluster
 from infra.config import from_dict
 from t2i.priors.task import ALT
 from workflows.commands import DECODE
-from workflows.line import batches, strings
+from workflows.encode_text import EncodeTextConfig
+from workflows.kinds import Part, Recipe, parts_of
+from workflows.line import strings
+from workflows.mix import MixConfig
 from workflows.recaption import RecaptionConfig, check_asked
-from workflows.text_to_image import Recipe
 from workflows.train_captioner import Backend, TrainCaptionerConfig
 
-WEIGHTS = ("model", "matcher", "clip", "tokenizer")  # fields that name published weights, or a folder of some
-USERS = {  # a part of the recipe, and the steps that load what it names
-    "captioner": ("train_captioner", "recaption"),
-    "captions": ("recaption",),
-    "text_features": ("encode_text",),
-    "prior": ("train_prior", "sample"),
+WEIGHTS = ("model", "matcher", "clip", "judge", "tokenizer")  # fields that name published weights, or a folder of some
+USERS = {  # by a step of the recipe, the steps that load what its config names
+    "train_captioner": ("train_captioner", "recaption"),
+    "recaption": ("recaption",),
+    "encode_text": ("encode_text",),
+    "train_prior": ("train_prior", "sample"),
+    "sample": ("sample",),
 }
 
 
 def check_captions(recipe: Recipe) -> None:
     """ValueError where a style is read that nobody writes, or the captioner cannot be asked for one."""
-    written = _written(recipe)
+    parts = parts_of(recipe)
+    captions = _config_of("recaption", parts)
+    written = _written(captions, _config_of("train_captioner", parts))
     if written is None:
         return
-    if not written and isinstance(recipe.captions, RecaptionConfig):
+    if not written and isinstance(captions, RecaptionConfig):
         raise ValueError(
             "Nothing says in which styles to caption: the captioner was tuned for none, and captions.styles is empty. "
             'Give captions.styles, such as [{"name": "short"}].'
         )
-    read = {"mix.weights": [style for style, weight in recipe.mix.weights.items() if weight > 0]}
-    read |= {f"text_features.{place}.styles": [*each.styles] for place, each in enumerate(recipe.text_features)}
     there = (ALT, *written)
-    for field, styles in read.items():
+    for field, styles in _read(parts):
         if unwritten := [style for style in styles if style not in there]:
             raise ValueError(
                 f"{field} reads captions of the style '{unwritten[0]}', which nobody writes; there are "
@@ -50,23 +54,35 @@ def lacks(recipe: Recipe, cluster: Cluster, doing: Collection[str]) -> list[str]
     """What the steps that are to be done would ask of this machine in vain, a sentence each."""
     if not doing:
         return []
-    told, captioner = [], recipe.captioner
+    told, parts = list[str](), parts_of(recipe)
+    captioner = _config_of("train_captioner", parts)
     backend = captioner.model if isinstance(captioner, TrainCaptionerConfig) else None
-    for field, name in strings(recipe):
-        part, last = field.partition(".")[0], field.rpartition(".")[2]
-        served = part == "captioner" and isinstance(backend, EndpointConfig)  # what it names is the server's
-        loaded = last in WEIGHTS and not served and not {*doing}.isdisjoint(USERS.get(part, ()))
-        if loaded and _is_folder(name) and not storage.exists(name):
-            told.append(f"{field} is {name}, and there is no such folder.")
+    for part in parts:
+        served = part.config is captioner and isinstance(backend, EndpointConfig)  # what it names is the server's
+        if served or isinstance(part.config, str) or {*doing}.isdisjoint(USERS.get(part.work.name, ())):
+            continue
+        for field, name in strings(part.config, part.field):
+            if field.rpartition(".")[2] in WEIGHTS and _is_folder(name) and not storage.exists(name):
+                told.append(f"{field} is {name}, and there is no such folder.")
     asks_vllm = isinstance(backend, VLLMConfig) and "recaption" in doing and not cluster.address
     told += [WITHOUT_VLLM] if asks_vllm and not has_vllm() else []
-    trained = {
-        "train_captioner": None if isinstance(backend, Backend) else captioner,
-        "train_tokenizer": recipe.tokenizer,
-        "train_prior": recipe.prior,
-    }
-    rows = [batch for step, part in trained.items() if step in doing for batch in batches(part)]
+    trained = [each for part in parts if part.work.name in doing for each in getattr(part.config, "trainings", [])]
+    rows = [each.config.batch for each in trained]
     return told + lacks_here(cluster, rows, decodes=not {*doing}.isdisjoint(DECODE))
+
+
+def _config_of(step: str, parts: Sequence[Part]) -> Any:
+    """The config of a step, or the path in its place; None where it is left out."""
+    return next((part.config for part in parts if part.work.name == step), None)
+
+
+def _read(parts: Sequence[Part]) -> Iterator[tuple[str, list[str]]]:
+    """The fields of a recipe that name styles of captions to read, and these."""
+    for part in parts:
+        if isinstance(part.config, MixConfig):
+            yield f"{part.field}.weights", [style for style, weight in part.config.weights.items() if weight > 0]
+        elif isinstance(part.config, EncodeTextConfig):
+            yield f"{part.field}.styles", [*part.config.styles]
 
 
 def _is_folder(name: str) -> bool:
@@ -74,9 +90,8 @@ def _is_folder(name: str) -> bool:
     return name.startswith(("/", "./", "../", "~", "file://", "s3://")) or name.endswith("/")
 
 
-def _written(recipe: Recipe) -> Sequence[str] | None:
-    """The styles that the recipe's captions come in; None where that is not to be known yet."""
-    captions, captioner = recipe.captions, recipe.captioner
+def _written(captions: Any, captioner: Any) -> Sequence[str] | None:
+    """The styles that a recipe's captions come in; None where that is not to be known yet."""
     if captions is None:
         return ()
     if isinstance(captions, str):

@@ -18,6 +18,7 @@ READ = (
     "model",
     "matcher",
     "clip",
+    "judge",
     "mixture",
     "tokenizer",
     "codes",
@@ -26,6 +27,8 @@ READ = (
     "hashes",
     "verdicts",
     "more",
+    "chain",
+    "prompts_file",
     "path",
     "paths",
 )

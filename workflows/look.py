@@ -8,7 +8,7 @@ from typing import Any
 import tyro
 
 from infra import storage, strict
-from infra.artifact import Artifact
+from infra.artifact import OWN_ROWS, Artifact
 from infra.data.ledger import LEDGER
 from infra.data.verify import unlisted, verify_files, verify_shards
 from workflows.commands import COUNTS, function, recipes, say
@@ -123,7 +123,9 @@ def _verify(artifact: Artifact) -> dict[str, Any]:
     """What is wrong with an artifact, said and returned."""
     faults = list(verify_files(artifact.path, artifact.manifest["files"]))
     if LEDGER in artifact.manifest["files"]:
-        faults += verify_shards(artifact.path, [source.path for source in artifact.inputs], artifact.summary)
+        own = verify_shards(artifact.url(OWN_ROWS), [], {}) if artifact.has_own_rows else ()
+        faults += [f"{OWN_ROWS}: {fault}" for fault in own]
+        faults += verify_shards(artifact.path, artifact.rows_of, artifact.summary)
     if artifact.step == "export":
         from workflows.exported import DATA, NAMES
 

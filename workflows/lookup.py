@@ -32,6 +32,7 @@ MAKERS = {
     "samples": ("sample",),
     "hashes": ("hash_images",),
     "verdicts": ("deduplicate", "examine"),
+    "chain": ("train_prior", "train_tokenizer"),
 }
 _ORDER = [step for steps in MAKERS.values() for step in steps]
 _KNOWN = {*_ORDER, "train_clip", "evaluate", "export"}  # what a step of somebody else's made is taken by their word

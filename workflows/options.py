@@ -1,5 +1,6 @@
 """The options of every command, made from the types of what it configures."""
 
+import contextlib
 import dataclasses
 import inspect
 import re
@@ -10,8 +11,9 @@ import tyro
 
 from infra import storage
 from infra.cluster import CLUSTERS, Cluster, laptop, this_machine
-from infra.config import from_dict
 from infra.store import Step
+from t2i.priors.sampling import SamplingConfig
+from t2i.priors.task import sampling_of
 from workflows import recipes
 from workflows.asked import captioner_of
 from workflows.caption_with import caption_with
@@ -23,9 +25,12 @@ from workflows.encode_text import encode_text
 from workflows.examine import examine
 from workflows.export import ExportOptions
 from workflows.ingest import IngestConfig
+from workflows.kinds import Recipe, read
 from workflows.lookup import MAKERS, STORE, in_store, one
-from workflows.text_to_image import STEPS, Recipe
+from workflows.sample import SampleConfig
+from workflows.text_to_image import STEPS
 from workflows.train_clip import train_clip
+from workflows.train_tokenizer import MODEL
 
 BRIEF = ("max-requests", "max-tokens", "token-prices")  # fields of the cluster that are options by themselves
 WORK: dict[str, Step] = {
@@ -40,7 +45,7 @@ _FLAT = tyro.conf.arg(name="")  # its fields are options of the command itself
 class RecipeOptions:
     """Any field of the recipe is an option; what is not said stays as the recipe has it."""
 
-    recipe: Annotated[Recipe, _FLAT]
+    recipe: Recipe
     store: str = STORE  # folder or s3:// address of all artifacts
     cluster: Cluster = dataclasses.field(default_factory=laptop)
     json: bool = False  # the results as one JSON object, last on standard output
@@ -91,15 +96,28 @@ def recipe_options(arguments: list[str], verb: str) -> RecipeOptions:
     name, rest = arguments[0], arguments[1:]
     cluster, rest = _named_cluster(rest)
     if name.endswith(".json"):
-        recipe = from_dict(Recipe, storage.read_json(name))
+        recipe = read(storage.read_json(name))
     else:
         make = choose(name, recipes.RECIPES, "recipe")
         given, rest = _take_parameters(make, name, rest)
         recipe = make(**given)
-    texts, rest = _take_texts(Recipe, _renamed(rest, "--", "--corpus."))
-    captioned, rest = _captioned(texts, rest)
-    default = RecipeOptions(recipe=_put(recipe, texts | captioned), cluster=cluster)
-    return tyro.cli(RecipeOptions, default=default, args=rest, prog=f"rescribe {verb} {name}", config=ONE_KIND)
+    kind = type(recipe)
+    if get_type_hints(kind).get("corpus") is IngestConfig:
+        rest = _renamed(rest, "--", "--corpus.")
+    texts, rest = _take_texts(kind, rest)
+    captioned, rest = _captioned(kind, texts, rest)
+    options = _options_of(kind)
+    default = options(recipe=_put(recipe, texts | captioned), cluster=cluster)
+    return tyro.cli(options, default=default, args=rest, prog=f"rescribe {verb} {name}", config=ONE_KIND)
+
+
+def _options_of(kind: type) -> type[RecipeOptions]:
+    """The options of recipes of a kind."""
+    recipe = ("recipe", Annotated[kind, _FLAT])
+    told = {"__doc__": RecipeOptions.__doc__}
+    return dataclasses.make_dataclass(
+        "Options", [recipe], bases=(RecipeOptions,), frozen=True, kw_only=True, namespace=told
+    )
 
 
 def retry_options(arguments: list[str]) -> RetryOptions:
@@ -124,6 +142,8 @@ def step_options(work: Step, arguments: list[str]) -> Any:
     if config is IngestConfig:
         arguments = _renamed(arguments, "--corpus.", "--")
     texts, arguments = _take_texts(config, arguments)
+    if config is SampleConfig:
+        texts["sampling"] = _sampling(arguments)
     fields: list[Any] = [("config", Annotated[config, _FLAT], *([config(**texts)] if texts else []))]
     fields += [(name, str, *([""] if optional else [])) for name, optional in work.input_names.items()]
     fields += [(name, tuple[str, ...], ()) for name in further_inputs(work)]
@@ -132,6 +152,15 @@ def step_options(work: Step, arguments: list[str]) -> Any:
         fields.append(("name", str, ""))
     options = dataclasses.make_dataclass("Options", fields, kw_only=True, namespace={"__doc__": work.work.__doc__})
     return tyro.cli(options, args=arguments, prog=f"rescribe {work.name}", config=ONE_KIND)
+
+
+def _sampling(arguments: list[str]) -> Any:
+    """How the prior draws that is given, if it is there, by its family's defaults."""
+    prior, rest = _take("--prior", arguments)
+    store = _take("--store", rest)[0] or STORE
+    with contextlib.suppress(OSError, ValueError):  # it is looked for again, and what is wrong is said
+        return sampling_of(one(in_store(prior or "", store), MAKERS["prior"], str).url(MODEL))()
+    return SamplingConfig()
 
 
 def further_inputs(work: Step) -> list[str]:
@@ -185,11 +214,11 @@ def _take_texts(kind: type, arguments: list[str], prefix: str = "--") -> tuple[d
     return texts, arguments
 
 
-def _captioned(texts: dict[str, Any], arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
+def _captioned(kind: type, texts: dict[str, Any], arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
     """What a recipe holds for `--captioner WORD [--model NAME]` and `--captions WORD`; `none` is nobody."""
     made: dict[str, Any] = {}
     if (word := texts.get("captioner")) == "none":
-        made |= {"captioner": None, "captions": None}
+        made |= {name: None for name in ("captioner", "captions") if name in get_type_hints(kind)}
     elif isinstance(word, str):
         model, arguments = _take("--model", arguments)
         key, arguments = _take("--key-variable", arguments)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from captioner.model import CaptionerConfig, TextConfig, VisionConfig
 from captioner.styles import DESCRIPTIVE, SHORT
@@ -14,6 +15,7 @@ from t2i.tokenizers.losses import CriticConfig, LossConfig
 from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
 from t2i.tokenizers.quantizers import FiniteScalarConfig
 from workflows.asked import captioner_of
+from workflows.commands import KINDS, function
 from workflows.corpora.shapes import ShapesConfig
 from workflows.encode import EncodeConfig
 from workflows.evaluate import ReportConfig
@@ -228,8 +230,9 @@ def _train(seed: int, steps: int, batch: int = 64) -> TrainConfig:
 _OURS = {make.__name__: make for make in (debug, demo, demo_v1, nlvr, emoji, own)}
 
 
-def __getattr__(name: str) -> dict[str, Callable[..., Recipe]]:
+def __getattr__(name: str) -> dict[str, Callable[..., Any]]:
     """`RECIPES`: ours, and those of installed packages, which may import this module before they are asked for."""
     if name != "RECIPES":
         raise AttributeError(f"There is no {name} here.")
-    return _OURS | others("rescribe.recipes") | _OURS  # ours come first, and keep their names
+    ours = _OURS | {name: function(f"{module}.{name}") for name, module in KINDS.items()}
+    return ours | others("rescribe.recipes") | ours  # ours come first, and keep their names

@@ -1,113 +1,248 @@
 """Draw pictures for prompts: captions of held-out images, or a user's own."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import chain, islice
-from typing import Any
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, Literal
 
 import numpy as np
 
-from infra import storage, strict
-from infra.cluster import Cluster
+from infra import storage
+from infra.artifact import OWN_ROWS
+from infra.cluster import Cluster, connect
 from infra.config import from_dict, setting
-from infra.data.images import encode_png
-from infra.data.shards import ShardReader, joined_names
-from infra.metrics import Report
+from infra.data.ledger import LEDGER, Ledger
+from infra.data.run import run_here, run_stages
+from infra.data.shards import FOLDER, VIRTUAL, ShardReader, joined_names
+from infra.data.stage import ACCEPTED, FAILED
+from infra.metrics import Report, counting
 from infra.store import Artifact, step
 from t2i.conditions.words import WordsRows
-from t2i.pixels import to_pixels
 from t2i.priors.asking import CAPTION, Asking
 from t2i.priors.sampling import SamplingConfig
-from t2i.priors.task import load_prior
-from t2i.tokenizers.task import load_tokenizer
+from t2i.priors.task import SamplingKind, sampling_of
+from t2i.stages import LinkAt, Paint, askings, settled
 from workflows.commands import say
-from workflows.held_out import first_held_out
-from workflows.judge import TEST, TRAIN
+from workflows.held_out import prompts_of
+from workflows.prompt_rows import write_rows
+from workflows.prompts import Prompt, digest_of, read_prompts
+from workflows.samples import FEW, show
 from workflows.train_tokenizer import MODEL
 
-SAMPLES = "samples.json"
-KNOWN = ("reference_descriptive", "reference_short", "caption_alt")  # captions that a corpus comes with, the best first
+WORDS_OF = 1000  # prompts whose words are looked up in the vocabulary
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkConfig:
+    """How a link of a chain draws: of several candidates a picture that is kept which a judge likes best.
+
+    The judge is a CLIP, by its artifact's or another folder, or a hub's name: the picture that is nearest the prompt.
+    """
+
+    sampling: SamplingKind = setting(default_factory=SamplingConfig, was=SamplingConfig)
+    candidates: int = 1
+    judge: str = ""
+
+    def __post_init__(self) -> None:
+        if self.candidates < 1 or (self.candidates > 1) != bool(self.judge):
+            raise ValueError("Of several candidates a judge keeps one: give both, and of candidates at least 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
-    """How many pictures, of what, and how they are drawn."""
+    """How many pictures, of what, and how they are drawn.
+
+    `prompts_file` is a text with a prompt a line, JSONL, GenEval's metadata, DPG-Bench's folder, or COCO's captions.
+    """
 
     count: int = 256  # prompts, taken from the rows of the `test` split: the first by sample id
     prompts: tuple[str, ...] = ()  # these instead
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    batch: int = 64  # pictures drawn together; it does not change them
+    sampling: SamplingKind = setting(default_factory=SamplingConfig, was=SamplingConfig)
+    batch: int = 64  # pictures drawn together, of which other sizes make the same but for rounding
     seed: int = 0
     negative: str = setting("", since="0.2")  # a prompt of what is not wanted, where guidance else puts the null
     told: dict[str, str] = setting(default_factory=dict, since="0.2")  # of prompts of one's own: class_label = cat
+    prompts_file: str = setting("", since="0.2")  # or those that a file holds, local or s3://
+    pictures: int = setting(1, since="0.2")  # of a prompt that does not say how many
+    precision: Literal["fp32", "bf16"] = setting("fp32", since="0.2")
+    candidates: int = setting(1, since="0.2")  # of the first link, of which the judge keeps one: `LinkConfig`
+    judge: str = setting("", since="0.2")
+    links: tuple[LinkConfig, ...] = setting((), since="0.2")  # of a chain, after the first
 
     def __post_init__(self) -> None:
-        if self.count < 1 or self.batch < 1:
-            raise ValueError(f"count and batch must be at least 1, but they are {self.count} and {self.batch}.")
-        if self.negative and self.sampling.guidance == 1:
+        if min(self.count, self.batch, self.pictures) < 1:
+            raise ValueError(
+                f"count, batch and pictures must be at least 1, but they are {self.count}, {self.batch} and "
+                f"{self.pictures}."
+            )
+        if self.negative and all(each.guidance == 1 for each in self.samplings):
             raise ValueError("A negative prompt is what guidance moves away from: give sampling.guidance above 1, too.")
-        if self.told and not self.prompts:
+        _ = self.every_link  # whether there is a judge where there are candidates
+        try:
+            "".join([*self.prompts, self.negative, *self.told.values()]).encode()
+        except UnicodeEncodeError:
+            raise ValueError("A prompt has bytes that are not UTF-8, which is no text.") from None
+        if self.prompts and self.prompts_file:
+            raise ValueError("Give prompts, or a file of them, but not both.")
+        if self.told and not self.own:
             raise ValueError("What held-out rows tell beside their captions is their own: `told` goes with prompts.")
 
+    @property
+    def own(self) -> bool:
+        """Whether prompts are a user's own, and no rows' captions."""
+        return bool(self.prompts or self.prompts_file)
 
-@dataclass(frozen=True)
-class Prompt:
-    """A text, and the scene that a picture of it ought to show, where that is known."""
+    @property
+    def every_link(self) -> tuple[LinkConfig, ...]:
+        """How each draws, the first, too."""
+        return (LinkConfig(sampling=self.sampling, candidates=self.candidates, judge=self.judge), *self.links)
 
-    text: str
-    scene: str | None = None
-    sample_id: str | None = None
-    place: tuple[str, int] | None = None  # its shard, and its row there
+    @property
+    def samplings(self) -> tuple[Any, ...]:
+        """Those of the links."""
+        return tuple(link.sampling for link in self.every_link)
 
 
-@step(version=2)
+def prompts_key(config: SampleConfig) -> str | None:
+    """A hash of the file of prompts, so that one that changed makes new pictures."""
+    return digest_of(config.prompts_file) if config.prompts_file else None
+
+
+@step(version=3, key=prompts_key)
 def sample(
     config: SampleConfig,
     mixture: Artifact | None,
     prior: Artifact,
     tokenizer: Artifact,
-    *,
+    *chain: Artifact,
     out: str,
     cluster: Cluster,
     report: Report,
 ) -> dict[str, Any]:
-    """Write a PNG a prompt, and `samples.json`: prompt, image, scene and sample id of each.
+    """Draw a picture a row of `prompts`, into the column `image`; where they are few, also as files and on a sheet.
 
-    The mixture, of which held-out captions are taken, is not wanted where there are prompts.
+    The mixture, of which held-out captions are taken, is not wanted where there are prompts. Further priors and their
+    tokenizers, by turns, are the links of a chain. A row that cannot be drawn is failed, with its reason.
     """
-    if mixture is None and not config.prompts:
+    if mixture is None and not config.own:
         raise ValueError("Say what to draw: give prompts, or a mixture, whose held-out captions stand for them.")
-    prompts = [Prompt(text) for text in config.prompts]
-    if mixture is not None and not prompts:
-        prompts = prompts_of(mixture, config.count)
-    model, ask = load_prior(prior.url(MODEL))
-    decoder = load_tokenizer(tokenizer.url(MODEL))
-    unknown = _unknown(config, ask)
-    beside = [name for name in ask.reads if name != CAPTION]
-    written = []
-    for start in range(0, len(prompts), config.batch):
-        part = prompts[start : start + config.batch]
-        seeds = [config.seed * 2**32 + start + row for row in range(len(part))]
-        columns = {name: [value] * len(part) for name, value in config.told.items()}
-        if mixture is not None and not config.prompts:
-            columns = _beside(mixture, part, beside)
-        negative = [config.negative] * len(part) if config.negative else []
-        asked = ask({CAPTION: [prompt.text for prompt in part], **columns}, seeds, negative)
-        values = model.sample(asked, seeds, config.sampling)
-        for prompt, image in zip(part, to_pixels(decoder.decode(values)), strict=True):
-            name = f"images/{len(written):05d}.png"
-            storage.write_bytes(storage.join(out, name), encode_png(image))
-            written.append({"prompt": prompt.text, "image": name, "scene": prompt.scene, "sample_id": prompt.sample_id})
-        report(len(written), len(prompts), "pictures")
-    storage.write_bytes(storage.join(out, SAMPLES), strict.dumps(written, indent=1).encode())
-    drawn = {"guidance": config.sampling.guidance, "temperature": config.sampling.temperature}
-    return {"samples": len(written), **drawn} | ({"unknown_words": unknown} if unknown else {})
+    links, rows_of = links_of(config, prior, tokenizer, *chain), storage.join(out, OWN_ROWS)
+    several = askings(links)
+    unknown = _unknown(config, several)
+    if not storage.exists(storage.join(rows_of, LEDGER)):
+        prompts = own_prompts(config) if mixture is None or config.own else prompts_of(mixture, config.count)
+        write_rows(_settled(config, prompts, links, several, mixture), rows_of, seed=config.seed, batch=config.batch)
+    rows = sum(record["rows_in"] for record in Ledger(rows_of).complete().values())
+    beside = mixture.inputs[0].path if mixture is not None and not config.own else ""
+    stage = Paint(links, beside, config.precision, cluster.cpus_per_actor, cluster.gpus_per_actor)
+    if rows <= config.batch and not (cluster.gpus_per_actor or cluster.address):
+        counts = run_here([stage], [rows_of], out, batch_size=config.batch, report=report)
+    else:
+        connect(cluster)
+        report = counting(report, "pictures", of=ACCEPTED, times=1)
+        counts = run_stages([stage], [rows_of], out, batch_size=config.batch, actors=cluster.actors, report=report)
+    if not counts[ACCEPTED]:
+        (why, *_) = ShardReader([out], joined_names([out])[0], every=True).reasons
+        for name in (FOLDER, LEDGER):  # the same line tries again
+            storage.remove(storage.join(out, name))
+        raise ValueError(f"None of the {rows} pictures could be drawn. The first: {why}")
+    if counts[FAILED]:
+        say(f"{counts[FAILED]} of {rows} pictures could not be drawn: {', '.join(counts['reasons'])}.")
+    if rows <= FEW:
+        show(out)
+    drawn = {name: getattr(config.sampling, name, None) for name in ("guidance", "temperature")}
+    told = {"samples": counts[ACCEPTED], **{name: value for name, value in drawn.items() if value is not None}}
+    return told | counts | ({"unknown_words": unknown} if unknown else {})
+
+
+def links_of(config: SampleConfig, *models: Artifact) -> tuple[LinkAt, ...]:
+    """The links of a chain, of priors and their tokenizers by turns; ValueError where these are none."""
+    makers = [model.step for model in models]
+    if makers != ["train_prior", "train_tokenizer"] * (len(models) // 2):
+        raise ValueError(
+            f"A chain is priors and their tokenizers by turns, but these were made by {', '.join(makers)}."
+        )
+    if len(models) != 2 * len(config.samplings):
+        raise ValueError(
+            f"The chain has {len(models) // 2} links, but it is said of {len(config.samplings)} how they draw: `links` "
+            "has one table for each after the first."
+        )
+    for prior, sampling in zip(models[::2], config.samplings, strict=True):
+        if not isinstance(sampling, kind := sampling_of(prior.url(MODEL))):
+            raise ValueError(
+                f"{prior.path} draws as a {kind.__name__} says, but its sampling is a {type(sampling).__name__}."
+            )
+    return tuple(
+        LinkAt(
+            prior=prior.url(MODEL),
+            tokenizer=tokenizer.url(MODEL),
+            space=tokenizer.id,
+            sampling=link.sampling,
+            candidates=link.candidates,
+            judge=_clip(link.judge),
+            model=f"{prior.step}/{prior.id}",
+            sha256=_weights(prior),
+        )
+        for prior, tokenizer, link in zip(models[::2], models[1::2], config.every_link, strict=True)
+    )
+
+
+def _clip(named: str) -> str:
+    """The folder of a judge, where it is named by that of its artifact; else its name."""
+    own = storage.join(named, MODEL) if named else ""
+    return storage.absolute(own) if own and storage.exists(own) else storage.anchored(named)
+
+
+def _weights(prior: Artifact) -> str:
+    name = f"{MODEL}/model.safetensors"
+    return (prior.manifest.get("files", {}).get(name) or storage.digest(prior.url(name)))["sha256"]
+
+
+def own_prompts(config: SampleConfig) -> Iterator[Prompt]:
+    """Those that a user gave."""
+    return read_prompts(config.prompts_file) if config.prompts_file else (Prompt(text) for text in config.prompts)
+
+
+def _settled(
+    config: SampleConfig,
+    prompts: Iterable[Prompt],
+    links: Sequence[LinkAt],
+    several: Sequence[Asking],
+    mixture: Artifact | None,
+) -> Iterator[Prompt]:
+    """The prompts with the config's word where they say nothing; ValueError, with the line, where none can be drawn."""
+    passed: Any = None  # what the prompt before had alike
+    for given in prompts:
+        negative = config.negative if given.negative is None else given.negative
+        told = given.told if given.place else {**config.told, **given.told}
+        prompt = replace(given, negative=negative, told=told, count=given.count or config.pictures)
+        kind = (prompt.place is None, sorted(told), prompt.settings, bool(negative))
+        try:
+            if kind != passed:
+                _check(prompt, links, several, mixture)
+        except ValueError as error:
+            raise ValueError(f"{prompt.line}: {error}" if prompt.line else str(error)) from None
+        passed = kind
+        yield prompt
+
+
+def _check(prompt: Prompt, links: Sequence[LinkAt], several: Sequence[Asking], mixture: Artifact | None) -> None:
+    if prompt.place is not None and mixture is not None:
+        names = [name for ask in several for name in ask.reads if name not in (CAPTION, *VIRTUAL)]
+        ShardReader([mixture.inputs[0].path], prompt.place[0]).stored(names, np.zeros(0, np.int64))  # they are there
+    else:
+        for ask in several:
+            ask.check([CAPTION, *prompt.told])
+    if len(prompt.settings) > len(links):
+        raise ValueError(f"It has settings for {len(prompt.settings)} links, but there are {len(links)}.")
+    samplings = settled([link.sampling for link in links], prompt.settings)
+    if prompt.negative and all(sampling.guidance == 1 for sampling in samplings):
+        raise ValueError("A negative prompt is what guidance moves away from: give guidance above 1, too.")
 
 
 def as_trained(config: SampleConfig, prior: Artifact, given: Collection[str]) -> SampleConfig:
-    """With the sampling of the recipe that trained the prior, but for the fields of it that are `given`.
+    """With the sampling of the recipe that trained the prior, but for the fields of it that are `given`, and its links.
 
     The prior does not know its recipe; the newest pictures of held-out captions beside it do, which a recipe ends with.
     """
@@ -118,73 +253,38 @@ def as_trained(config: SampleConfig, prior: Artifact, given: Collection[str]) ->
     by_recipes = [
         made
         for made in drawn
-        if not made.manifest["config"]["prompts"]
+        if not (made.manifest["config"]["prompts"] or made.manifest["config"].get("prompts_file"))
         and any(path.endswith(f"{prior.step}/{prior.id}") for path in made.manifest["inputs"])
     ]
     if not by_recipes:
         return config
     newest = max(by_recipes, key=lambda made: made.manifest["started"])
-    sampling = from_dict(SampleConfig, newest.manifest["config"]).sampling
-    sampling = replace(sampling, **{name: getattr(config.sampling, name) for name in given})
-    say(f"Drawn as {newest.path} was: guidance {sampling.guidance:g}, temperature {sampling.temperature:g}.")
-    return replace(config, sampling=sampling)
+    theirs = from_dict(SampleConfig, newest.manifest["config"])
+    priors = [path.rpartition("/")[2] for path in newest.manifest["inputs"] if path.split("/")[-2] == prior.step]
+    place = priors.index(prior.id)
+    sampling = replace(theirs.samplings[place], **{name: getattr(config.sampling, name) for name in given})
+    drawn_by = {
+        name: getattr(sampling, name) for name in ("guidance", "temperature", "steps") if hasattr(sampling, name)
+    }
+    told = ", ".join(f"{name} {value:g}" for name, value in drawn_by.items())
+    say(f"Drawn as {newest.path} was: {told}.")
+    return replace(config, sampling=sampling, links=config.links or theirs.links[place:])
 
 
-def _unknown(config: SampleConfig, ask: Asking) -> list[str]:
-    """Words of a user's prompts that the prior's vocabulary does not have, which is told."""
-    texts = [*config.prompts, config.negative] if config.prompts else []
-    known = [rows.vocabulary for rows in ask.rows if isinstance(rows, WordsRows)]
+def with_links(config: SampleConfig, chain: Sequence[Artifact]) -> SampleConfig:
+    """With as many links as a chain has after the first; those of which nothing is said draw as their families do."""
+    further = [LinkConfig(sampling=sampling_of(prior.url(MODEL))()) for prior in chain[::2]]
+    return replace(config, links=(*config.links[: len(further)], *further[len(config.links) :]))
+
+
+def _unknown(config: SampleConfig, several: Sequence[Asking]) -> list[str]:
+    """Words of a user's first prompts that the priors' vocabularies do not have, which is told."""
+    texts = [prompt.text for prompt in islice(own_prompts(config), WORDS_OF)] if config.own else []
+    texts += [config.negative] if texts else []
+    known = [rows.vocabulary for ask in several for rows in ask.rows if isinstance(rows, WordsRows)]
     unknown = list(dict.fromkeys(word for vocabulary in known for word in vocabulary.unknown(texts)))
     if unknown:
-        words = " nor ".join(f"'{word}'" for word in unknown)
-        say(f"This prior's vocabulary has no word {words}: it reads pieces, and may not know what they mean.")
+        words = " nor ".join(f"'{word}'" for word in unknown[:20])
+        more = f" nor {len(unknown) - 20} others" if len(unknown) > 20 else ""
+        say(f"This prior's vocabulary has no word {words}{more}: it reads pieces, and may not know what they mean.")
     return unknown
-
-
-def prompts_of(mixture: Artifact, count: int) -> list[Prompt]:
-    """Captions of held-out rows: references and alt texts, else those that were written anew.
-
-    Where no row is held out, as in a small corpus may be, those of training rows, which is told.
-    """
-    images, captions = mixture.inputs[:2]
-    written = [f"caption_{style}" for style in sorted(mixture.manifest["config"]["weights"])]
-    if rows := held_out(images, count) or held_out(images, count, written, [captions]):
-        return rows
-    names = [*KNOWN, *written]
-    every = (_read(shard, TRAIN, names, [images, captions]) for shard in joined_names([images.path]))
-    if not (rows := list(islice(chain.from_iterable(every), count))):
-        raise ValueError(f"No row of {images.path} has a caption to draw a picture for. Give prompts of your own.")
-    say("No held-out row has a caption, so the prompts are those of training rows.")
-    return rows
-
-
-def held_out(
-    images: Artifact, count: int, names: Sequence[str] = KNOWN, beside: Sequence[Artifact] = ()
-) -> list[Prompt]:
-    """The first test rows by sample id, a fair and fixed draw, each by the first of some columns that has a caption."""
-    read = partial(_read, split=TEST, names=names, inputs=[images, *beside])
-    return first_held_out(images, count, read, lambda prompt: prompt.sample_id or "")
-
-
-def _read(shard: str, split: str, names: Sequence[str], inputs: Sequence[Artifact]) -> Iterator[Prompt]:
-    """The prompts of a shard's rows; their places are among the rows that the first of the artifacts accepted."""
-    columns = ShardReader([each.path for each in inputs], shard).columns(["sample_id", "split", "scene", *names])
-    ids = columns["sample_id"]
-    own = ShardReader([inputs[0].path], shard).columns(["sample_id"])["sample_id"] if len(inputs) > 1 else ids
-    place = {sample_id: row for row, sample_id in enumerate(own)}
-    for row in np.flatnonzero(columns["split"] == split):
-        if text := next((columns[name][row] for name in names if columns[name][row]), None):
-            yield Prompt(text, columns["scene"][row], ids[row], (shard, place[ids[row]]))
-
-
-def _beside(mixture: Artifact, prompts: Sequence[Prompt], names: Sequence[str]) -> dict[str, list[Any]]:
-    """Columns of the rows that prompts came from, for conditions that hear more than a caption."""
-    told: dict[str, list[Any]] = {name: [None] * len(prompts) for name in names}
-    places = [prompt.place for prompt in prompts if prompt.place is not None] if names else []
-    for shard in dict.fromkeys(shard for shard, _ in places):  # each is opened once
-        mine = [number for number, place in enumerate(places) if place[0] == shard]
-        found = ShardReader([mixture.inputs[0].path], shard).rows(names, [places[number][1] for number in mine])
-        for name in names:
-            for number, value in zip(mine, found[name], strict=True):
-                told[name][number] = value
-    return told

@@ -1,21 +1,11 @@
 """The DeepSpeed settings of every training of a recipe, made from the Cluster and shown before anything starts."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from infra.cluster import Cluster
-from infra.train.loop import TrainConfig
-from infra.train.optim import OptimConfig
-from infra.train.settings import settings
-from workflows.text_to_image import Recipe
-from workflows.train_captioner import TrainCaptionerConfig
-
-
-class Training(NamedTuple):
-    """How long and on how much, the optimizer of each Update by its name, and whether all weights are needed whole."""
-
-    config: TrainConfig
-    optimizers: dict[str, OptimConfig]
-    whole_weights: bool = False
+from infra.train.settings import Trained, settings
+from workflows.commands import numbered
+from workflows.kinds import Recipe, parts_of
 
 
 def settings_of(recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
@@ -40,23 +30,8 @@ def settings_of(recipe: Recipe, cluster: Cluster) -> dict[str, Any]:
     return shown
 
 
-def trainings_of(recipe: Recipe) -> dict[str, list[Training]]:
-    """What each step of a recipe trains, in turn."""
-    captioner, tokenizer, prior = recipe.captioner, recipe.tokenizer, recipe.prior
-    captioners: list[Training] = []
-    if isinstance(captioner, TrainCaptionerConfig):
-        if captioner.base is not None:
-            captioners.append(Training(captioner.base, {"base": captioner.base_optim}))
-        if captioner.filter is not None:
-            captioners.append(Training(captioner.filter, {"filter": captioner.filter_optim}))
-        if captioner.styles:
-            captioners.append(Training(captioner.finetune, {"finetune": captioner.finetune_optim}))
-    tokenizers = {"tokenizer": tokenizer.optim}
-    if tokenizer.critic is not None:
-        tokenizers["critic"] = tokenizer.critic_optim or tokenizer.optim
-    steps = {
-        "train_captioner": captioners,
-        "train_tokenizer": [Training(tokenizer.train, tokenizers, tokenizer.critic is not None)],
-        "train_prior": [Training(prior.train, {"prior": prior.optim})],
-    }
-    return {step: trainings for step, trainings in steps.items() if trainings}
+def trainings_of(recipe: Recipe) -> dict[str, list[Trained]]:
+    """What each step of a recipe trains, in turn; later steps of a name are numbered."""
+    trained = [(part.work.name, getattr(part.config, "trainings", [])) for part in parts_of(recipe)]
+    trained = [(name, trainings) for name, trainings in trained if trainings]
+    return dict(zip(numbered(name for name, _ in trained), (trainings for _, trainings in trained), strict=True))

@@ -49,6 +49,10 @@ class Recipe:
         check_patches(self.tokenizer.model, sizes)
         check_sizes(self.prior.model, [bucket_name(size) for size in sizes])
 
+    def run(self, store: Store | Plan) -> Artifact:
+        """As the function below."""
+        return run(self, store)
+
 
 def run(recipe: Recipe, store: Store | Plan) -> Artifact:
     """Make what the recipe describes, or find it; returns the artifact that holds the report."""

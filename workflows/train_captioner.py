@@ -33,6 +33,7 @@ from infra.store import Artifact, step
 from infra.train.fit import Training, fit
 from infra.train.loop import TrainConfig, is_loss
 from infra.train.optim import OptimConfig
+from infra.train.settings import Trained
 from workflows.splits import demand_rows
 from workflows.train_tokenizer import seen_of
 
@@ -84,6 +85,16 @@ class TrainCaptionerConfig:
         names = [style.name for style in self.styles]
         if len(set(names)) < len(names) or "alt" in names:
             raise ValueError(f"Styles need names of their own, other than 'alt'; found {', '.join(names)}.")
+
+    @property
+    def trainings(self) -> list[Trained]:
+        """What is trained, in turn."""
+        steps = {
+            "base": (self.base, self.base_optim),
+            "filter": (self.filter, self.filter_optim),
+            "finetune": (self.finetune if self.styles else None, self.finetune_optim),
+        }
+        return [Trained(train, {name: optim}) for name, (train, optim) in steps.items() if train is not None]
 
 
 @step(version=1)

@@ -1,4 +1,4 @@
-"""Train a text-to-image prior: the probability of an image's codes, given one of its captions."""
+"""Train a text-to-image prior: the probability of an image's codes or pixels, given one of its captions."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,11 +16,13 @@ from infra.store import Artifact, step
 from infra.train.fit import Training, fit
 from infra.train.loop import TrainConfig
 from infra.train.optim import OptimConfig
+from infra.train.settings import Trained
 from t2i.conditions.encoders import TextEncoderConfig
 from t2i.conditions.labels import LabelConfig
 from t2i.conditions.layout import LayoutConfig
 from t2i.conditions.text_features import FeatureSizes, TextFeaturesConfig, null_file
 from t2i.conditions.words import WordsConfig
+from t2i.priors.asking import PICTURE
 from t2i.priors.autoregressive import AutoregressiveConfig
 from t2i.priors.task import (
     ALT,
@@ -35,10 +37,12 @@ from t2i.priors.task import (
 )
 from t2i.protocol import Space
 from t2i.task import TRAIN
+from t2i.tokenizers.pixels import Pixels
+from t2i.tokenizers.task import load_tokenizer
 from t2i.vocabulary import FILE, TextVocabulary
 from workflows.encode_text import NULL, anchored
 from workflows.splits import demand_rows
-from workflows.train_tokenizer import MODEL, losses_of, seen_of
+from workflows.train_tokenizer import MODEL, image_sizes, losses_of, seen_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +70,11 @@ class TrainPriorConfig:
             raise ValueError("A prior learns one vocabulary: give it one condition of words.")
 
     @property
+    def trainings(self) -> list[Trained]:
+        """The prior's."""
+        return [Trained(self.train, {"prior": self.optim})]
+
+    @property
     def told(self) -> tuple[ConditionKind, ...]:
         """The conditions, each with its own share of nulls."""
         words = WordsConfig(vocabulary_size=self.vocabulary_size, length=self.text_length)
@@ -77,24 +86,30 @@ class TrainPriorConfig:
 def train_prior(
     config: TrainPriorConfig,
     mixture: Artifact,
-    codes: Artifact,
+    codes: Artifact | None,
     tokenizer: Artifact,
     *more: Artifact,
     out: str,
     cluster: Cluster,
     report: Report,
 ) -> dict[str, Any]:
-    """Train a prior on the captions of a mixture and the codes of the same images.
+    """Train a prior on the captions of a mixture and the codes of the same images, or their pixels without `codes`.
 
     `more` are features of these captions by frozen text encoders, which are then not computed again, and codes of the
     images by other tokenizers, in columns of their own.
     """
-    check_sizes(config.model, list(codes.summary.get("grids", ())))
+    images = mixture.inputs[0]
+    if codes is None:
+        space, column = _pixels(images, tokenizer), PICTURE
+    else:
+        check_sizes(config.model, list(codes.summary.get("grids", ())))
+        space = Space(tuple(codes.summary["grid"]), codes=codes.summary["codebook_size"])
+        column = _column(codes)
     other = [each for each in more if each.step == "encode"]
     features = _features(mixture, [each for each in more if each not in other])
     inputs = _inputs(mixture, codes, tokenizer)
-    inputs += [*_other_codes(codes, other), *(each.path for each in features.values())]
-    demand_rows(mixture.inputs[0])
+    inputs += [*_other_codes(images, column, other), *(each.path for each in features.values())]
+    demand_rows(images)
     styles = tuple(style for style, weight in mixture.manifest["config"]["weights"].items() if weight > 0)
     folder = storage.join(out, "vocabulary")
     told = tuple(
@@ -106,15 +121,11 @@ def train_prior(
     if unheard := features.keys() - {each.name for each in told if isinstance(each, TextFeaturesConfig)}:
         name = min(unheard)
         raise ValueError(f"No condition of the prior hears the features '{name}' of {features[name].path}.")
-    if own := [each.name for each in told if _column(codes) in each.reads]:
+    if own := [each.name for each in told if codes and column in each.reads]:
         raise ValueError(
-            f"The condition '{own[0]}' hears the column '{_column(codes)}', which the prior is to draw: name another."
+            f"The condition '{own[0]}' hears the column '{column}', which the prior is to draw: name another."
         )
-    shape = PriorShape(
-        model=config.model,
-        space=Space(tuple(codes.summary["grid"]), codes=codes.summary["codebook_size"]),
-        conditions=told,
-    )
+    shape = PriorShape(model=config.model, space=space, conditions=told, given=_given(told, other))
     with torch.device("meta"):
         shape.build()  # a condition that the prior does not hear is told before anything starts
     task = PriorTask(
@@ -124,7 +135,7 @@ def train_prior(
         optim=config.optim,
         text_weight=config.text_weight,
         seed=config.seed,
-        column=_column(codes),
+        column=column,
         cached=tuple(features),
         decoder=tokenizer.url(MODEL),
     )
@@ -171,12 +182,12 @@ def _features(mixture: Artifact, more: Sequence[Artifact]) -> dict[str, Artifact
     return features
 
 
-def _other_codes(codes: Artifact, other: Sequence[Artifact]) -> list[str]:
+def _other_codes(images: Artifact, column: str, other: Sequence[Artifact]) -> list[str]:
     """Codes by other tokenizers; ValueError where they are of other images, or two lie in one column."""
-    columns = [_column(codes)]
+    columns = [column]
     for each in other:
-        if each.inputs[0].id != codes.inputs[0].id:
-            raise ValueError(f"{each.path} are codes of other images than {codes.path}.")
+        if each.inputs[0].id != images.id:
+            raise ValueError(f"{each.path} are codes of other images than {images.path}.")
         if _column(each) in columns:
             raise ValueError(
                 f"Codes of two tokenizers lie in the column '{_column(each)}': encode one of them into a column of its "
@@ -184,6 +195,24 @@ def _other_codes(codes: Artifact, other: Sequence[Artifact]) -> list[str]:
             )
         columns.append(_column(each))
     return [each.path for each in other]
+
+
+def _given(told: Sequence[ConditionKind], other: Sequence[Artifact]) -> dict[str, str]:
+    """What conditions hear that a chain draws, by their names: the ids of tokenizers, or PICTURE."""
+    spaces = {PICTURE: PICTURE} | {_column(each): each.inputs[1].id for each in other}
+    return {each.name: spaces[name] for each in told for name in each.reads if name in spaces}
+
+
+def _pixels(images: Artifact, tokenizer: Artifact) -> Space:
+    """The space of pixels; ValueError where the tokenizer has codes, or its pixels have other proportions."""
+    model = load_tokenizer(tokenizer.url(MODEL))
+    if not isinstance(model, Pixels):
+        raise ValueError(
+            f"{tokenizer.path} makes codes of pictures: give the `codes` that `encode` made with it of {images.path}."
+        )
+    for size in image_sizes(images):
+        model.space(size)
+    return model.space(model.config.size)
 
 
 def _column(codes: Artifact) -> str:
@@ -229,9 +258,11 @@ def _values(inputs: list[str], column: str) -> tuple[str, ...]:
     return tuple(sorted(found - {None}))
 
 
-def _inputs(mixture: Artifact, codes: Artifact, tokenizer: Artifact) -> list[str]:
-    """The artifacts whose columns are joined: the index, captions, their shares, codes."""
+def _inputs(mixture: Artifact, codes: Artifact | None, tokenizer: Artifact) -> list[str]:
+    """The artifacts whose columns are joined: the index, captions, their shares and, where there are some, codes."""
     images, captions = mixture.inputs[:2]
+    if codes is None:
+        return [images.path, captions.path, mixture.path]
     encoded, by = codes.inputs
     if encoded.id != images.id:
         raise ValueError(f"{codes.path} are codes of other images than those of the mixture {mixture.path}.")

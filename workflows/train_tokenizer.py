@@ -1,8 +1,10 @@
 """Train an image tokenizer: pictures to codes and back."""
 
+import tempfile
 from dataclasses import dataclass, field
 from typing import Any
 
+from infra import storage
 from infra.cluster import Cluster
 from infra.data.fitting import Size
 from infra.metrics import Report
@@ -10,9 +12,11 @@ from infra.store import Artifact, step
 from infra.train.fit import Training, fit
 from infra.train.loop import TrainConfig, is_loss
 from infra.train.optim import OptimConfig
+from infra.train.settings import Trained
 from t2i.tokenizers.losses import CriticConfig, LossConfig
 from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
-from t2i.tokenizers.task import TokenizerConfig, TokenizerTask, build_tokenizer
+from t2i.tokenizers.pixels import PixelsConfig
+from t2i.tokenizers.task import TokenizerConfig, TokenizerTask, build_tokenizer, save_tokenizer
 from workflows.splits import demand_rows
 
 MODEL = "model"  # the folder, within the artifact, of what users load
@@ -24,22 +28,44 @@ class TrainTokenizerConfig:
 
     model: TokenizerConfig = field(default_factory=PatchVQGANConfig)
     losses: LossConfig = field(default_factory=LossConfig)
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=1000))
+    train: TrainConfig | None = field(default_factory=lambda: TrainConfig(steps=1000))  # None: pixels learn nothing
     optim: OptimConfig = field(default_factory=OptimConfig)
     critic: CriticConfig | None = None
     critic_optim: OptimConfig | None = None  # None: as the tokenizer's
     seed: int = 0  # of the first weights
+
+    def __post_init__(self) -> None:
+        pixels = isinstance(self.model, PixelsConfig)
+        if pixels and (self.train or self.critic):
+            raise ValueError("A tokenizer of pixels learns nothing: leave out critic, and give train None.")
+        if not pixels and self.train is None:
+            raise ValueError("Say how long the tokenizer is trained: give train its steps.")
+
+    @property
+    def trainings(self) -> list[Trained]:
+        """That of the tokenizer and, with a critic, the critic's beside it; none of pixels."""
+        critic = {"critic": self.critic_optim or self.optim} if self.critic else {}
+        return [Trained(self.train, {"tokenizer": self.optim, **critic}, bool(self.critic))] if self.train else []
 
 
 @step(version=2)
 def train_tokenizer(
     config: TrainTokenizerConfig, images: Artifact, *, out: str, cluster: Cluster, report: Report
 ) -> dict[str, Any]:
-    """Train an image tokenizer on the pictures of a corpus, all of one size, or of the sizes of its buckets."""
+    """Train an image tokenizer on the pictures of a corpus, all of one size, or of the sizes of its buckets.
+
+    One of pixels learns nothing, and is only named.
+    """
     demand_rows(images)
     sizes, model = image_sizes(images), build_tokenizer(config.model)
     for size in sizes:
         model.space(size)  # a size that does not fit is said before anything starts
+    size = {"size": list(sizes[0])} if len(sizes) == 1 else {"sizes": [list(size) for size in sizes]}
+    if config.train is None:
+        with tempfile.TemporaryDirectory() as local:
+            save_tokenizer(model, local)
+            storage.upload(local, storage.join(out, MODEL))
+        return size
     task = TokenizerTask(
         model=config.model,
         losses=config.losses,
@@ -50,7 +76,6 @@ def train_tokenizer(
         bucket="bucket" if images.manifest["config"].get("buckets") else None,
     )
     figures = fit([Training(task, [images.path], config.train, out)], cluster, report)
-    size = {"size": list(sizes[0])} if len(sizes) == 1 else {"sizes": [list(size) for size in sizes]}
     return {"steps": figures["step"], "rows": figures["rows"], **size, **losses_of(figures), **seen_of(figures)}
 
 
@@ -63,6 +88,11 @@ def image_sizes(images: Artifact) -> list[Size]:
             f"The pictures of {images.path} differ in size. Ingest with an image_size, as --image-size 256 256."
         )
     return [(height, width) for height, width in sizes]
+
+
+def rebuilds(tokenizer: Artifact) -> bool:
+    """Whether a tokenizer learned to rebuild pictures; one of pixels keeps them as they are."""
+    return tokenizer.manifest["config"]["train"] is not None
 
 
 def losses_of(figures: dict[str, Any]) -> dict[str, float]:

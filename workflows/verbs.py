@@ -7,19 +7,22 @@ from typing import Any
 import tyro
 
 from infra import storage, strict
-from infra.config import from_dict, to_dict
+from infra.config import from_dict
 from infra.data.ledger import LEDGER
 from infra.store import Artifact, Plan, Step, Store
 from infra.trouble import explained
-from workflows import text_to_image
 from workflows.commands import COUNTS, say
 from workflows.corpora.shapes import write_shards
 from workflows.direct import direct
 from workflows.export import export
+from workflows.export_samples import export_samples
 from workflows.foreseen import check_captions, lacks
 from workflows.gallery import gallery as draw_gallery
+from workflows.kinds import written
 from workflows.lookup import (
     CAPTIONED,
+    MAKERS,
+    STORE,
     Line,
     check_name,
     contents,
@@ -49,10 +52,11 @@ from workflows.options import (
     step_options,
 )
 from workflows.recaption import recaption
-from workflows.sample import as_trained, sample
+from workflows.sample import as_trained, sample, with_links
+from workflows.samples import IMAGES
 from workflows.settings import settings_of
 
-MODELS = {"captioner": "train_captioner", "tokenizer": "train_tokenizer", "prior": "train_prior"}
+REPORT = "report.html"  # of a recipe that ends with one
 TRAINED = "train_captioner"  # the step of captioners that were trained here
 
 
@@ -63,23 +67,22 @@ def run(arguments: list[str]) -> dict[str, Any]:
     check_name(name)
     check_captions(options.recipe)
     plan = Plan(options.store)
-    text_to_image.run(options.recipe, plan)
+    options.recipe.run(plan)
     if lacking := lacks(options.recipe, options.cluster, [line[0] for line in plan.lines if line[2] != "done"]):
         raise ValueError(" ".join(lacking))
     store = Store(options.store, options.cluster, steps=len(plan.lines))
     started = time.time()
-    evaluation = text_to_image.run(options.recipe, store)
+    last = options.recipe.run(store)
     keep_name(store.root, name, store.made)
-    made = {artifact.step: artifact.path for artifact in store.made}
     results = {
-        **evaluation.summary,
+        **last.summary,
         "seconds": round(time.time() - started, 1),
         "peak_memory_gb": max(artifact.manifest["peak_memory_gb"] for artifact in store.made),
-        "report": evaluation.url("report.html"),
-        **{name: made[step] for name, step in MODELS.items() if step in made},
+        **({"report": last.url(REPORT)} if REPORT in last.manifest["files"] else {"artifact": last.path}),
+        **{made.step.removeprefix("train_"): made.path for made in store.made if made.step.startswith("train_")},
     }
     done = "All was done already." if all(line[2] == "done" for line in plan.lines) else "Done."
-    say(f"{done} Open {results['report']}")
+    say(f"{done} Open {results['report']}" if "report" in results else f"{done} {last.path}")
     return results
 
 
@@ -88,7 +91,7 @@ def plan(arguments: list[str]) -> dict[str, Any]:
     options = recipe_options(arguments, "plan")
     check_captions(options.recipe)
     drawn = Plan(options.store, before=[tail(path) for path in made_by(options.store, options.recipe.name)])
-    text_to_image.run(options.recipe, drawn)
+    options.recipe.run(drawn)
     for step, identity, reason in drawn.lines:
         print(f"{step:<16} {identity}  {'done' if reason == 'done' else 'RUN: ' + reason}")
         for line in drawn.told[identity]:
@@ -103,7 +106,7 @@ def plan(arguments: list[str]) -> dict[str, Any]:
 
 def recipe_of(arguments: list[str]) -> dict[str, Any]:
     """The recipe that a line of `show` names, as data."""
-    return to_dict(recipe_options(arguments, "show").recipe)
+    return written(recipe_options(arguments, "show").recipe)
 
 
 def settings(arguments: list[str]) -> dict[str, Any]:
@@ -171,6 +174,11 @@ def gallery(arguments: list[str]) -> dict[str, Any]:
 def export_corpus(arguments: list[str]) -> dict[str, Any]:
     """Write a captioned corpus for others to read: `rescribe export captions --out set`."""
     options = export_options(arguments)
+    if options.format == "geneval":
+        drawn = one(options.path or STORE, MAKERS["samples"], rephrased("export", arguments, options.path or STORE))
+        summary = export_samples(drawn, options)["summary"]
+        say(f"{summary['exported']} pictures of {summary['prompts']} prompts: {storage.absolute(options.out)}")
+        return {"export": storage.absolute(options.out), **summary}
     if options.path:
         options = replace(options, path=_captioned(options.path, rephrased("export", arguments, options.path)).path)
     for name in ("images", "captions", "mixture"):
@@ -206,12 +214,14 @@ def run_step(work: Step, arguments: list[str]) -> dict[str, Any]:
         inputs += inputs_of(name, in_store(path, parsed.store), line) if path else [None]
     config = parsed.config
     if work is sample and (prior := inputs[1]):
-        config = as_trained(config, prior, named_fields(arguments, "--sampling."))
+        chain = [each for each in inputs[3:] if each is not None]
+        config = with_links(as_trained(config, prior, named_fields(arguments, "--sampling.")), chain)
     artifact = Store(parsed.store, parsed.cluster).step(work, config, *inputs)
     if called:
         keep_name(parsed.store, called, [artifact])
     if work is sample:
-        say(f"{artifact.summary['samples']} pictures: {artifact.url('images')}")
+        images = artifact.url(IMAGES)
+        say(f"{artifact.summary['samples']} pictures: {images if storage.exists(images) else artifact.path}")
     else:
         say(artifact.path)
     return {**artifact.summary, "artifact": artifact.path}
@@ -225,5 +235,5 @@ def _captioned(given: str, line: Line) -> Artifact:
 def _failures(artifact: Artifact) -> int:
     """How many rows failed in an artifact that had not failed in its inputs."""
     return artifact.summary.get("failed", 0) - max(
-        (each.summary.get("failed", 0) for each in artifact.inputs), default=0
+        (each.summary.get("failed", 0) for each in artifact.inputs if not artifact.has_own_rows), default=0
     )

@@ -1,12 +1,14 @@
 """Decode whatever encodes an image to (H, W, 3) uint8, and refuse with a reason what does not."""
 
 import io
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from math import ceil
 from threading import Lock
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from infra.data.fitting import Fit, Size, frame
 from infra.data.formats import FORMATS, refusal_of, to_srgb
@@ -55,11 +57,13 @@ def ending_of(data: bytes) -> str:
     return "jpg" if kind == "jpeg" else kind
 
 
-def encode_png(array: np.ndarray) -> bytes:
-    """Encode (H, W, 3) uint8 pixels without loss."""
+def encode_png(array: np.ndarray, texts: Mapping[str, str] | None = None) -> bytes:
+    """Encode (H, W, 3) uint8 pixels without loss; `texts` go along by keyword: ASCII as tEXt, others as iTXt."""
     assert array.dtype == np.uint8, array.dtype
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG")
+    buffer, chunks = io.BytesIO(), PngInfo()
+    for keyword, text in (texts or {}).items():
+        (chunks.add_text if text.isascii() else chunks.add_itxt)(keyword, text.replace("\0", ""))
+    Image.fromarray(array).save(buffer, "PNG", pnginfo=chunks)
     return buffer.getvalue()
 
 

@@ -15,7 +15,7 @@ from infra.data.actor import PART_SECONDS, Actor, PartWork, ShardWork
 from infra.data.attempts import ATTEMPTS, BEAT_SECONDS, MAX_ATTEMPTS, at_work
 from infra.data.faults import Faults
 from infra.data.health import AWAY, BACK, BROKEN, HALT, IDLE, RAISED, SETUP, SPENT, WELL, Health, Place
-from infra.data.ledger import Ledger, pending, side_files, total
+from infra.data.ledger import Ledger, commit, pending, side_files, total
 from infra.data.parts import PARTS, Part, Rows, all_parts, commit_part, cut, gaps, item_of, read_item
 from infra.data.portions import split
 from infra.data.revision import Redo
@@ -115,6 +115,25 @@ def run_stages(
         actors=actors,
         report=report,
     )
+
+
+def run_here(
+    stages: Sequence[Stage], inputs: Sequence[str], out: str, *, batch_size: int, report: Report | None = None
+) -> dict[str, Any]:
+    """Do what `run_stages` does in this process, without Ray: for rows so few that actors are not worth their start."""
+    work, ledger = StageWork(tuple(stages), tuple(inputs), batch_size, Redo.of_folder(out)), Ledger(out)
+    names = joined_names(inputs)
+    left = pending(out, names)
+    if left:
+        work.load()
+    for done, name in enumerate(left, len(names) - len(left) + 1):
+        ledger.add(name, commit(out, name, work(name)))
+        if report:
+            report(done, len(names), "shards")
+    storage.remove(storage.join(out, PARTS))  # of actors of before, which other hardware had
+    records = ledger.close()
+    wide.sweep(out, side_files(records.values()))
+    return total(records.values())
 
 
 class _Run:

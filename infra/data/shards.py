@@ -52,8 +52,9 @@ class ShardReader:
     def __init__(self, inputs: Sequence[str], name: str, every: bool = False) -> None:
         self.name = name
         self._tables = [Sidecar(artifact, name) for artifact in inputs]
-        # An ingest says the order, so that images are read as they lie.
-        self._index = next((table for table in self._tables if "offset" in table.names), None)
+        # An ingest says the order, so that images are read as they lie; pictures that were drawn lie in a column alone.
+        held = [table for mark in ("offset", "image") for table in self._tables if mark in table.names]
+        self._index = next(iter(held), None)
         self.sample_ids: list[str] = (self._index or self._tables[0]).sample_ids
         self.states: list[str] = [ACCEPTED] * len(self.sample_ids)
         self.reasons: list[str | None] = [None] * len(self.sample_ids)
@@ -163,7 +164,7 @@ class ShardReader:
 
     def _copies(self, index: "Sidecar", rows: np.ndarray) -> Iterator[bytes | Exception]:
         for row, image in zip(rows.tolist(), self._copies_of(index, rows), strict=True):
-            if image is None and self.states[row] != ACCEPTED:  # copies are made of accepted rows only
+            if image is None and self.states[row] != ACCEPTED and "offset" in index.names:  # of these are no copies
                 yield from fetch_images([index.places[row]])
             else:
                 yield image if image is not None else ValueError("there is no image")

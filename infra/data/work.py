@@ -57,6 +57,10 @@ class StageWork:
     def setup(self) -> None:
         """Set the stages up, on the device that they were given."""
         device.take(max(stage.gpus for stage in self.stages))
+        self.load()
+
+    def load(self) -> None:
+        """Set the stages up on the device that this process has."""
         for stage in self.stages:
             stage.setup()
         self.runner = Runner(self.stages)  # it learns which batches fit into memory

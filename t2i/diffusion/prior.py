@@ -3,9 +3,10 @@
 Shapes: B rows of values (B, *shape) of a space without codes.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import nn
@@ -25,8 +26,12 @@ from t2i.diffusion.samplers import (
     heun,
 )
 from t2i.diffusion.schedules import EDM, Betas
-from t2i.protocol import Asked, Batch, Space, Start, Told, Turn, joined
+from t2i.diffusion.unet import UNetConfig
+from t2i.pixels import scale
+from t2i.protocol import Asked, Batch, ConditionConfig, Space, Start, Told, Turn, joined
 from t2i.random import keys_of, normals, uniforms
+
+_NO_CODES = "A diffusion draws continuous values, but these are {}."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,16 +44,38 @@ class DiffusionSampling:
     eta: float = 0.0  # of ddim: 1 is DDPM's noise
     guidance: float = 1.0  # classifier-free guidance (arXiv 2207.12598): 1 is the plain conditional
     guided: tuple[str, ...] | None = None  # conditions that guidance moves away from; None: those that training dropped
-    interval: tuple[float, float] = (0.0, float("inf"))  # of sigma / alpha where there is guidance (arXiv 2404.07724)
+    interval: tuple[float, float] | None = None  # of sigma / alpha, where alone there is guidance (arXiv 2404.07724)
     rescale: float = 0.0  # phi of arXiv 2305.08891
     percentile: float | None = None  # of dynamic thresholding (arXiv 2205.11487), for values that have a bound
     stops: float | None = None  # a time of the process: drawing ends there, and what is left is another's to do
+    # How far, from 0 to 1, the pictures that conditions hear are noised, by a condition's name (arXiv 2205.11487, 2.4).
+    noised: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"Values are drawn in at least one step, but steps is {self.steps}.")
         if self.eta and self.sampler != "ddim":
             raise ValueError(f"eta is ddim's, but the sampler is {self.sampler}: choose ddim, or leave eta out.")
+        if any(not 0 <= amount <= 1 for amount in self.noised.values()):
+            raise ValueError(f"A picture is noised by an amount from 0 to 1, but noised is {self.noised}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig:
+    """A network, and the process that it undoes."""
+
+    sampling: ClassVar[type] = DiffusionSampling
+    network: UNetConfig = field(default_factory=UNetConfig)
+    process: Process = field(default_factory=Process)
+
+    def build(self, space: Space, conditions: Sequence[ConditionConfig]) -> "DiffusionPrior":
+        """The prior of a continuous space."""
+        if space.codes:
+            raise ValueError(_NO_CODES.format(space))
+        told = Conditions(conditions, self.network.width, space, self.network.hears)
+        outputs = 2 if self.process.learned_variance else 1
+        times = 1.0 if isinstance(self.process.schedule, Betas) else 1000.0  # networks tell steps of a thousand apart
+        return DiffusionPrior(self.network.build(space, told, outputs, times), self.process, space, told)
 
 
 class Network(Protocol):
@@ -77,7 +104,7 @@ class DiffusionPrior(nn.Module):
     def __init__(self, network: nn.Module, process: Process, space: Space, conditions: Conditions) -> None:
         super().__init__()
         if space.codes:
-            raise ValueError(f"A diffusion draws continuous values, but these are {space}.")
+            raise ValueError(_NO_CODES.format(space))
         for name, condition in conditions.each.items():
             _check_heard(network, f"The condition '{name}'", condition)
         self.network, self.conditions = network, conditions
@@ -102,7 +129,10 @@ class DiffusionPrior(nn.Module):
         return dict.fromkeys(names, batch["weight"].sum())
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Sums over rows of the process's losses on `values` (B, *shape), noised by `noise_key` (B,)."""
+        """Sums over rows of the process's losses on `values` (B, *shape), noised by `noise_key` (B,).
+
+        Values that are uint8 are pixels.
+        """
         x0, epsilon, t = self.drawn(batch)
         x = self.process.noised(x0, epsilon, self.process.schedule.lambda_at(t))
         losses = self.process.losses(self.denoise(x, t, self.conditions(batch), batch), x0, epsilon, t)
@@ -110,7 +140,8 @@ class DiffusionPrior(nn.Module):
 
     def drawn(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """x_0 and epsilon (B, *shape), and times (B,) of a training step."""
-        x0, keys_B = batch["values"].float(), batch["noise_key"]
+        values, keys_B = batch["values"], batch["noise_key"]
+        x0 = scale(values) if values.dtype == torch.uint8 else values.float()
         t = self.process.schedule.drawn(uniforms(keys_B, (1,), "time", dtype=torch.float64)[:, 0])
         return x0, normals(keys_B, x0.shape[1:], "noise").to(x0.device), t
 
@@ -137,7 +168,7 @@ class DiffusionPrior(nn.Module):
         """
         device = next(self.parameters()).device
         keys_B, process, steps = keys_of(seeds, device), self.process, self.ladder(sampling)
-        denoise = self.denoiser(asked.to(device), sampling)
+        denoise = self.denoiser(self._noised(asked, sampling.noised).to(device), sampling)
         values, keep = (None, None) if start is None else (start.values.to(device), start.keep)
         if values is not None and keep is not None:
             keep = keep.to(device)
@@ -156,6 +187,16 @@ class DiffusionPrior(nn.Module):
         if values is not None and keep is not None and sampling.stops is None:
             x = torch.where(keep, values.to(x), x)  # to the bit, not up to rounding
         return x
+
+    def _noised(self, asked: Asked, amounts: Mapping[str, float]) -> Asked:
+        """With what conditions are told of how far their pictures are noised, where nobody brought it."""
+        hearing = dict(self.conditions.each.items())
+        if wrong := [name for name in amounts if getattr(hearing.get(name), "amount", None) is None]:
+            raise ValueError(
+                f"The sampling noises the condition '{wrong[0]}', but this prior did not learn one that is noised."
+            )
+        told = {f"{name}_amount": torch.full((asked.rows,), amount) for name, amount in amounts.items()}
+        return replace(asked, batch={**told, **asked.batch})
 
     def denoiser(self, asked: Asked, sampling: DiffusionSampling) -> Denoiser:
         """The network told what is asked, guided and held within the space's bound.
@@ -178,8 +219,9 @@ class DiffusionPrior(nn.Module):
             twice = {name: torch.cat([column, column]) for name, column in batch.items() if column.dim()}
 
             pair = at_once(lambda x, t: self.denoise(x, t, both, twice))
+            interval = sampling.interval or (0.0, math.inf)
             denoise = classifier_free(
-                process, pair, sampling.guidance, interval=sampling.interval, alone=alone, rescale=sampling.rescale
+                process, pair, sampling.guidance, interval=interval, alone=alone, rescale=sampling.rescale
             )
         if self.space.bound is not None:
             denoise = thresholded(process, denoise, self.space.bound, sampling.percentile)

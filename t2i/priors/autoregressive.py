@@ -5,6 +5,7 @@ Shapes: B rows, T prefix positions, N = h * w codes, M of them known, S position
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -30,6 +31,7 @@ class AutoregressiveConfig:
     layers: int = 6
     heads: int = 6
     text_loss: bool = False  # learn the caption too (DALL-E): its words then see only the words before them
+    sampling: ClassVar = SamplingConfig  # how it draws
 
     def __post_init__(self) -> None:
         if min(self.width, self.layers, self.heads) < 1:

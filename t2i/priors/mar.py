@@ -6,6 +6,7 @@ Shapes: B rows, N = h * w tokens of C channels, K of them known, P places whose 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -28,6 +29,21 @@ HEARS = frozenset({"vector", "tokens", "seen"})
 
 
 @dataclass(frozen=True, kw_only=True)
+class MARSampling:
+    """How tokens are drawn."""
+
+    rounds: int = 64  # in which all tokens are drawn, few at first
+    steps: int = 100  # of a token's diffusion
+    temperature: float = 1.0  # of the noise of these steps
+    guidance: float = 1.0  # at the end; it rises from 1 with the share of tokens that are drawn
+    guided: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.rounds, self.steps) < 1 or self.temperature < 0:
+            raise ValueError("rounds and steps are at least 1, and the temperature is not negative.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class MARConfig:
     """Sizes of the two transformers and of the head; the defaults are MAR-B's."""
 
@@ -44,6 +60,7 @@ class MARConfig:
         0.7  # the share of masked tokens is drawn from a normal of mean 1 and deviation 0.25, cut here
     )
     process: Process = field(default_factory=lambda: Process(schedule=Betas(shape="cosine"), learned_variance=True))
+    sampling: ClassVar = MARSampling  # how it draws
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -87,21 +104,6 @@ def mar_h() -> tuple[MARConfig, Space, tuple[LabelConfig]]:
 def _imagenet(config: MARConfig) -> tuple[MARConfig, Space, tuple[LabelConfig]]:
     """With the latents of KL-16, and one of 1,000 classes."""
     return config, Space((16, 16, 16)), (LabelConfig(labels=tuple(map(str, range(1000)))),)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MARSampling:
-    """How tokens are drawn."""
-
-    rounds: int = 64  # in which all tokens are drawn, few at first
-    steps: int = 100  # of a token's diffusion
-    temperature: float = 1.0  # of the noise of these steps
-    guidance: float = 1.0  # at the end; it rises from 1 with the share of tokens that are drawn
-    guided: tuple[str, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if min(self.rounds, self.steps) < 1 or self.temperature < 0:
-            raise ValueError("rounds and steps are at least 1, and the temperature is not negative.")
 
 
 class MAR(nn.Module):

@@ -29,17 +29,20 @@ from t2i.conditions.pictures import EdgesConfig, HoleConfig, MapConfig, SmallerC
 from t2i.conditions.text_features import TextFeaturesConfig
 from t2i.conditions.vectors import VectorConfig
 from t2i.conditions.words import WordsConfig
-from t2i.pixels import to_pixels
-from t2i.priors.asking import CAPTION, Asking
+from t2i.diffusion.prior import DiffusionConfig, DiffusionSampling
+from t2i.pixels import resized, stacked, to_pixels
+from t2i.priors.asking import CAPTION, PICTURE, Asking
 from t2i.priors.autoregressive import AutoregressiveConfig
+from t2i.priors.mar import MARSampling
 from t2i.priors.sampling import SamplingConfig
 from t2i.protocol import Asked, Rows, Space
 from t2i.random import keys_of
 from t2i.task import TRAIN, updates_of
 from t2i.tokenizers.task import load_tokenizer
+from t2i.values import as_floats
 from t2i.vocabulary import TextVocabulary
 
-PriorConfig = AutoregressiveConfig  # or that of another prior: docs/adding-a-model.md
+PriorConfig = AutoregressiveConfig | DiffusionConfig  # or another: docs/adding-a-model.md
 if not TYPE_CHECKING:
     PriorConfig = with_others(PriorConfig, "rescribe.priors")  # of other packages: docs/python.md
 ConditionKind = (
@@ -55,7 +58,8 @@ ConditionKind = (
     | HoleConfig
 )
 
-PAINTED, SAMPLING = 8, SamplingConfig(temperature=0.7)  # pictures by a checkpoint, and how they are drawn
+SamplingKind = SamplingConfig | DiffusionSampling | MARSampling  # how priors of each family draw
+PAINTED = 8  # pictures by a checkpoint
 
 encoders.fetched = cache.cached  # text encoders on s3://, once a node
 
@@ -67,6 +71,8 @@ class PriorShape:
     model: PriorConfig = setting(was=AutoregressiveConfig)
     space: Space
     conditions: tuple[ConditionKind, ...] = setting(was=WordsConfig)
+    # Where conditions hear what other priors draw: by their names the ids of these spaces' tokenizers, or PICTURE.
+    given: dict[str, str] = setting(default_factory=dict, since="0.2")
 
     def build(self, folder: str = "") -> Any:
         """The prior, a module that follows `Prior`; its weights are still to be filled.
@@ -91,7 +97,7 @@ class PriorTask:
     drop: float = 0.1  # share of rows to which a condition's null is told, where its config does not say
     text_weight: float = 1 / 7  # of the caption's loss against that of the codes, where the model learns it
     seed: int = 0
-    column: str = "codes"  # of the values
+    column: str = "codes"  # of the values; PICTURE: they are the picture itself
     cached: tuple[str, ...] = ()  # conditions whose features of every caption lie in columns
     decoder: str = ""  # where the tokenizer lies, for pictures to be seen while it trains; none: none are
 
@@ -101,11 +107,11 @@ class PriorTask:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Codes, and what the conditions read: of captions all styles' with their shares, and all alt texts."""
+        """Values, and what the conditions read: of captions all styles' with their shares, and all alt texts."""
         named = dict.fromkeys(name for condition in self.shape.conditions for name in condition.reads)
-        if CAPTION not in named:
-            return (self.column, *named)
-        return (self.column, *caption_columns(self.styles), *(name for name in named if name != CAPTION))
+        if CAPTION in named:
+            named = dict.fromkeys((*caption_columns(self.styles), *(name for name in named if name != CAPTION)))
+        return (self.column, *(name for name in named if name != self.column))
 
     def where(self, columns: dict[str, np.ndarray]) -> np.ndarray:
         """Rows of the training split that the mixture keeps."""
@@ -127,9 +133,12 @@ class PriorTask:
         return picked
 
     def collate(self, rows: dict[str, list], draw: Draw) -> dict[str, np.ndarray]:
-        """`values` (B, N) int64, the conditions' arrays, which of them are dropped, and a `noise_key` a row."""
+        """`values`, the conditions' arrays, which of them are dropped, and a `noise_key` a row.
+
+        Values are codes (B, N) int64, pixels (B, 3, h, w) uint8 of the space's size, or else (B, *shape) float32.
+        """
         rows = self._told(rows, draw)
-        arrays: dict[str, np.ndarray] = {"values": np.stack(rows[self.column], dtype=np.int64)}
+        arrays = {"values": self._values(rows[self.column])}
         arrays["noise_key"] = (draw("noise") * 2.0**53).astype(np.int64)
         for condition, its_rows in zip(self.shape.conditions, _rows(self.shape.conditions, self.folder), strict=True):
             made = its_rows(rows, draw)
@@ -161,8 +170,15 @@ class PriorTask:
         """Pictures of what the prior draws from the seeds 0, 1, ..., without guidance."""
         prior: Any = modules["prior"]
         seeds = range(len(batch["weight"]))
-        values = prior.sample(Asked(len(seeds), {**batch, "noise_key": keys_of(seeds)}), seeds, SAMPLING)
+        asked = Asked(len(seeds), {**batch, "noise_key": keys_of(seeds)})
+        values = prior.sample(asked, seeds, _sampling(self.shape.model)())
         return to_pixels(_decoder(self.decoder).decode(values))
+
+    def _values(self, rows: list) -> np.ndarray:
+        space = self.shape.space
+        if self.column == PICTURE:
+            return stacked([resized(pixels, space.shape[1:]) for pixels in rows])  # type: ignore[arg-type]
+        return np.stack(rows, dtype=np.int64) if space.codes else as_floats(rows).reshape(-1, *space.shape)
 
     def export(self, modules: dict[str, torch.nn.Module], folder: str) -> None:
         """The prior, and what its conditions keep."""
@@ -192,18 +208,38 @@ def _salt(name: str) -> str:
 def load_prior(folder: str) -> tuple[Any, Asking]:
     """The prior in a folder, local or s3://, ready for use, and the way to ask it."""
     with cache.cached(folder) as local:
-        told = storage.read_json(storage.join(local, "config.json"))
-        weights = str(Path(local) / "model.safetensors")
-        if "space" in told:
-            shape = from_dict(PriorShape, told)
-            prior = shape.build(local)
+        shape, weights = _shape(local), str(Path(local) / "model.safetensors")
+        prior = shape.build(local)
+        if "space" in storage.read_json(storage.join(local, "config.json")):
             load_model(prior, weights)
         else:
-            shape = _before_conditions(told)
-            prior = shape.build()
             prior.load_state_dict({_RENAMED.get(name, name): value for name, value in load_file(weights).items()})
-        rows = tuple(condition.rows(local) for condition in shape.conditions)
-        return prior.eval().requires_grad_(False), Asking(shape.conditions, rows)
+        return prior.eval().requires_grad_(False), _asking(shape, local)
+
+
+def load_asking(folder: str) -> Asking:
+    """The way to ask the prior in a folder, without its weights."""
+    with cache.cached(folder) as local:
+        return _asking(_shape(local), local)
+
+
+def sampling_of(folder: str) -> type:
+    """The class of the configs that say how the prior in a folder draws."""
+    with cache.cached(folder) as local:
+        return _sampling(_shape(local).model)
+
+
+def _sampling(model: PriorConfig) -> type:
+    return getattr(model, "sampling", SamplingConfig)
+
+
+def _asking(shape: PriorShape, local: str) -> Asking:
+    return Asking(shape.conditions, tuple(condition.rows(local) for condition in shape.conditions), shape.given)
+
+
+def _shape(local: str) -> PriorShape:
+    told = storage.read_json(storage.join(local, "config.json"))
+    return from_dict(PriorShape, told) if "space" in told else _before_conditions(told)
 
 
 def check_sizes(config: PriorConfig, sizes: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from t2i.nn.critics import constant, judge, of_each, please
 from t2i.nn.weights import begins, normal
+from t2i.pixels import scale
 from t2i.protocol import Batch, Turn
 from t2i.tokenizers.patch_vqgan import PatchVQGAN
 from t2i.tokenizers.vqgan import VQGAN
@@ -189,8 +190,3 @@ class CriticTurn(nn.Module):
                 loss_B = (judge(critic(images), real=True) + judge(critic(rebuilt), real=False)) / 2
                 sums[name] = (loss_B * batch["weight"]).sum()
         return sums
-
-
-def scale(images: torch.Tensor) -> torch.Tensor:
-    """uint8 in [0, 255] to float in [-1, 1]."""
-    return images.float() / 127.5 - 1

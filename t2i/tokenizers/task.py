@@ -17,9 +17,10 @@ from infra.train.task import Draw, Update
 from t2i.task import TRAIN, updates_of
 from t2i.tokenizers.losses import Critic, CriticConfig, GeneratorTurn, LossConfig
 from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
+from t2i.tokenizers.pixels import PixelsConfig
 from t2i.tokenizers.vqgan import VQGANConfig
 
-TokenizerConfig = VQGANConfig | PatchVQGANConfig
+TokenizerConfig = VQGANConfig | PatchVQGANConfig | PixelsConfig
 if not TYPE_CHECKING:
     TokenizerConfig = with_others(TokenizerConfig, "rescribe.tokenizers")  # of other packages: docs/python.md
 

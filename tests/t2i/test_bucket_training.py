@@ -19,10 +19,11 @@ from infra.train.optim import OptimConfig
 from infra.train.worker import Training
 from t2i.evaluate.reconstruction import reconstruction_scores
 from t2i.nn.weights import initialize
+from t2i.pixels import scale
 from t2i.priors.autoregressive import AutoregressiveConfig
 from t2i.priors.task import check_sizes
 from t2i.stages import Encode
-from t2i.tokenizers.losses import CriticConfig, LossConfig, scale
+from t2i.tokenizers.losses import CriticConfig, LossConfig
 from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
 from t2i.tokenizers.quantizers import CodebookConfig, FiniteScalarConfig
 from t2i.tokenizers.task import TokenizerTask, build_tokenizer, load_tokenizer, save_tokenizer

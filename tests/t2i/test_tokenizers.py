@@ -10,9 +10,12 @@ from infra.data.stage import Stage
 from infra.train.engine import PlainEngine
 from infra.train.optim import OptimConfig
 from t2i.nn.weights import initialize
+from t2i.pixels import resized, scale
+from t2i.protocol import Space
 from t2i.stages import Encode
-from t2i.tokenizers.losses import Critic, CriticConfig, GeneratorTurn, LossConfig, scale
+from t2i.tokenizers.losses import Critic, CriticConfig, GeneratorTurn, LossConfig
 from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
+from t2i.tokenizers.pixels import PixelsConfig
 from t2i.tokenizers.quantizers import CodebookConfig, FiniteScalar, FiniteScalarConfig, build_quantizer
 from t2i.tokenizers.task import TokenizerTask, build_tokenizer, load_tokenizer, save_tokenizer
 from t2i.tokenizers.vqgan import VQGANConfig
@@ -363,3 +366,21 @@ def test_wrong_sizes_are_told():
         FiniteScalarConfig(levels=(1, 4))
     with pytest.raises(ValueError, match="codes"):
         CodebookConfig(size=1)
+
+
+def test_pixels_are_as_a_feed_resizes_them(tmp_path):
+    tokenizer = build_tokenizer(PixelsConfig(size=(8, 16)))
+    pictures = images(size=(16, 32))
+    values = tokenizer.encode(scale(pictures))
+    assert tokenizer.space((16, 32)) == Space((3, 8, 16), bound=1.0)
+    for own, picture in zip(values, pictures, strict=True):
+        fed = torch.from_numpy(resized(picture.permute(1, 2, 0).numpy(), (8, 16)).copy()).permute(2, 0, 1)
+        assert (own - scale(fed)).abs().max() <= 1.51 / 127.5
+    assert torch.equal(tokenizer.encode(values), values)
+    assert torch.equal(tokenizer.decode(values * 3), (values * 3).clamp(-1, 1))
+    save_tokenizer(tokenizer, str(tmp_path))
+    assert torch.equal(load_tokenizer(str(tmp_path)).encode(scale(pictures)), values)
+    with pytest.raises(ValueError, match="16x16 have other proportions than 8x16"):
+        tokenizer.space((16, 16))
+    with pytest.raises(ValueError, match="at least a pixel"):
+        PixelsConfig(size=(0, 8))

@@ -112,7 +112,7 @@ def test_styles_of_what_is_there(tmp_path):
         (with_(demo(), "captions", matcher="~/no-blip"), "captions.matcher", "recaption"),
         (
             replace(demo(), text_features=(EncodeTextConfig(encoder=T5),)),
-            "text_features.encoder.model",
+            "text_features.0.encoder.model",
             "encode_text",
         ),
     ],

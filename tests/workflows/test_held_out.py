@@ -14,7 +14,7 @@ from infra.data import first
 from infra.data.ledger import LEDGER, Ledger, commit, counting
 from infra.data.shards import ShardReader
 from infra.store import Artifact
-from workflows import evaluate, sample
+from workflows import evaluate, held_out
 from workflows.held_out import first_held_out
 
 TEXTS = ("caption_alt", "reference_short", "reference_descriptive", "scene", "caption_short")
@@ -60,12 +60,12 @@ def opened(monkeypatch):
 
 
 def rows_of(how, images, count):
-    if how is sample:
-        return [prompt.sample_id for prompt in sample.held_out(images, count)]
+    if how is held_out:
+        return [prompt.sample_id for prompt in held_out.held_out(images, count)]
     return [row["sample_id"] for row in evaluate.held_out(images, images, count)]
 
 
-@pytest.mark.parametrize("how", [sample, evaluate])
+@pytest.mark.parametrize("how", [held_out, evaluate])
 @pytest.mark.parametrize(
     ("count", "wanted"), [(2, {"000001", "000004"}), (9, {"000001", "000002", "000004", "000005"})]
 )
@@ -75,7 +75,7 @@ def test_only_shards_that_have_some_are_opened(tmp_path, opened, how, count, wan
     assert {*opened} == wanted
 
 
-@pytest.mark.parametrize("how", [sample, evaluate])
+@pytest.mark.parametrize("how", [held_out, evaluate])
 @pytest.mark.parametrize("columns", [(), ("split",)])
 def test_an_index_of_before_is_read(tmp_path, opened, how, columns):
     images = make(str(tmp_path), SHARDS, columns, first=())
@@ -87,7 +87,7 @@ def test_an_index_of_before_is_read(tmp_path, opened, how, columns):
 def test_no_rows_are_of_no_shard(tmp_path, opened):
     assert evaluate.held_out(make(str(tmp_path), SHARDS), make(str(tmp_path), SHARDS), 0) == []
     assert opened == []
-    assert sample.held_out(make(f"{tmp_path}/none", SHARDS[:1]), 3) == []
+    assert held_out.held_out(make(f"{tmp_path}/none", SHARDS[:1]), 3) == []
 
 
 def mixed(images, **weights):
@@ -97,20 +97,20 @@ def mixed(images, **weights):
 def test_prompts_are_of_training_rows_where_none_is_held_out(tmp_path, capsys, monkeypatch):
     images = make(f"{tmp_path}/a", SHARDS[:1])
     monkeypatch.setattr(Artifact, "inputs", property(lambda self: [images, images]))
-    assert [prompt.text for prompt in sample.prompts_of(mixed(images, short=1), 3)] == ["00"]
+    assert [prompt.text for prompt in held_out.prompts_of(mixed(images, short=1), 3)] == ["00"]
     assert "those of training rows" in capsys.readouterr().err
     nobody = make(f"{tmp_path}/b", [[("01", None)]])
     monkeypatch.setattr(Artifact, "inputs", property(lambda self: [nobody, nobody]))
     with pytest.raises(ValueError, match="has a caption to draw a picture for"):
-        sample.prompts_of(mixed(nobody, short=1), 3)
+        held_out.prompts_of(mixed(nobody, short=1), 3)
 
 
 def test_prompts_are_what_was_written_where_the_corpus_says_nothing(tmp_path, monkeypatch):
     images = make(str(tmp_path), SHARDS)
     monkeypatch.setattr(Artifact, "inputs", property(lambda self: [images, images]))
-    monkeypatch.setattr(sample, "KNOWN", ())
-    monkeypatch.setattr(sample.held_out, "__defaults__", ((), ()))
-    found = sample.prompts_of(mixed(images, short=1), 2)
+    monkeypatch.setattr(held_out, "KNOWN", ())
+    monkeypatch.setattr(held_out.held_out, "__defaults__", ((), ()))
+    found = held_out.prompts_of(mixed(images, short=1), 2)
     assert [(prompt.text, prompt.place) for prompt in found] == [("10", ("000004", 1)), ("20", ("000001", 0))]
 
 
@@ -123,8 +123,8 @@ def test_shards_are_read_several_at_a_time(tmp_path, monkeypatch):
             together.wait()
             super().__init__(*arguments)
 
-    monkeypatch.setattr(sample, "ShardReader", Reader)
-    assert len(sample.held_out(images, 9)) == 6
+    monkeypatch.setattr(held_out, "ShardReader", Reader)
+    assert len(held_out.held_out(images, 9)) == 6
 
 
 ROWS = st.lists(st.tuples(st.sampled_from(["test", "train", None]), st.integers(0, 11), st.booleans()), max_size=40)

@@ -4,7 +4,7 @@ import pytest
 
 from tests.test_layers import ROOT, imports, top
 
-MODELS = ("prior.py", "consistency.py")  # that stand on the mathematics
+MODELS = ("prior.py", "consistency.py", "unet.py")  # that stand on the mathematics
 FILES = sorted(path for path in (ROOT / "t2i" / "diffusion").glob("*.py") if path.name not in MODELS)
 NAMES = ("schedules", "process", "ladder", "samplers", "guidance")
 OURS = (*(f"t2i.diffusion.{name}" for name in NAMES), "t2i.random")

@@ -3,22 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from t2i.chain import PICTURE, Link, paint
 from t2i.conditions.hearing import Conditions
 from t2i.conditions.labels import LabelConfig
 from t2i.conditions.pictures import SmallerConfig
 from t2i.conditions.vectors import VectorConfig
-from t2i.diffusion.ladder import even, ladder, spaced
 from t2i.diffusion.prior import DiffusionPrior, DiffusionSampling
 from t2i.diffusion.process import Process
-from t2i.diffusion.samplers import beginning
-from t2i.diffusion.schedules import EDM, Betas, Flow, alpha_sigma
-from t2i.nn.weights import initialize
+from t2i.diffusion.samplers import invert
+from t2i.diffusion.schedules import Betas, Flow
 from t2i.protocol import Asked, Space, Start
 from t2i.random import child, keys_of
-from tests.t2i.diffusion.gaussian import Gaussian
 from tests.t2i.house.spot import Net, Spot, asker, falls, moments, normal, trained
 
 LABEL = LabelConfig(labels=("left", "right"), drop=0.1)
@@ -200,14 +196,57 @@ def test_the_best_candidate_of_each_row_is_kept_and_seeds_are_those_of_link_and_
     link = echo(candidates=4, judge=lambda values, pictures, told: -values[:, 0])
     painted = paint([link], {}, [1, 2, 3])
     keys = keys_of([1, 2, 3])
-    seeds = [child(keys, "link", 0, candidate).tolist() for candidate in range(4)]
+    seeds = [[1, 2, 3], *(child(keys, "link", 0, candidate).tolist() for candidate in range(1, 4))]
     assert [call[1] for call in link.prior.calls] == seeds
     every = torch.stack([Echo().sample(None, each, None) for each in seeds])
     assert torch.equal(painted.values, every.min(dim=0).values)
+    seen = []
+
+    def judging(values, pictures, told):
+        seen.append((values, pictures, told))
+        return torch.zeros(3)
+
+    tied = echo(candidates=3, judge=judging, tokenizer=Doubled())
+    first = paint([tied], {"caption": ["a", "b", "c"]}, [1, 2, 3]).values
+    assert torch.equal(first, seen[0][0])
+    for values, pictures, told in seen:
+        assert torch.equal(pictures, tied.tokenizer.decode(values))
+        assert told["caption"] == ["a", "b", "c"]
     with pytest.raises(ValueError, match="judge"):
         echo(candidates=2)
     with pytest.raises(ValueError, match="at least one link"):
         paint([], {}, [1])
+
+
+def test_a_picture_that_is_told_is_heard_until_one_is_drawn():
+    own = np.full((2, 2, 3), 7, np.uint8)
+    told = {"pixels": [own, own]}
+    hearing = [echo(asker(SEEN), id=name, given={"smaller": PICTURE}, tokenizer=Doubled()) for name in "ab"]
+    paint(hearing, told, [1, 2])
+    first, second = (link.prior.calls[0][0].batch["smaller"] for link in hearing)
+    assert (first == 7).all()
+    assert not torch.equal(first, second)
+    paint(hearing[:1], told, [1, 2], {"smaller": torch.ones(2, 3, 2, 2)})
+    assert (hearing[0].prior.calls[1][0].batch["smaller"] == 255).all()
+    with pytest.raises(ValueError, match="nothing was drawn or brought"):
+        paint(hearing[:1], {}, [1, 2])
+
+
+def test_what_was_inverted_is_drawn_again(both):
+    """DDIM backwards, then a Start of the noise that came of it: other words change what is drawn."""
+    prior, e = both["values"][0], torch.zeros(64, 2)
+    own, many = prior.space.shape, 64
+    sampling = DiffusionSampling(steps=50)
+    values = 0.3 * torch.from_numpy(normal(np.arange(many), 7, *own))
+    asked = asker(LABEL, EMBEDDING)(told_of(many), range(many), (), {"embedding": e})
+    noise = invert(prior.process, prior.denoiser(asked, sampling), values, prior.ladder(sampling))
+    assert noise.std() > 2 * values.std()
+    link = Link(prior, asker(LABEL, EMBEDDING), sampling, id="values", given={"embedding": "e"})
+    start = {"values": Start(noise, at=prior.process.schedule.first, noised=True)}
+    again = paint([link], told_of(many), range(many), {**start, "embedding": e}).values
+    torch.testing.assert_close(again, values, rtol=0, atol=0.05)
+    moved = paint([link], told_of(many), range(many), {**start, "embedding": e + 2}).values
+    assert (moved - values).abs().mean() > 0.3
 
 
 def test_a_link_that_stops_leaves_the_rest_to_the_next(both):
@@ -220,8 +259,7 @@ def test_a_link_that_stops_leaves_the_rest_to_the_next(both):
         return Link(prior, asking, DiffusionSampling(steps=10, **sampling), id="values", given={"embedding": "e"})
 
     asked = asker(LABEL, EMBEDDING)(told, seeds, (), {"embedding": e})
-    first_seeds = child(keys_of(seeds), "link", 0, 0).tolist()
-    whole = prior.sample(asked, first_seeds, DiffusionSampling(steps=10))
+    whole = prior.sample(asked, seeds, DiffusionSampling(steps=10))
     parts = paint([link(stops=0.5), link()], told, seeds, {"embedding": e}).values
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
 
@@ -289,171 +327,6 @@ def test_negative_prompts_are_for_links_that_are_guided():
     assert heard == [["blurred"], []]
     with pytest.raises(ValueError, match="no link is guided"):
         paint([echo(asking, id="b")], {}, [1], negative=["blurred"])
-
-
-DATA = Gaussian(0.3, 0.5)
-HALVES = {
-    "betas": (Process(schedule=Betas(beta_last=0.02), prediction="v"), 500.0),
-    "edm": (Process(schedule=EDM(), prediction="v"), 0.1),
-    "flow": (Process(schedule=Flow(shift=2.0), prediction="velocity"), 0.47),
-}
-
-
-class Ideal(nn.Module):
-    """The network of no error on Gaussian data."""
-
-    def __init__(self, process, data):
-        super().__init__()
-        self.hears, self.times = frozenset(), []
-        self.process, self.denoise = process, data.denoiser(process)
-        self.nothing = nn.Parameter(torch.zeros(1))
-
-    def forward(self, x, t, told):
-        self.times.append(float(t[0]))
-        scale = self.process.input_scale(self.process.schedule.lambda_at(t)).view(-1, 1)
-        return self.denoise(x.double() / scale, t.double())[0]
-
-
-def ideal(process, data=DATA):
-    space = Space((1,))
-    return DiffusionPrior(Ideal(process, data), process, space, Conditions((), 8, space, ()))
-
-
-@pytest.mark.parametrize("sampler", ["ddim", "dpm_solver_2m", "dpm_solver_2s", "heun"])
-@pytest.mark.parametrize("name", HALVES)
-def test_halves_of_two_ladders_lead_where_the_whole_leads(name, sampler):
-    (process, stops), seeds = HALVES[name], list(range(200))
-    prior = ideal(process)
-    first = prior.ladder(DiffusionSampling(steps=10)).lambdas[0]
-    begun = beginning(process, prior.ladder(DiffusionSampling(steps=10)), keys_of(seeds), (1,)).double()
-    exact = DATA.led(process, begun, first, torch.tensor(torch.inf).double())
-
-    def drawn(steps, start=None, **options):
-        sampling = DiffusionSampling(sampler=sampler, steps=steps, **options)
-        return prior.sample(Asked(200), seeds, sampling, start)
-
-    def error(values):
-        return float((values - exact).abs().mean())
-
-    errors = [error(drawn(steps)) for steps in (10, 25)]
-    for steps, others in ((10, 25), (25, 10)):
-        left = drawn(steps, stops=stops)
-        prior.network.times.clear()
-        halves = drawn(others, Start(left, at=stops, noised=True))
-        assert prior.network.times[0] == pytest.approx(stops)
-        assert error(halves) < 1.5 * max(errors)
-
-
-@pytest.mark.parametrize("sampler", ["ddim", "ancestral", "dpm_solver_2m", "dpm_solver_2s", "heun"])
-@pytest.mark.parametrize("name", HALVES)
-def test_what_is_left_has_the_noise_of_the_time_where_it_stops(name, sampler):
-    """Of data of one value, what is left is alpha times that, and noise of deviation sigma."""
-    process, stops = HALVES[name]
-    prior, seeds = ideal(process, Gaussian(0.3, 1e-9)), list(range(4000))
-    for steps in (1, 10, 25):
-        left = prior.sample(Asked(4000), seeds, DiffusionSampling(sampler=sampler, steps=steps, stops=stops))
-        alpha, sigma = map(float, alpha_sigma(process.schedule.path, process.schedule.lambda_at(torch.tensor(stops))))
-        noise = (left - alpha * 0.3) / sigma
-        assert float(noise.std()) == pytest.approx(1, abs=0.04)
-        if sampler != "ancestral":  # an ODE's path keeps the very noise that it began with
-            began = prior.sample(Asked(4000), seeds, DiffusionSampling(steps=1, stops=stops))
-            torch.testing.assert_close(left, began, rtol=0, atol=1e-3 * sigma)
-
-
-def test_parts_of_a_ladder_never_share_the_number_of_a_step():
-    schedule = Betas()
-    whole = ladder(schedule, spaced(schedule, 10, "trailing"))
-    for time in (998.0, 960.0, 951.0, 899.0, 898.0, 500.0, 120.0, 99.0, 70.0, 20.0, 1.0):
-        first, second = whole.until(schedule, time), whole.since(schedule, time)
-        assert first.lambdas[-1] == second.lambdas[0] == schedule.lambda_at(torch.tensor(time))
-        assert second.times[0] == time
-        assert first.lambdas[0] == whole.lambdas[0]
-        assert second.lambdas[-1] == torch.inf
-        for part in (first, second):
-            assert len(part.lambdas) == len(part.times) + 1
-            assert (part.times[1:] < part.times[:-1]).all()
-            assert (part.lambdas[1:] > part.lambdas[:-1]).all()
-        assert first.begun == 0
-        assert second.begun == len(first.times)
-        assert len(first.times) + len(second.times) <= 11
-    assert whole.since(schedule, 999.0).begun == 0
-    assert all(torch.equal(*pair) for pair in zip(whole.since(schedule, 999.0)[:2], whole[:2], strict=True))
-    assert torch.equal(whole.since(schedule, 499.0).lambdas, whole.lambdas[5:])
-    middle = whole.since(schedule, 700.0).until(schedule, 301.0)
-    assert middle.times.tolist() == [700, 599, 499, 399]
-    for cut, said in (
-        (lambda: whole.until(schedule, 999.0), "do not lead to"),
-        (lambda: whole.since(schedule, 500.0).until(schedule, 600.0), "do not lead to"),
-        (lambda: whole.since(schedule, 1000.0), "within"),
-        (lambda: even(Flow(), 4).since(Flow(), 0.0), "nothing left"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            cut()
-
-
-def test_what_is_kept_of_noised_values_is_without_noise():
-    """The refiner's inpainting: it noises what it keeps, and what the base left is noised already."""
-    process, stops = HALVES["betas"]
-    prior, seen = ideal(process), []
-    prior.network.register_forward_pre_hook(lambda module, told: seen.append(told[0]))
-    values = torch.full((2000, 1), 0.9)
-    keep = torch.arange(2000)[:, None] % 2 == 0
-    start = Start(values, at=stops, noised=True, keep=keep)
-    drawn = prior.sample(Asked(2000), list(range(2000)), DiffusionSampling(steps=10), start)
-    assert torch.equal(drawn[::2], values[::2])
-    assert torch.equal(seen[0][1::2], values[1::2])
-    alpha, sigma = map(float, alpha_sigma("preserving", process.schedule.lambda_at(torch.tensor(stops))))
-    assert float(seen[0][::2].mean()) == pytest.approx(alpha * 0.9, abs=0.1)
-    assert float(seen[0][::2].std()) == pytest.approx(sigma, rel=0.08)
-
-
-def test_a_network_is_told_what_it_hears():
-    space, process = Space((2,)), Process(schedule=Flow(), prediction="velocity")
-    silent = Conditions((LABEL,), WIDTH, space, {"vector"})
-    with pytest.raises(ValueError, match="condition 'label' says vector, which this network does not hear"):
-        DiffusionPrior(Net(2, hears=("tokens",)), process, space, silent)
-
-
-@pytest.mark.parametrize("t", [1, 50, 500])
-def test_in_16_bits_a_variance_is_learned_as_in_32(t):
-    space, process = Space((6,)), Process(learned_variance=True)
-    net = Net(6, outputs=12, times=1000.0)
-    prior = DiffusionPrior(net, process, space, Conditions((LABEL,), WIDTH, space, {"vector"}))
-    initialize(prior, 0)
-    nn.init.normal_(net.leave.weight, std=0.02, generator=torch.Generator().manual_seed(0))
-    rows = np.arange(64)
-    x0, epsilon = (torch.from_numpy(normal(rows, salt, 6)) for salt in (0, 1))
-    batch = {"label": torch.zeros(64, dtype=torch.int64)}
-    times = torch.full((64,), float(t))
-    x = process.noised(x0, epsilon, process.schedule.lambda_at(times))
-    gradients = []
-    for bits in (False, True):
-        net.zero_grad()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bits):
-            told = prior.conditions.asked(Asked(64, batch))
-            process.losses(prior.denoise(x, times, told, batch), x0, epsilon, times)["bound"].sum().backward()
-        gradients.append(net.leave.weight.grad[6:].clone())
-    exact, found = gradients
-    assert exact.norm() > 0
-    assert (found - exact).norm() < 0.05 * exact.norm()
-    shares = [torch.full((2, 3), 0.3).to(dtype).requires_grad_() for dtype in (torch.float32, torch.bfloat16)]
-    for share in shares:
-        of = [each[:2, :3].to(share.dtype) for each in (epsilon, x0, x)]
-        process.bound((of[0], share), *of[1:], times[:2]).sum().backward()
-    torch.testing.assert_close(shares[1].grad.float(), shares[0].grad, rtol=0.1, atol=0)
-
-
-def test_what_would_change_nothing_is_refused(both):
-    prior = both["values"][0]
-    with pytest.raises(ValueError, match="eta is ddim's"):
-        DiffusionSampling(sampler="heun", eta=0.5)
-    asked = Asked(1, {"label": torch.zeros(1, dtype=torch.int64), "embedding": torch.zeros(1, 2)})
-    with pytest.raises(ValueError, match="have none"):
-        prior.sample(asked, [1], DiffusionSampling(steps=2, percentile=0.99))
-    negative = Asked(1, asked.batch, {"label": torch.ones(1, dtype=torch.int64)})
-    with pytest.raises(ValueError, match="but it is 1"):
-        prior.sample(negative, [1], DiffusionSampling(steps=2))
-    assert prior.sample(negative, [1], DiffusionSampling(steps=2, guidance=2.0)).isfinite().all()
 
 
 def test_a_start_is_noised_and_kept(both):
