@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+ALT, ALTS, SHARES = "alt", "captions_alt?", "weights_alt?"  # several alt texts of a row, and the shares of each
+
 
 def shares(
     captions: Mapping[str, Sequence[str | None]], weights: Mapping[str, float | np.ndarray]
@@ -54,3 +56,33 @@ def choose_styles(
     # Rounding may leave the last bound a hair under 1, and no row may fall to a style that it lacks.
     picks = np.minimum((upper <= uniforms).sum(axis=0), last)
     return [styles[pick] for pick in picks.tolist()]
+
+
+def caption_columns(styles: Sequence[str]) -> tuple[str, ...]:
+    """What `heard` and `texts_of` read of rows: captions and shares of all styles, and all alt texts."""
+    several = (ALTS, SHARES) if ALT in styles else ()
+    return (*several, *(f"{kind}_{style}" for style in styles for kind in ("caption", "weight")))
+
+
+def heard(
+    rows: Mapping[str, Sequence], styles: Sequence[str], uniforms: np.ndarray, places: Sequence[int] | None = None
+) -> list[tuple[str, int]]:
+    """The style of the caption that each row reads and, of several alt texts, the place of the one.
+
+    `places` (B,) are drawn by `pick` where rows have several, `uniforms` (B,) draw the styles.
+    """
+    captions: dict[str, Sequence[str | None]] = {style: rows[f"caption_{style}"] for style in styles}
+    if places is not None:
+        captions[ALT] = texts_of(rows, [(ALT, place) for place in places])
+    weights = {style: np.array(rows[f"weight_{style}"], dtype=np.float64) for style in styles}
+    chosen = choose_styles(captions, weights, uniforms)
+    return [(style, places[row] if places and style == ALT else 0) for row, style in enumerate(chosen)]
+
+
+def texts_of(rows: Mapping[str, Sequence], heard: Sequence[tuple[str, int]]) -> list[str]:
+    """The texts of what rows hear."""
+    several = rows.get(ALTS) or [None] * len(heard)
+    return [
+        texts[place] if style == ALT and texts is not None else rows[f"caption_{style}"][row] or ""
+        for row, ((style, place), texts) in enumerate(zip(heard, several, strict=True))
+    ]

@@ -13,6 +13,7 @@ from infra.config import from_dict, to_dict
 from infra.data.images import decode, encode_png
 from infra.data.shards import ShardReader
 from t2i.chain import Link, paint
+from t2i.clip.embedder import Embedder
 from t2i.conditions.encoders import TextEncoder, TextEncoderConfig
 from t2i.conditions.text_features import POOLED, bits_of, column
 from t2i.infotext import PARAMETERS, infotext
@@ -143,15 +144,18 @@ class LinkAt:
     tokenizer: str  # a folder
     space: str  # the id of the tokenizer's artifact
     sampling: Any  # the config of the prior's family
+    candidates: int = 1
+    judge: str = ""  # a CLIP, by folder or hub's name, that likes one of them best
     model: str = ""  # what its pictures say drew them
     sha256: str = ""  # of the prior's weights
 
     def load(self, device: str) -> Link:
         """The link, on a device."""
         prior, ask = load_prior(self.prior)
-        return Link(
-            prior.to(device), ask, self.sampling, load_tokenizer(self.tokenizer).to(device), self.space, ask.given
-        )
+        judge = Embedder(self.judge, device).judge if self.judge else None
+        tokenizer = load_tokenizer(self.tokenizer).to(device)
+        how = {"given": ask.given, "candidates": self.candidates, "judge": judge}
+        return Link(prior.to(device), ask, self.sampling, tokenizer, self.space, **how)
 
 
 @dataclass
@@ -228,6 +232,7 @@ class Paint:
         size = (pixels.shape[0], pixels.shape[1])
         links = [
             {"model": at.model, "weights_sha256": at.sha256, "sampling": to_dict(sampling)}
+            | ({"candidates": at.candidates} if at.judge else {})
             for at, sampling in zip(self.links, samplings, strict=True)
         ]
         beside = {name: value for name, value in told.items() if isinstance(value, str | int | float)}

@@ -111,9 +111,9 @@ def test_no_torchvision():
 
 
 FLOORS = (  # of t2i, from the ground up; who stands on one floor imports from it and below
-    ("protocol", "random", "captions", "vocabulary", "values", "pixels", "partners"),
+    ("protocol", "random", "captions", "vocabulary", "values", "pixels", "partners", "infotext"),
     ("nn", "conditions"),
-    ("tokenizers", "diffusion"),
+    ("tokenizers", "diffusion", "clip"),
     ("priors", "gans"),
     ("adapters", "chain", "stages", "evaluate"),
 )

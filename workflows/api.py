@@ -21,6 +21,7 @@ from infra.data.images import decode
 from infra.data.ledger import LEDGER
 from infra.data.shards import ShardReader, joined_names
 from infra.store import MANIFEST, Artifact
+from t2i.clip.embedder import Embedder
 from t2i.pixels import to_pixels
 from t2i.priors.asking import CAPTION
 from t2i.priors.task import load_prior, sampling_of
@@ -29,12 +30,13 @@ from workflows import asked
 from workflows.lookup import MAKERS, contents, current, furthest, one, only
 from workflows.sample import SampleConfig, as_trained
 from workflows.train_captioner import MODEL, Backend, TrainCaptionerConfig, named
+from workflows.train_clip import train_clip
 
 ROW = ("sample_id", "state", "reason")
 
 
 def load(path: str, model: str = "", key_variable: str = "") -> Any:
-    """A `Painter` of a trained prior, or a `Captioner`.
+    """A `Painter` of a trained prior, an `Embedder` of a trained CLIP, or a `Captioner`.
 
     `path` is the folder of an artifact, or of a step or a store that holds one such (ValueError with all, where it
     holds several); or who captions, in a word: BLIP weights or another model of transformers by folder or hub's name,
@@ -42,9 +44,12 @@ def load(path: str, model: str = "", key_variable: str = "") -> Any:
     """
     served = path.startswith(("http://", "https://"))
     if not served and (contents(path) or storage.exists(storage.join(path, MANIFEST))):
-        artifact = one(path, (*MAKERS["prior"], *MAKERS["captioner"]), lambda place: f"rescribe.load({place!r})")
+        kinds = (*MAKERS["prior"], *MAKERS["captioner"], train_clip.name)
+        artifact = one(path, kinds, lambda place: f"rescribe.load({place!r})")
         if artifact.step in MAKERS["prior"]:
             return Painter(artifact)
+        if artifact.step == train_clip.name:
+            return Embedder(artifact.url(MODEL))
         return Captioner(named(artifact) or artifact.url(MODEL))
     config = asked.captioner_of(path, model, key_variable)
     assert isinstance(config, TrainCaptionerConfig), "an artifact was found above"

@@ -37,6 +37,7 @@ STEPS = {
     "train_tokenizer": "train_tokenizer",
     "encode": "encode",
     "train_prior": "train_prior",
+    "train_clip": "train_clip",
     "sample": "sample",
     "evaluate": "evaluate",
     "encode_text": "encode_text",

@@ -19,12 +19,13 @@ from workflows.mix import MixConfig
 from workflows.recaption import RecaptionConfig, check_asked
 from workflows.train_captioner import Backend, TrainCaptionerConfig
 
-WEIGHTS = ("model", "matcher", "clip", "tokenizer")  # fields that name published weights, or a folder of some
+WEIGHTS = ("model", "matcher", "clip", "judge", "tokenizer")  # fields that name published weights, or a folder of some
 USERS = {  # by a step of the recipe, the steps that load what its config names
     "train_captioner": ("train_captioner", "recaption"),
     "recaption": ("recaption",),
     "encode_text": ("encode_text",),
     "train_prior": ("train_prior", "sample"),
+    "sample": ("sample",),
 }
 
 

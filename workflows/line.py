@@ -18,6 +18,7 @@ READ = (
     "model",
     "matcher",
     "clip",
+    "judge",
     "mixture",
     "tokenizer",
     "codes",

@@ -35,9 +35,18 @@ WORDS_OF = 1000  # prompts whose words are looked up in the vocabulary
 
 @dataclass(frozen=True, kw_only=True)
 class LinkConfig:
-    """How a further link of a chain draws."""
+    """How a link of a chain draws: of several candidates a picture that is kept which a judge likes best.
+
+    The judge is a CLIP, by its artifact's or another folder, or a hub's name: the picture that is nearest the prompt.
+    """
 
     sampling: SamplingKind = setting(default_factory=SamplingConfig, was=SamplingConfig)
+    candidates: int = 1
+    judge: str = ""
+
+    def __post_init__(self) -> None:
+        if self.candidates < 1 or (self.candidates > 1) != bool(self.judge):
+            raise ValueError("Of several candidates a judge keeps one: give both, and of candidates at least 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +66,8 @@ class SampleConfig:
     prompts_file: str = setting("", since="0.2")  # or those that a file holds, local or s3://
     pictures: int = setting(1, since="0.2")  # of a prompt that does not say how many
     precision: Literal["fp32", "bf16"] = setting("fp32", since="0.2")
+    candidates: int = setting(1, since="0.2")  # of the first link, of which the judge keeps one: `LinkConfig`
+    judge: str = setting("", since="0.2")
     links: tuple[LinkConfig, ...] = setting((), since="0.2")  # of a chain, after the first
 
     def __post_init__(self) -> None:
@@ -67,6 +78,11 @@ class SampleConfig:
             )
         if self.negative and all(each.guidance == 1 for each in self.samplings):
             raise ValueError("A negative prompt is what guidance moves away from: give sampling.guidance above 1, too.")
+        _ = self.every_link  # whether there is a judge where there are candidates
+        try:
+            "".join([*self.prompts, self.negative, *self.told.values()]).encode()
+        except UnicodeEncodeError:
+            raise ValueError("A prompt has bytes that are not UTF-8, which is no text.") from None
         if self.prompts and self.prompts_file:
             raise ValueError("Give prompts, or a file of them, but not both.")
         if self.told and not self.own:
@@ -78,9 +94,14 @@ class SampleConfig:
         return bool(self.prompts or self.prompts_file)
 
     @property
+    def every_link(self) -> tuple[LinkConfig, ...]:
+        """How each draws, the first, too."""
+        return (LinkConfig(sampling=self.sampling, candidates=self.candidates, judge=self.judge), *self.links)
+
+    @property
     def samplings(self) -> tuple[Any, ...]:
-        """How each link draws."""
-        return (self.sampling, *(link.sampling for link in self.links))
+        """Those of the links."""
+        return tuple(link.sampling for link in self.every_link)
 
 
 def prompts_key(config: SampleConfig) -> str | None:
@@ -157,12 +178,20 @@ def links_of(config: SampleConfig, *models: Artifact) -> tuple[LinkAt, ...]:
             prior=prior.url(MODEL),
             tokenizer=tokenizer.url(MODEL),
             space=tokenizer.id,
-            sampling=sampling,
+            sampling=link.sampling,
+            candidates=link.candidates,
+            judge=_clip(link.judge),
             model=f"{prior.step}/{prior.id}",
             sha256=_weights(prior),
         )
-        for prior, tokenizer, sampling in zip(models[::2], models[1::2], config.samplings, strict=True)
+        for prior, tokenizer, link in zip(models[::2], models[1::2], config.every_link, strict=True)
     )
+
+
+def _clip(named: str) -> str:
+    """The folder of a judge, where it is named by that of its artifact; else its name."""
+    own = storage.join(named, MODEL) if named else ""
+    return storage.absolute(own) if own and storage.exists(own) else storage.anchored(named)
 
 
 def _weights(prior: Artifact) -> str:

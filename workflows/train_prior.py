@@ -157,7 +157,7 @@ def _resolved(
     if not isinstance(condition, WordsConfig):
         return condition
     if not storage.exists(storage.join(folder, FILE)):
-        words = TextVocabulary.train(_captions(inputs, styles, rows), condition.vocabulary_size, condition.length)
+        words = TextVocabulary.train(captions_of(inputs, styles, rows), condition.vocabulary_size, condition.length)
         save_vocabulary(words, folder)
     return replace(condition, vocabulary_size=len(load_vocabulary(folder)))
 
@@ -269,7 +269,7 @@ def _inputs(mixture: Artifact, codes: Artifact | None, tokenizer: Artifact) -> l
     return [images.path, captions.path, mixture.path, codes.path]
 
 
-def _captions(inputs: list[str], styles: tuple[str, ...], rows: int) -> Iterator[str]:
+def captions_of(inputs: list[str], styles: tuple[str, ...], rows: int) -> Iterator[str]:
     """Captions of the training rows that the mixture keeps."""
     names = [f"caption_{style}" for style in styles]
     for shard in joined_names(inputs):

@@ -77,7 +77,7 @@ def sizes_of(config: TextEncoderConfig) -> Sizes:
     """The sizes; OSError where the encoder cannot be had, ValueError where it is none or cannot be used so."""
     import transformers
 
-    with _at(config.model) as (name, folder):
+    with found_at(config.model) as (name, folder):
         found: Any = transformers.AutoConfig.from_pretrained(
             name, **folder, revision=config.revision or None, trust_remote_code=False
         )
@@ -191,7 +191,7 @@ def _model(config: TextEncoderConfig, kind: str) -> Any:
 
     whole = "CLIPTextModelWithProjection" if config.pooled == "projected" else "CLIPTextModel"
     found: Any = getattr(transformers, whole if kind == CLIP else "T5EncoderModel")
-    with _at(config.model) as (name, folder), _quiet():  # not all weights of a whole CLIP are wanted
+    with found_at(config.model) as (name, folder), quiet():  # not all weights of a whole CLIP are wanted
         model, report = found.from_pretrained(
             name,
             **folder,
@@ -213,7 +213,7 @@ def _tokenizer(config: TextEncoderConfig) -> Any:
 
     named = config.tokenizer or config.model
     revision = config.revision if place_of(named)[0] == place_of(config.model)[0] else ""
-    with _at(named) as (name, folder):
+    with found_at(named) as (name, folder):
         return transformers.AutoTokenizer.from_pretrained(
             name, **folder, revision=revision or None, trust_remote_code=False
         )
@@ -228,7 +228,7 @@ def place_of(named: str) -> tuple[str, Mapping[str, str]]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Nothing is told of weights while they are loaded: those that lack are an error, and others no matter."""
     from transformers.utils import logging
 
@@ -244,7 +244,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _at(named: str) -> Iterator[tuple[str, Mapping[str, str]]]:
+def found_at(named: str, what: str = "text encoder") -> Iterator[tuple[str, Mapping[str, str]]]:
     """What transformers finds a model by; what it says of a missing file is told in our words, once."""
     from huggingface_hub.utils import logging
 
@@ -254,13 +254,13 @@ def _at(named: str) -> Iterator[tuple[str, Mapping[str, str]]]:
         try:
             yield place_of(local)
         except OSError as error:
-            raise _absent(named, error) from error
+            raise _absent(named, what, error) from error
         finally:
             logging.set_verbosity(level)
 
 
-def _absent(named: str, error: OSError) -> OSError:
-    """Why an encoder cannot be had: as `captioner/hub.py` has it, which neither package takes from the other."""
+def _absent(named: str, what: str, error: OSError) -> OSError:
+    """Why a model cannot be had: as `captioner/hub.py` has it, which neither package takes from the other."""
     from huggingface_hub import constants
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -271,4 +271,4 @@ def _absent(named: str, error: OSError) -> OSError:
             "fetch it elsewhere and give the folder instead."
         )
     said = str(error).strip().split("\n")[0][:300]
-    return FileNotFoundError(f"There is no text encoder at {named}, or it lacks a file: {said}")
+    return FileNotFoundError(f"There is no {what} at {named}, or it lacks a file: {said}")

@@ -19,7 +19,7 @@ from infra.others import with_others
 from infra.train.draw import pick
 from infra.train.optim import OptimConfig
 from infra.train.task import Draw, Update
-from t2i.captions import choose_styles
+from t2i.captions import ALT, ALTS, SHARES, caption_columns, heard, texts_of
 from t2i.conditions import encoders
 from t2i.conditions.codes import CodesConfig
 from t2i.conditions.hearing import DROPPED
@@ -40,7 +40,6 @@ from t2i.task import TRAIN, updates_of
 from t2i.values import as_floats
 from t2i.vocabulary import TextVocabulary
 
-ALT, ALTS, SHARES = "alt", "captions_alt?", "weights_alt?"  # several alt texts of a row, and the shares of each
 PriorConfig = AutoregressiveConfig | DiffusionConfig  # or another: docs/adding-a-model.md
 if not TYPE_CHECKING:
     PriorConfig = with_others(PriorConfig, "rescribe.priors")  # of other packages: docs/python.md
@@ -107,9 +106,7 @@ class PriorTask:
         """Values, and what the conditions read: of captions all styles' with their shares, and all alt texts."""
         named = dict.fromkeys(name for condition in self.shape.conditions for name in condition.reads)
         if CAPTION in named:
-            several = (ALTS, SHARES) if ALT in self.styles else ()
-            captions = (f"{kind}_{style}" for style in self.styles for kind in (CAPTION, "weight"))
-            named = dict.fromkeys((*several, *captions, *(name for name in named if name != CAPTION)))
+            named = dict.fromkeys((*caption_columns(self.styles), *(name for name in named if name != CAPTION)))
         return (self.column, *(name for name in named if name != self.column))
 
     def where(self, columns: dict[str, np.ndarray]) -> np.ndarray:
@@ -137,7 +134,7 @@ class PriorTask:
         Values are codes (B, N) int64, pixels (B, 3, h, w) uint8 of the space's size, or else (B, *shape) float32.
         """
         if any(CAPTION in condition.reads for condition in self.shape.conditions):
-            rows = {**rows, CAPTION: self._captions(rows, self._heard(rows, draw))}
+            rows = {**rows, CAPTION: texts_of(rows, self._heard(rows, draw))}
         arrays = {"values": self._values(rows[self.column])}
         arrays["noise_key"] = (draw("noise") * 2.0**53).astype(np.int64)
         for condition, its_rows in zip(self.shape.conditions, _rows(self.shape.conditions, self.folder), strict=True):
@@ -168,22 +165,9 @@ class PriorTask:
 
     def _heard(self, rows: Mapping[str, list], draw: Draw) -> list[tuple[str, int]]:
         """The style of the caption that each row hears and, of several alt texts, the place of the one."""
-        captions = {style: rows[f"caption_{style}"] for style in self.styles}
-        places = [0] * len(captions[self.styles[0]])
-        if any(texts is not None for texts in rows.get(ALTS, ())):
-            places = pick(rows[ALTS], draw(ALT), rows[SHARES])
-            captions[ALT] = self._captions(rows, [(ALT, place) for place in places])
-        weights = {style: np.array(rows[f"weight_{style}"], dtype=np.float64) for style in self.styles}
-        styles = choose_styles(captions, weights, draw("caption"))
-        return [(style, place if style == ALT else 0) for style, place in zip(styles, places, strict=True)]
-
-    def _captions(self, rows: Mapping[str, list], heard: Sequence[tuple[str, int]]) -> list[str]:
-        """The texts of what rows hear."""
-        several = rows.get(ALTS) or [None] * len(heard)
-        return [
-            texts[place] if style == ALT and texts is not None else rows[f"caption_{style}"][row] or ""
-            for row, ((style, place), texts) in enumerate(zip(heard, several, strict=True))
-        ]
+        several = any(texts is not None for texts in rows.get(ALTS, ()))
+        places = pick(rows[ALTS], draw(ALT), rows[SHARES]) if several else None
+        return heard(rows, self.styles, draw("caption"), places)
 
 
 def _salt(name: str) -> str:

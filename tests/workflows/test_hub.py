@@ -22,6 +22,7 @@ from captioner.backends.loading import load
 from captioner.clip import Clip
 from captioner.model import published
 from captioner.task import load_captioner, load_tower
+from t2i.clip.embedder import Embedder
 from t2i.conditions.encoders import TextEncoder, TextEncoderConfig
 from workflows.asked import captioner_of
 import torch
@@ -29,7 +30,7 @@ import torch
 KINDS = {
     "blip": (published, load_captioner, load_tower, captioner_of),
     "llava": (lambda name: load(name, "", False, torch.float32), captioner_of),
-    "clip": (Clip, published),
+    "clip": (Clip, published, Embedder),
     "clip_text": (lambda name: TextEncoder(TextEncoderConfig(model=name)),),
     "t5": (lambda name: TextEncoder(TextEncoderConfig(model=name)),),
 }
@@ -65,7 +66,7 @@ def test_names_where_the_hub_is_away(way, tmp_path):
     variables, cause = WAYS[way]
     names = {kind: f"owner/{kind}" for kind in ("blip", "llava", "clip", "clip_text")} | {"t5": "owner/name/t5"}
     told, _, written = loaded(names, tmp_path, variables)
-    assert len(told) == 10
+    assert len(told) == 11
     for loader, said in told.items():
         name = names[loader.split()[0]]
         assert said.startswith(f"ConnectionError: {name} is not on this machine"), said

@@ -20,6 +20,7 @@ from infra.data.shards import ShardReader
 from infra.store import Artifact, Store
 from t2i import stages
 from t2i.chain import Link, paint
+from t2i.clip.embedder import Embedder
 from t2i.conditions.codes import CodesConfig
 from t2i.conditions.words import WordsConfig
 from t2i.diffusion.prior import DiffusionSampling
@@ -32,6 +33,8 @@ from t2i.protocol import Space
 from t2i.tokenizers.task import load_tokenizer
 from t2i.vocabulary import TextVocabulary
 from tests import kills
+from tests.t2i.clip import tiny
+from tests.t2i.house.spot import trained
 from workflows import look, samples
 from workflows.options import WORK, named_fields
 from workflows.sample import LinkConfig, SampleConfig, as_trained, links_of, sample, with_links
@@ -218,6 +221,7 @@ def test_a_line_that_cannot_be_drawn_is_named_and_nothing_is_begun(root, tmp_pat
         ({"told": {"a": "b"}}, "goes with prompts"),
         ({"negative": "a"}, "give sampling.guidance above 1"),
         ({"pictures": 0}, "at least 1"),
+        ({"prompts": (b"a\xff".decode(errors="surrogateescape"),)}, "not UTF-8"),
     ],
 )
 def test_configs_that_cannot_be(config, said):
@@ -460,6 +464,26 @@ def test_links_draw_as_their_chains_recipe_does_else_as_their_families(root, sec
     assert with_links(whole, []).samplings == (hot,)
     assert with_links(whole, [second, tokenizer]) == whole
     assert with_links(alone, [second, tokenizer]).samplings == (cold, SamplingConfig())
+
+
+def test_of_candidates_the_judge_keeps_one(root, tmp_path):
+    prior, tokenizer = models(root)
+    task = tiny.task()
+    module, _ = trained(task, steps=1, batch=4)
+    (tmp_path / "clip" / "model").mkdir(parents=True)
+    task.export({"clip": module}, str(tmp_path / "clip" / "model"))
+    made = painted(root, prompts=tuple(SAID), candidates=3, judge=str(tmp_path / "clip"))
+    judge = Embedder(str(tmp_path / "clip" / "model")).judge
+    link = Link(
+        *load_prior(prior.url("model")), WARM, load_tokenizer(tokenizer.url("model")), candidates=3, judge=judge
+    )
+    wanted = paint([link], {CAPTION: SAID}, list(range(4))).pictures
+    assert all(map(np.array_equal, pixels_of(made), to_pixels(wanted)))
+    assert not all(map(np.array_equal, pixels_of(made), pixels_of(painted(root, prompts=tuple(SAID)))))
+    with pytest.raises(ValueError, match="Of several candidates a judge keeps one"):
+        SampleConfig(candidates=2)
+    with pytest.raises(ValueError, match="Of several candidates a judge keeps one"):
+        LinkConfig(judge="x")
 
 
 def test_chains_that_cannot_be(root, second):

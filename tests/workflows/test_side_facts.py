@@ -497,7 +497,7 @@ def test_the_columns_of_a_mixture_are_those_that_a_prior_asks_for(tmp_path):
     rows = ShardReader([images.path, captions.path, out], "000000").rows(wanted, [0, 1, 2])
     assert rows["captions_alt?"] == [ROWS["0"][0], None, None]
     assert [len(each) for each in rows["weights_alt?"]] == [3, 1, 1]
-    told = list(train_prior._captions([images.path, captions.path, out], ("alt", "short"), 100))
+    told = list(train_prior.captions_of([images.path, captions.path, out], ("alt", "short"), 100))
     assert {"boat at sea", "two dogs run", "this is 0"} <= set(told)
 
 
