@@ -205,7 +205,7 @@ def test_what_would_change_nothing_is_refused():
 PIXELS = Space((3, 8, 8), bound=1.0)
 TEXT = WordsConfig(vocabulary_size=17, length=9, drop=0.1)
 SMALLER = SmallerConfig(size=(4, 4), noise=0.5)
-NET = UNetConfig(channels=16, blocks=1, head_width=8, groups=8, token_layers=1)
+NET = UNetConfig(channels=16, width=64, blocks=1, head_width=8, groups=8, token_layers=1)
 TOLD = {"words": (TEXT,), "words and a picture": (TEXT, SMALLER), "a class": (LABEL,), "nothing": ()}
 FLOW = Process(schedule=Flow(), prediction="velocity")
 
@@ -293,7 +293,7 @@ def test_a_unet_folds_pixels_and_says_a_variance():
 
 def test_a_unet_of_what_cannot_be():
     for wrong, message in (
-        ({"channels": 20}, "not a multiple of"),
+        ({"channels": 20}, "norm groups the channels, but these are 20 and 256"),
         ({"attention_levels": (2,)}, "no level 2"),
         ({"multipliers": ()}, "at least one level"),
     ):
