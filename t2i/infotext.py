@@ -32,4 +32,4 @@ def infotext(
 
 def _quoted(value: str) -> str:
     """As JSON where it would be taken for several settings."""
-    return json.dumps(value, ensure_ascii=False) if any(mark in value for mark in ',:\n"') else value
+    return json.dumps(value, ensure_ascii=False, allow_nan=False) if any(mark in value for mark in ',:\n"') else value

@@ -118,7 +118,7 @@ def _supervise(job: Job, report: Report, notice: Notice, onlooker: Onlooker) -> 
             say(f"{sentence(cause)} Training goes on from what was saved last.")
 
 
-def _first_step(diary: "_Diary", group: Group, onlooker: Onlooker) -> None:
+def _first_step(diary: "_Diary", group: "Group", onlooker: Onlooker) -> None:
     diary(group, "first step")
     onlooker.begin()
 

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import ray
 
 from infra.data import wide
 from infra.data.images import decode
@@ -178,6 +177,8 @@ def _keep_memory() -> None:
 
 def _tries() -> int:
     """How often this task was begun before; Ray says it nowhere else."""
+    import ray  # slow to import: `plan` does without
+
     worker: Any = ray._private.worker.global_worker  # pyright: ignore
     return worker.core_worker.get_current_task_attempt_number() if worker.connected else 0
 

@@ -6,19 +6,20 @@ The towers are transformers' `CLIPModel`. Shapes: B rows, T tokens, D width of t
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-import transformers  # imports a model when it is first named, which takes seconds: so annotations are quoted
 from torch import nn
 from torch.nn.functional import normalize
-from transformers.initialization import no_init_weights
 
 from t2i.clip.contrast import LIMIT, contrast, leash
 from t2i.clip.fit import MEAN, STD, Fit
 from t2i.nn.weights import begins, constant, normal
 from t2i.partners import Gather, alone, seen
 from t2i.protocol import Batch, Turn
+
+if TYPE_CHECKING:
+    import transformers
 
 TEMPERATURE = 0.07  # of the cosines at first; it is learned
 LEAST_WORDS = 2 * 256 + 2  # a byte, a byte that ends a word, and what opens and closes a text
@@ -174,6 +175,9 @@ class CLIP(nn.Module):
 
 def build(config: CLIPConfig) -> "transformers.CLIPModel":
     """The towers; their first weights are still to be filled, after OpenAI's code, for both alike."""
+    import transformers  # slow to import: `plan` does without
+    from transformers.initialization import no_init_weights
+
     end = config.vocabulary_size - 1  # the last two tokens open and close a text
     told = transformers.CLIPConfig(
         text_config={

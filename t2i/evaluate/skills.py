@@ -114,8 +114,8 @@ def result(filename: str, told: Mapping[str, Any], seen: Scene, judged: Judged) 
         "prompt": told["prompt"],
         "correct": judged.correct,
         "reason": judged.reason,
-        "metadata": json.dumps(told),
-        "details": json.dumps(details),
+        "metadata": json.dumps(told, allow_nan=False),
+        "details": json.dumps(details, allow_nan=False),
         "skills": {name: [judged.right[name], asked] for name, asked in judged.asked.items()},
     }
 
