@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 CONFIG = "config.json"
-BERT_WORDS = 30_524  # of published weights: those of BERT in lower case, [DEC] and [ENC]
 BASE = "alt"  # the decoder trained on the corpus's own captions; styles without a decoder of their own use it
 
 
@@ -120,7 +119,7 @@ def blip_base() -> tuple[CaptionerConfig, Vocabulary]:
     arXiv 2201.12086; its sizes are those of the published weights, Salesforce/blip-image-captioning-base. The file of
     these weights holds 23,442,432 numbers more: the words' embedding, which is the last layer, too, lies in it twice.
     """
-    return CaptionerConfig(vision=_vit(768, 12, 12), text=_bert(), init_std=0.02), blank(BERT_WORDS)
+    return _published(768, 12, 12)
 
 
 def blip_large() -> tuple[CaptionerConfig, Vocabulary]:
@@ -128,16 +127,14 @@ def blip_large() -> tuple[CaptionerConfig, Vocabulary]:
 
     arXiv 2201.12086; its sizes are those of the published weights, Salesforce/blip-image-captioning-large.
     """
-    return CaptionerConfig(vision=_vit(1024, 24, 16), text=_bert(), init_std=0.02), blank(BERT_WORDS)
+    return _published(1024, 24, 16)
 
 
-def _vit(width: int, layers: int, heads: int) -> VisionConfig:
-    return VisionConfig(image_size=(384, 384), patch_size=16, hidden=width, layers=layers, heads=heads, mlp=4 * width)
-
-
-def _bert() -> TextConfig:
-    """BERT-base's sizes, with cross-attention."""
-    return TextConfig(hidden=768, layers=12, heads=12, mlp=3072, max_length=512)
+def _published(width: int, layers: int, heads: int) -> tuple[CaptionerConfig, Vocabulary]:
+    vision = VisionConfig(image_size=(384, 384), patch_size=16, hidden=width, layers=layers, heads=heads, mlp=4 * width)
+    text = TextConfig(hidden=768, layers=12, heads=12, mlp=3072, max_length=512)
+    words = blank(30_524)  # BERT's in lower case, [DEC] and [ENC]
+    return CaptionerConfig(vision=vision, text=text, init_std=0.02), words
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ import pytest
 import ray
 
 from infra.cluster import Cluster
-from infra.train import fit as fit_module
-from infra.train import trainer
+from infra.train import group, seats, trainer
 from infra.train.fit import fit
 from infra.train.group import GROWS, STOPPED, TAKEN, Group, Growth
 from infra.train.loop import DoesNotFitError, TrainConfig
@@ -35,7 +34,7 @@ def fit_with(monkeypatch, training, outcome, **cluster):
             self.why, failures = outcome(self.number, notice)
             return failures
 
-    monkeypatch.setattr(fit_module, "Group", Scripted)
+    monkeypatch.setattr(group, "Group", Scripted)
     fit([training], Cluster(name="test", **cluster), lambda *_, **__: None)
 
 
@@ -55,7 +54,7 @@ def test_want_of_memory_starts_again_with_half_the_rows_and_is_no_start_in_vain(
             text = f"{taken[-1]} rows at once do not fit."
             return {0: RuntimeError("Connection closed by peer"), 1: DoesNotFitError(text, taken[-1], training.out)}
 
-    monkeypatch.setattr(fit_module, "Group", Scripted)
+    monkeypatch.setattr(group, "Group", Scripted)
     cluster = Cluster(name="test", workers=(2, 2), restarts=0, micro_batch=12)
     for _ in range(2):  # the same line again knows it
         with pytest.raises(RuntimeError, match="a single row does not fit: 1 rows at once do not fit"):
@@ -75,9 +74,9 @@ def test_a_node_over_which_groups_fall_is_left_out_and_named(monkeypatch, traini
             self._failures = {0: RuntimeError("Connection reset by peer"), 1: RuntimeError("The actor died.")}
             return self._failures
 
-    monkeypatch.setattr(fit_module, "Group", Scripted)
-    monkeypatch.setattr(fit_module, "spared", lambda nodes, *_: nodes & {"bad"})
-    monkeypatch.setattr(fit_module, "take", lambda *_, left_out, **__: (["node"] * (2 - len(left_out)), ExitStack()))
+    monkeypatch.setattr(group, "Group", Scripted)
+    monkeypatch.setattr(seats, "spared", lambda nodes, *_: nodes & {"bad"})
+    monkeypatch.setattr(seats, "take", lambda *_, left_out, **__: (["node"] * (2 - len(left_out)), ExitStack()))
     with pytest.raises(RuntimeError, match="The actor died"):
         fit([training], Cluster(name="test", workers=(1, 2), restarts=2), lambda *_, **__: None)
     assert without == [frozenset()] * 2 + [frozenset(["bad"])] * 2
@@ -153,8 +152,8 @@ def test_a_group_that_cannot_grow_is_not_ended_over_and_over(monkeypatch, traini
             self.why = GROWS if self.number < 4 else ""
             return {} if self.number < 4 else {0: ValueError("enough")}
 
-    monkeypatch.setattr(fit_module, "Group", Scripted)
-    monkeypatch.setattr(fit_module, "take", lambda *_, **__: (["node"] * 2, ExitStack()))
+    monkeypatch.setattr(group, "Group", Scripted)
+    monkeypatch.setattr(seats, "take", lambda *_, **__: (["node"] * 2, ExitStack()))
     with pytest.raises(RuntimeError, match="enough"):
         fit([training], Cluster(name="test", workers=(1, 8), grow_seconds=3), lambda *_, **__: None)
     assert waited == [3, 6, 12, 24, 48]
