@@ -11,6 +11,7 @@ from infra.config import to_dict
 from infra.data.images import encode_png
 from infra.store import Plan, Store
 from infra.train.loop import TrainConfig
+from infra.train.optim import OptimConfig
 from t2i.evaluate.extractor import ExtractorConfig
 from t2i.evaluate.scenes import Scene, describe
 from tests.workflows.test_evaluate import make, shapes_row
@@ -140,11 +141,19 @@ def test_what_has_no_yardstick(tmp_path, monkeypatch):
     images = make(tmp_path, "ingest", shards=[[row | {"reference_descriptive": None}]])
     with pytest.raises(ValueError, match=r"No training row of .* has a scene"):
         module.train_extractor.work(TrainExtractorConfig(), images, out="", cluster=CLUSTER, report=silent)
-    monkeypatch.setattr(module, "TRIES", 5)
+    monkeypatch.setattr(module, "TRIES", 10)
     few = ShapesConfig(max_objects=1, test_fraction=0.01)
-    images = make(tmp_path / "few", "ingest", config=to_dict(IngestConfig(corpus=few)))
     with pytest.raises(ValueError, match=r"Two sets of 10 .* only 1. were found"):  # a hundredth of 1,280 scenes
-        module._rendered(CalibrateConfig(rows=10), images)
+        module.two_sets(few, 10, np.random.default_rng(0))
+
+
+def test_both_sets_are_of_one_kind():
+    """Though there are some 250 held-out scenes of one object, and a third of all draws are of these."""
+    sets = module.two_sets(SHAPES, 300, np.random.default_rng(0))
+    one, other = (np.bincount([len(scene.objects) for scene in scenes], minlength=4) for scenes in sets)
+    assert one.sum() == other.sum() == 300
+    assert np.abs(one - other).max() < 35
+    assert not set(sets[0]) & set(sets[1])
 
 
 def test_the_recipe_is_one_a_corpus_and_plans_without_a_store(tmp_path):
@@ -160,8 +169,8 @@ def test_the_recipe_is_one_a_corpus_and_plans_without_a_store(tmp_path):
 @pytest.mark.long
 def test_a_yardstick_is_made_of_a_corpus(tmp_path, ray_cluster):
     """By the one loop, and found again."""
-    train = TrainConfig(steps=30, batch=32, log_every_steps=10)
-    extractor = TrainExtractorConfig(model=ExtractorConfig(channels=8, features=16), train=train)
+    train, optim = TrainConfig(steps=80, batch=32, log_every_steps=10), OptimConfig(lr=1e-2, warmup_steps=5)
+    extractor = TrainExtractorConfig(model=ExtractorConfig(channels=8, features=16), train=train, optim=optim)
     recipe = YardstickRecipe(name="y", corpus=CORPUS, extractor=extractor, sets=CalibrateConfig(rows=60))
     made = recipe.run(Store(str(tmp_path / "runs"), CLUSTER))
     by = module.yardstick_of(made)
