@@ -269,10 +269,13 @@ def _line(scene: Scene) -> dict[str, Any]:
 
 
 def _held_out(config: CalibrateConfig, images: Artifact) -> list[list[_Picture]]:
-    """Pictures of test rows that have a caption, the first of each scene, by the hash of the scene."""
-    first: dict[str, _Row] = {}
+    """Pictures of test rows that have a caption, the first of each scene, by the hash of the scene.
+
+    Some scenes of a published test split may be in training, too; these are left out.
+    """
+    first, shown = dict[str, _Row](), {row.scene for row in _rows(images, TRAIN)}
     for row in _rows(images, TEST):
-        if row.prompt:
+        if row.prompt and row.scene not in shown:
             first.setdefault(fingerprint(["yardstick", row.scene]), row)
     sides = [[first[each] for each in sorted(first) if int(each[-1], 16) % 2 == side] for side in (0, 1)]
     rows = min(config.rows, *map(len, sides))

@@ -8,7 +8,7 @@ import pytest
 from infra import storage
 from infra.cluster import Cluster
 from infra.config import to_dict
-from infra.data.images import encode_png
+from infra.data.images import decode, encode_png
 from infra.store import Plan, Store
 from infra.train.loop import TrainConfig
 from infra.train.optim import OptimConfig
@@ -114,6 +114,8 @@ def test_a_test_split_is_cut_by_its_scenes(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     rows = [shapes_row(number, rng)[0] for number in range(120)]
     again = [{**row, "sample_id": f"again{row['sample_id']}"} for row in rows]
+    shown = [row for row in rows if row["split"] == "test"][:8]
+    again += [{**row, "sample_id": f"shown{row['sample_id']}", "split": "train"} for row in shown]
     images = make(
         tmp_path, "ingest", shards=[rows, again], config=to_dict(IngestConfig(corpus="x", image_size=(32, 32)))
     )
@@ -124,7 +126,9 @@ def test_a_test_split_is_cut_by_its_scenes(tmp_path, monkeypatch):
     features = np.load(tmp_path / "out" / module.FEATURES)
     every = np.concatenate([features["first"], features["second"]])
     assert len(np.unique(every, axis=0)) == len(every) == 2 * summary["rows"]
-    assert 40 < len(every) <= 60  # of sixty test scenes, each twice
+    assert 36 < len(every) <= 52  # of sixty test scenes, each twice, of which eight are in training, too
+    known = pooled([decode(row["image"]) for row in shown])
+    assert len(np.unique(np.concatenate([every, known]), axis=0)) == len(every) + 8
     assert summary["corpus"].startswith("own ")
     with pytest.raises(ValueError, match="sees no features"):
         module.extractor_of(images)
