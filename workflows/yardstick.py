@@ -42,7 +42,7 @@ from workflows.train_tokenizer import MODEL, losses_of
 
 FEATURES, PROMPTS, TABLE = "features.npz", "prompts.jsonl", "table.json"
 SETS = ("first", "second")
-TRIES = 200  # scenes that are drawn for each of a set, at most
+TRIES = 400  # scenes that are drawn for each of a set, at most
 
 Extract = Callable[[Sequence[np.ndarray]], np.ndarray]
 """(H, W, 3) uint8 pictures of any sizes to features (N, D)."""
@@ -102,7 +102,8 @@ def calibrate(
     split, one of each scene, to one set or the other by the scene's hash; both sets are as large as the smaller one.
     """
     extract = extractor_of(extractor)
-    sets = _rendered(config, images) if _shapes(images) else _held_out(config, images)
+    shapes = _shapes(images)
+    sets = _rendered(config, shapes) if shapes else _held_out(config, images)
     seen = {}
     for number, (name, pictures) in enumerate(zip(SETS, sets, strict=True)):
         seen[name] = extract([picture.pixels for picture in pictures])
@@ -237,22 +238,30 @@ def _corpus(images: Artifact) -> str:
     return "shapes" if _shapes(images) else images.manifest["config"]["labels"].replace("json", "own")
 
 
-def _rendered(config: CalibrateConfig, images: Artifact) -> list[list[_Picture]]:
-    shapes = _shapes(images)
-    assert shapes is not None
+def _rendered(config: CalibrateConfig, shapes: ShapesConfig) -> list[list[_Picture]]:
     rng = np.random.default_rng([config.seed, 2**32])  # no row of a corpus is drawn from such a seed
-    wanted, scenes = 2 * config.rows, dict[Scene, None]()
-    for scene in islice(held_out_scenes(shapes, rng), TRIES * wanted):
-        scenes[scene] = None
-        if len(scenes) == wanted:
+    return [
+        [_Picture(render(scene, shapes.size, rng, shapes.jitter), _line(scene)) for scene in scenes]
+        for scenes in two_sets(shapes, config.rows, rng)
+    ]
+
+
+def two_sets(shapes: ShapesConfig, rows: int, rng: np.random.Generator) -> tuple[list[Scene], list[Scene]]:
+    """Two times `rows` distinct scenes that are held out; ValueError where there are not as many."""
+    found = dict[Scene, None]()
+    for scene in islice(held_out_scenes(shapes, rng), TRIES * rows):
+        found[scene] = None
+        if len(found) == 2 * rows:
             break
     else:
         raise ValueError(
-            f"Two sets of {config.rows} scenes that are held out were wanted, but only {len(scenes)} were found: give "
-            "the corpus more max_objects or a larger test_fraction, or the sets fewer rows."
+            f"Two sets of {rows} scenes that are held out were wanted, but only {len(found)} were found: give the "
+            "corpus more max_objects or a larger test_fraction, or the sets fewer rows."
         )
-    pictures = [_Picture(render(scene, shapes.size, rng, shapes.jitter), _line(scene)) for scene in scenes]
-    return [pictures[: config.rows], pictures[config.rows :]]
+    # Scenes of one object are few, and soon all found: as they come, the first set would have nearly all of them.
+    scenes = list(found)
+    mixed = [scenes[number] for number in rng.permutation(len(scenes))]
+    return mixed[:rows], mixed[rows:]
 
 
 def _line(scene: Scene) -> dict[str, Any]:
@@ -260,10 +269,13 @@ def _line(scene: Scene) -> dict[str, Any]:
 
 
 def _held_out(config: CalibrateConfig, images: Artifact) -> list[list[_Picture]]:
-    """Pictures of test rows that have a caption, the first of each scene, by the hash of the scene."""
-    first: dict[str, _Row] = {}
+    """Pictures of test rows that have a caption, the first of each scene, by the hash of the scene.
+
+    Some scenes of a published test split may be in training, too; these are left out.
+    """
+    first, shown = dict[str, _Row](), {row.scene for row in _rows(images, TRAIN)}
     for row in _rows(images, TEST):
-        if row.prompt:
+        if row.prompt and row.scene not in shown:
             first.setdefault(fingerprint(["yardstick", row.scene]), row)
     sides = [[first[each] for each in sorted(first) if int(each[-1], 16) % 2 == side] for side in (0, 1)]
     rows = min(config.rows, *map(len, sides))

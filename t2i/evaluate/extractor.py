@@ -44,7 +44,9 @@ class Extractor(nn.Module):
         for width, wider in itertools.pairwise(widths):
             layers += [nn.Conv2d(width, wider, 4, stride=2, padding=1), nn.GroupNorm(1, wider), nn.GELU()]
         places = config.size[0] * config.size[1] // 4**HALVINGS
-        self.see = nn.Sequential(*layers, nn.Flatten(), nn.Linear(places * widths[-1], config.features), nn.GELU())
+        flat = nn.Sequential(nn.Flatten(), nn.Linear(places * widths[-1], config.features))
+        # Features of unit variance within each picture: else they grow with training, and distances with them.
+        self.see = nn.Sequential(*layers, flat, nn.LayerNorm(config.features, elementwise_affine=False))
         self.name = nn.Linear(config.features, facts)
 
     def turns(self) -> list[Turn]:

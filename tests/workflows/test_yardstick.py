@@ -8,9 +8,10 @@ import pytest
 from infra import storage
 from infra.cluster import Cluster
 from infra.config import to_dict
-from infra.data.images import encode_png
+from infra.data.images import decode, encode_png
 from infra.store import Plan, Store
 from infra.train.loop import TrainConfig
+from infra.train.optim import OptimConfig
 from t2i.evaluate.extractor import ExtractorConfig
 from t2i.evaluate.scenes import Scene, describe
 from tests.workflows.test_evaluate import make, shapes_row
@@ -113,6 +114,8 @@ def test_a_test_split_is_cut_by_its_scenes(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     rows = [shapes_row(number, rng)[0] for number in range(120)]
     again = [{**row, "sample_id": f"again{row['sample_id']}"} for row in rows]
+    shown = [row for row in rows if row["split"] == "test"][:8]
+    again += [{**row, "sample_id": f"shown{row['sample_id']}", "split": "train"} for row in shown]
     images = make(
         tmp_path, "ingest", shards=[rows, again], config=to_dict(IngestConfig(corpus="x", image_size=(32, 32)))
     )
@@ -123,7 +126,9 @@ def test_a_test_split_is_cut_by_its_scenes(tmp_path, monkeypatch):
     features = np.load(tmp_path / "out" / module.FEATURES)
     every = np.concatenate([features["first"], features["second"]])
     assert len(np.unique(every, axis=0)) == len(every) == 2 * summary["rows"]
-    assert 40 < len(every) <= 60  # of sixty test scenes, each twice
+    assert 36 < len(every) <= 52  # of sixty test scenes, each twice, of which eight are in training, too
+    known = pooled([decode(row["image"]) for row in shown])
+    assert len(np.unique(np.concatenate([every, known]), axis=0)) == len(every) + 8
     assert summary["corpus"].startswith("own ")
     with pytest.raises(ValueError, match="sees no features"):
         module.extractor_of(images)
@@ -140,11 +145,19 @@ def test_what_has_no_yardstick(tmp_path, monkeypatch):
     images = make(tmp_path, "ingest", shards=[[row | {"reference_descriptive": None}]])
     with pytest.raises(ValueError, match=r"No training row of .* has a scene"):
         module.train_extractor.work(TrainExtractorConfig(), images, out="", cluster=CLUSTER, report=silent)
-    monkeypatch.setattr(module, "TRIES", 5)
+    monkeypatch.setattr(module, "TRIES", 10)
     few = ShapesConfig(max_objects=1, test_fraction=0.01)
-    images = make(tmp_path / "few", "ingest", config=to_dict(IngestConfig(corpus=few)))
     with pytest.raises(ValueError, match=r"Two sets of 10 .* only 1. were found"):  # a hundredth of 1,280 scenes
-        module._rendered(CalibrateConfig(rows=10), images)
+        module.two_sets(few, 10, np.random.default_rng(0))
+
+
+def test_both_sets_are_of_one_kind():
+    """Though there are some 250 held-out scenes of one object, and a third of all draws are of these."""
+    sets = module.two_sets(SHAPES, 300, np.random.default_rng(0))
+    one, other = (np.bincount([len(scene.objects) for scene in scenes], minlength=4) for scenes in sets)
+    assert one.sum() == other.sum() == 300
+    assert np.abs(one - other).max() < 35
+    assert not set(sets[0]) & set(sets[1])
 
 
 def test_the_recipe_is_one_a_corpus_and_plans_without_a_store(tmp_path):
@@ -160,8 +173,8 @@ def test_the_recipe_is_one_a_corpus_and_plans_without_a_store(tmp_path):
 @pytest.mark.long
 def test_a_yardstick_is_made_of_a_corpus(tmp_path, ray_cluster):
     """By the one loop, and found again."""
-    train = TrainConfig(steps=30, batch=32, log_every_steps=10)
-    extractor = TrainExtractorConfig(model=ExtractorConfig(channels=8, features=16), train=train)
+    train, optim = TrainConfig(steps=80, batch=32, log_every_steps=10), OptimConfig(lr=1e-2, warmup_steps=5)
+    extractor = TrainExtractorConfig(model=ExtractorConfig(channels=8, features=16), train=train, optim=optim)
     recipe = YardstickRecipe(name="y", corpus=CORPUS, extractor=extractor, sets=CalibrateConfig(rows=60))
     made = recipe.run(Store(str(tmp_path / "runs"), CLUSTER))
     by = module.yardstick_of(made)
