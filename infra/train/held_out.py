@@ -26,6 +26,7 @@ from infra.train.worker import Training
 SPLIT, TRAIN, TEST = "split", "train", "test"  # a column, and its values where a row is trained on, and held out
 COST = "held_out_cpu_seconds"
 ROWS_AT_ONCE = 16
+TITLE = 80  # characters of a prompt over a picture in TensorBoard
 MEMORY_SHARE = 0.5  # of what is free, that a checkpoint may take
 
 
@@ -77,7 +78,9 @@ class Seen:
         FileNotFoundError where the checkpoint is gone, NoRoomError where it is too large.
         """
         self._load(step)
-        figures, drawn = losses(self._updates[0], self.rows.batches(), step), self._drawn(step)
+        (update, *_), size = self._updates, self.training.config.batch
+        figures = losses(update, self.rows.batches(size if update.mixes_rows else ROWS_AT_ONCE), step)
+        drawn = self._drawn(step)
         if self._log is None:
             self._log = ScalarLog(folder_of(self.training), last_step(self.training), gauges=f"{HELD_OUT}/")
         self._log.show(step, drawn)
@@ -113,7 +116,7 @@ class Seen:
         storage.write_json(storage.join(folder, PROMPTS), prompts)
         strip = encode_png(np.concatenate(list(pictures), axis=1))
         storage.write_bytes(storage.join(folder, PICTURES, f"{step:09d}.png"), strip)
-        return {f"{row} {text}": one for row, (text, one) in enumerate(zip(prompts, pictures, strict=True), 1)}
+        return {f"{row} {text}"[:TITLE]: one for row, (text, one) in enumerate(zip(prompts, pictures, strict=True), 1)}
 
 
 class _Row(NamedTuple):
@@ -136,9 +139,8 @@ class HeldOut:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def batches(self) -> Iterator[list[Batch]]:
-        """The rows as global batches of the training's size, each in micro-batches; the last ones may be smaller."""
-        size = self._training.config.batch
+    def batches(self, size: int) -> Iterator[list[Batch]]:
+        """The rows as global batches of a size, each in micro-batches; the last of a bucket may be smaller."""
         for _, same in groupby(self._rows, key=lambda row: row.bucket):
             rows = list(same)
             for first in range(0, len(rows), size):

@@ -28,10 +28,6 @@ class Eye:
 
     def __init__(self, trainings: bytes, count: int) -> None:
         os.nice(NICE)
-        device.take(0)
-        import torch
-
-        torch.set_num_threads(1)
         self._trainings: list[Training] = pickle.loads(trainings)
         self._count, self._since = count, 0.0  # the start of the process counts, too
         self._seen: held_out.Seen | None = None
@@ -132,8 +128,12 @@ class Onlooker:
 
         if self._eye is None:
             here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+            # No process is taken for it that did something else before, whose seconds would count.
+            environment = {"env_vars": device.variables(0) | {"OMP_NUM_THREADS": "1"}}
             trainings = ray.cloudpickle.dumps(self._trainings)  # pyright: ignore[reportPrivateImportUsage]
-            self._eye = ray.remote(num_cpus=0, label_selector=here)(Eye).remote(trainings, self._count)
+            self._eye = ray.remote(num_cpus=0, label_selector=here, runtime_env=environment)(Eye).remote(
+                trainings, self._count
+            )
         return self._eye
 
     def _ask(self, answer: Any) -> Any:

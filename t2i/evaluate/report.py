@@ -189,7 +189,7 @@ def curves(step: str, rows: Sequence[Mapping[str, Any]], held_out: Sequence[Mapp
         Curve(
             title=f"{step} · {quantity.replace('_', ' ')}",
             series=series,
-            loss=quantity not in ("lr", "grad_norm") and not quantity.endswith("_per_second"),
+            loss=quantity not in ("lr", "grad_norm") and "" not in series,
         )
         for quantity, series in found.items()
     ]

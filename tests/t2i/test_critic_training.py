@@ -77,7 +77,7 @@ def test_micro_batches_change_nothing(tmp_path, references, micro_steps, name):
 
 def test_a_weight_from_a_micro_batch_alone_would_show(tmp_path, reference, monkeypatch):
     """The comparison above means something."""
-    monkeypatch.setattr(turn, "_acquainted", lambda engine, micro_batches: micro_batches)
+    monkeypatch.setattr(turn, "acquainted", lambda engine, micro_batches: micro_batches)
     _, log = toy.plain(str(tmp_path), judged(), 3, **STEPS)
     found, wanted = (one[2]["tokenizer/adversarial"] for one in (log, reference[1]))
     assert abs(found / wanted - 1) > 0.001

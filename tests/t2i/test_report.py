@@ -189,7 +189,10 @@ def test_small_pictures_are_enlarged_pixel_by_pixel():
 
 
 def test_curves_are_grouped_by_quantity_and_a_repeated_step_counts_once():
-    rows = [{"step": 10, "a/loss": 3.0}, {"step": 10, "a/loss": 2.0, "b/loss": 1.0, "a/lr": 0.1, "rows_per_second": 5}]
+    rows = [
+        {"step": 10, "a/loss": 3.0},
+        {"step": 10, "a/loss": 2.0, "b/loss": 1.0, "a/lr": 0.1, "rows_per_second": 5, "waiting_share": 0},
+    ]
     losses, *others = report.curves("train", rows)
     assert losses.title == "train · loss"
     assert losses.series == {"a": [(10, 2.0)], "b": [(10, 1.0)]}

@@ -127,7 +127,7 @@ def test_how_rows_are_cut_changes_nothing(tmp_path, monkeypatch, batch, at_once)
     write_rows(f"{tmp_path}/rows")
     config = TrainConfig(**CONFIG | {"batch": batch, "seed": 5})
     rows = HeldOut(Training(Split(), [f"{tmp_path}/rows"], config, f"{tmp_path}/out"), 8)
-    batches = [each for several in rows.batches() for each in several]
+    batches = [each for several in rows.batches(batch) for each in several]
     there = [each["weight"] > 0 for each in batches]
     numbers, drawn, ids = (
         torch.cat([each[name][some] for each, some in zip(batches, there, strict=True)])
@@ -137,17 +137,11 @@ def test_how_rows_are_cut_changes_nothing(tmp_path, monkeypatch, batch, at_once)
     assert ids.tolist() == [ROWS - row for row in wanted(8)]
     assert drawn.tolist() == uniforms(5, np.zeros(8), ids.numpy().astype(np.uint64), "x").tolist()
     (update,) = Split().updates()
-    losses = held_out.losses(replace(update, module=update.module.eval()), rows.batches(), 3)
-    (whole,) = [each for several in _whole(rows, monkeypatch) for each in several]
+    losses = held_out.losses(replace(update, module=update.module.eval()), rows.batches(batch), 3)
+    monkeypatch.setattr(held_out, "ROWS_AT_ONCE", 100)
+    ((whole,),) = rows.batches(100)
     expected = (update.module(whole)["token"] / update.module.targets(whole)["token"]).detach()
     assert losses == {"net/token": pytest.approx(float(expected), rel=1e-5)}
-
-
-def _whole(rows, monkeypatch):
-    """All rows as one batch."""
-    monkeypatch.setattr(held_out, "ROWS_AT_ONCE", 10**6)
-    rows._training = replace(rows._training, config=replace(rows._training.config, batch=10**6))
-    return rows.batches()
 
 
 def test_a_batch_has_rows_of_one_bucket(tmp_path):
@@ -155,7 +149,7 @@ def test_a_batch_has_rows_of_one_bucket(tmp_path):
     training = Training(Split(bucket="bucket"), [f"{tmp_path}/rows"], TrainConfig(**CONFIG), f"{tmp_path}/out")
     told = [
         {bool(row % 4) for row in each["row"].tolist()}
-        for several in HeldOut(training, 9).batches()
+        for several in HeldOut(training, 9).batches(10)
         for each in several
     ]
     assert all(len(each) == 1 for each in told)
@@ -197,7 +191,7 @@ def test_rows_that_see_each_other_see_as_many_as_in_training(tmp_path, monkeypat
     rows = HeldOut(Training(Split(), [f"{tmp_path}/rows"], config, f"{tmp_path}/out"), 10)
     update = Update("meet", Meeting(), OptimConfig(), mixes_rows=True)
     numbers = np.array(wanted(10), float).reshape(2, 5)
-    assert held_out.losses(update, rows.batches(), 1) == {"meet/apart": pytest.approx(numbers.var(axis=1).mean())}
+    assert held_out.losses(update, rows.batches(5), 1) == {"meet/apart": pytest.approx(numbers.var(axis=1).mean())}
 
 
 @dataclass(frozen=True)
