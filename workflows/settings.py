@@ -3,7 +3,8 @@
 from typing import Any
 
 from infra.cluster import Cluster
-from infra.train.settings import Trained, settings
+from infra.train.loop import Trained
+from infra.train.settings import settings
 from workflows.commands import numbered
 from workflows.kinds import Recipe, parts_of
 

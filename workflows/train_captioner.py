@@ -31,9 +31,8 @@ from infra.data.shards import ShardReader, shard_names
 from infra.metrics import Report
 from infra.store import Artifact, step
 from infra.train.fit import Training, fit
-from infra.train.loop import TrainConfig, is_loss
+from infra.train.loop import TrainConfig, Trained, is_loss
 from infra.train.optim import OptimConfig
-from infra.train.settings import Trained
 from workflows.splits import demand_rows
 
 UNTOLD = "have no alt text, which a base and a filter learn from: give texts, or published weights and no `base`"

@@ -14,9 +14,8 @@ from infra.data.shards import ShardReader, joined_names
 from infra.metrics import Report
 from infra.store import Artifact, step
 from infra.train.fit import Training, fit
-from infra.train.loop import TrainConfig
+from infra.train.loop import TrainConfig, Trained
 from infra.train.optim import OptimConfig
-from infra.train.settings import Trained
 from t2i.conditions.encoders import TextEncoderConfig
 from t2i.conditions.labels import LabelConfig
 from t2i.conditions.layout import LayoutConfig

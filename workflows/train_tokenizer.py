@@ -10,9 +10,8 @@ from infra.data.fitting import Size
 from infra.metrics import Report
 from infra.store import Artifact, step
 from infra.train.fit import Training, fit
-from infra.train.loop import TrainConfig, is_loss
+from infra.train.loop import TrainConfig, Trained, is_loss
 from infra.train.optim import OptimConfig
-from infra.train.settings import Trained
 from t2i.tokenizers.losses import CriticConfig, LossConfig
 from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
 from t2i.tokenizers.pixels import PixelsConfig

@@ -4,13 +4,14 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 
 from infra.train import checkpoint, world
 from infra.train.engine import EngineFactory
 from infra.train.flops import Flops
+from infra.train.optim import OptimConfig
 from infra.train.settings import Precision
 from infra.train.task import Batch, Task, Update
 from infra.train.turn import Diverged as Diverged
@@ -36,6 +37,14 @@ class TrainConfig:
         for name in ("steps", "batch", "window_shards", "log_every_steps", "save_every_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, but it is {getattr(self, name)}.")
+
+
+class Trained(NamedTuple):
+    """A training as far as a step's config tells; configs that train have them as `trainings`, in turn."""
+
+    config: TrainConfig
+    optimizers: dict[str, OptimConfig]  # by Update
+    whole_weights: bool = False  # an Update computes with another's weights
 
 
 class Log(Protocol):

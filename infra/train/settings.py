@@ -1,10 +1,6 @@
 """What DeepSpeed is told: plain data, made without DeepSpeed, so that it can be printed anywhere."""
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-
-if TYPE_CHECKING:  # which bring torch
-    from infra.train.loop import TrainConfig
-    from infra.train.optim import OptimConfig
+from typing import Any, Literal
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Offload = Literal["none", "optimizer", "parameters"]
@@ -12,14 +8,6 @@ Offload = Literal["none", "optimizer", "parameters"]
 
 BUCKET = 5 * 10**7
 """Gradients that are reduced at once: 200 MB in fp32, held by every worker. DeepSpeed's own choice is ten times so."""
-
-
-class Trained(NamedTuple):
-    """A training as far as a config tells: how long and on how much, and the optimizer of each Update by its name."""
-
-    config: "TrainConfig"
-    optimizers: "dict[str, OptimConfig]"
-    whole_weights: bool = False  # whether an Update computes with another's weights
 
 
 def settings(

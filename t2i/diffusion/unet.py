@@ -22,6 +22,7 @@ class UNetConfig:
     multipliers: tuple[int, ...] = (1, 2)  # of each level; every level but the last halves its rows and columns
     blocks: int = 2  # residual blocks a level; on the way up there is one more
     attention_levels: tuple[int, ...] = (1,)  # whose places attend to each other and to the tokens; the middle does
+    width: int = 256  # of the time, and of the vector and the tokens that it is told
     head_width: int = 32
     groups: int = 16
     patch: int = 1  # pixels a side that are folded into channels at first (arXiv 2301.11093, section 2.3)
@@ -32,18 +33,13 @@ class UNetConfig:
     def __post_init__(self) -> None:
         if not self.multipliers or min(self.channels, self.blocks, self.patch, self.groups, *self.multipliers) < 1:
             raise ValueError("A U-Net has at least one level, and sizes of at least 1.")
-        if self.channels % self.groups or self.channels % self.head_width:
+        if self.channels % self.groups or self.channels % self.head_width or self.width % self.head_width:
             raise ValueError(
-                f"The channels are divided by norm groups and into heads, but {self.channels} is not a multiple of "
-                f"both {self.groups} and {self.head_width}."
+                f"Heads of {self.head_width} divide the channels and the width, and {self.groups} norm groups the "
+                f"channels, but these are {self.channels} and {self.width}."
             )
         if unknown := [level for level in self.attention_levels if level not in range(len(self.multipliers))]:
             raise ValueError(f"There is no level {unknown[0]} to attend: there are {len(self.multipliers)}.")
-
-    @property
-    def width(self) -> int:
-        """Of the vector and the tokens that it is told: that of the time."""
-        return 4 * self.channels
 
     def build(self, space: Space, conditions: Conditions, outputs: int, times: float) -> "UNet":
         """The network of a space (C, h, w), with `outputs` times as many channels out; it is told `times` t."""
@@ -80,6 +76,7 @@ class UNet(nn.Module):
             "norm_num_groups": config.groups,
             "cross_attention_dim": config.width,
             "attention_head_dim": tuple(width // config.head_width for width in widths),  # heads, by another name
+            "time_embedding_dim": config.width,
             "class_embed_type": "identity",
         }
         self.unet = UNet2DConditionModel(**shared)

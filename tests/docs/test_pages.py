@@ -18,7 +18,9 @@ from tests.docs.lists import ELSEWHERE, INSTEAD, NOT_RUN, PROGRAMS
 from tests.docs.pages import COMMANDS, PAGES, ROOT, Page
 from tests.docs.shell import without_settings
 from workflows import look, options, submit
+from workflows.cascade import cascade
 from workflows.options import WORK, further_inputs
+from workflows.recipes import debug
 
 CODE = [path for package in ("infra", "captioner", "t2i", "workflows") for path in (ROOT / package).rglob("*.py")]
 SUFFIXES = ("py", "md", "yaml", "toml", "lock", "jinja")
@@ -125,7 +127,7 @@ def known_options() -> frozenset[str]:
     for work in WORK.values():
         hints = typing.get_type_hints(work.work)
         found |= {*fields(next(iter(hints.values()))), *work.input_names, *further_inputs(work)}
-    found |= {each for name in list(found) if name.startswith("recipe.") for each in [name.removeprefix("recipe.")]}
+    found |= {option for recipe in (debug(), cascade()) for option in fields(type(recipe))}
     from ray.scripts.scripts import start
 
     rays = {name.removeprefix("--") for parameter in start.params for name in parameter.opts}

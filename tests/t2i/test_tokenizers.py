@@ -375,7 +375,8 @@ def test_pixels_are_as_a_feed_resizes_them(tmp_path):
     assert tokenizer.space((16, 32)) == Space((3, 8, 16), bound=1.0)
     for own, picture in zip(values, pictures, strict=True):
         fed = torch.from_numpy(resized(picture.permute(1, 2, 0).numpy(), (8, 16)).copy()).permute(2, 0, 1)
-        assert (own - scale(fed)).abs().max() <= 1.51 / 127.5
+        assert (own - scale(fed)).abs().max() <= 2.1 / 127.5, "that one rounds after rows, and after columns"
+        assert (own - scale(fed)).abs().mean() <= 0.5 / 127.5
     assert torch.equal(tokenizer.encode(values), values)
     assert torch.equal(tokenizer.decode(values * 3), (values * 3).clamp(-1, 1))
     save_tokenizer(tokenizer, str(tmp_path))

@@ -31,7 +31,9 @@ from workflows.train_tokenizer import MODEL, TrainTokenizerConfig, train_tokeniz
 
 DATA = Path(__file__).parents[1] / "data" / "d3c69f4" / "store"
 CLUSTER = Cluster(name="test", actors=(1, 1))
-NET = UNetConfig(channels=16, multipliers=(1,), attention_levels=(0,), blocks=1, head_width=8, groups=8, patch=4)
+NET = UNetConfig(
+    channels=16, width=32, multipliers=(1,), attention_levels=(0,), blocks=1, head_width=8, groups=8, patch=4
+)
 
 
 def made(step: str) -> Artifact:

@@ -205,7 +205,7 @@ def test_what_would_change_nothing_is_refused():
 PIXELS = Space((3, 8, 8), bound=1.0)
 TEXT = WordsConfig(vocabulary_size=17, length=9, drop=0.1)
 SMALLER = SmallerConfig(size=(4, 4), noise=0.5)
-NET = UNetConfig(channels=16, blocks=1, head_width=8, groups=8, token_layers=1)
+NET = UNetConfig(channels=16, width=64, blocks=1, head_width=8, groups=8, token_layers=1)
 TOLD = {"words": (TEXT,), "words and a picture": (TEXT, SMALLER), "a class": (LABEL,), "nothing": ()}
 FLOW = Process(schedule=Flow(), prediction="velocity")
 
@@ -228,7 +228,7 @@ def asked(conditions, rows=3, words=5):
     batch = {
         "text": text,
         "smaller": torch.randint(256, (rows, 3, 4, 4), generator=generator, dtype=torch.uint8),
-        "label": torch.arange(rows) % 2,
+        "label": torch.tensor([0, 1, 1])[:rows],
     }
     names = {condition.name for condition in conditions}
     return Asked(rows, {"noise_key": torch.arange(rows), **{n: each for n, each in batch.items() if n in names}})
@@ -293,7 +293,7 @@ def test_a_unet_folds_pixels_and_says_a_variance():
 
 def test_a_unet_of_what_cannot_be():
     for wrong, message in (
-        ({"channels": 20}, "not a multiple of"),
+        ({"channels": 20}, "norm groups the channels, but these are 20 and 256"),
         ({"attention_levels": (2,)}, "no level 2"),
         ({"multipliers": ()}, "at least one level"),
     ):
@@ -317,12 +317,15 @@ def task(tmp_path):
     save_vocabulary(vocabulary, str(tmp_path / "words"))
     words = WordsConfig(vocabulary_size=len(vocabulary), length=8, drop=0.0)
     shape = PriorShape(
-        model=DiffusionConfig(network=replace(NET, multipliers=(1,), attention_levels=(0,), patch=2), process=FLOW),
+        model=DiffusionConfig(
+            network=replace(NET, multipliers=(1,), attention_levels=(0,), patch=2),
+            process=Process(schedule=Flow(), prediction="x0"),
+        ),
         space=PIXELS,
         conditions=(words, SMALLER),
         given={"smaller": "pixels"},
     )
-    optim = OptimConfig(lr=5e-3)
+    optim = OptimConfig(lr=1e-2)
     return PriorTask(shape=shape, folder=str(tmp_path / "words"), styles=("alt",), optim=optim, column="pixels")
 
 
@@ -344,11 +347,11 @@ def test_a_prior_of_pixels_learns_four_pictures_and_comes_back(task, tmp_path):
     for step in range(60):
         loss = engine(batch())["error"] / 4
         engine.backward(loss)
-        engine.step(5e-3 * min(1, (step + 1) / 5, (60 - step) / 30))
+        engine.step(1e-2 * min(1, (step + 1) / 5, (60 - step) / 30))
     task.export({"prior": update.module.eval()}, str(tmp_path))
     prior, ask = load_prior(str(tmp_path))
     assert ask.given == {"smaller": "pixels"}
     told = {"caption": CAPTIONS, "pixels": PICTURES}
     drawn = prior.sample(ask(told, [0, 1, 2, 3]), [0, 1, 2, 3], DiffusionSampling(steps=8))
     wanted = torch.stack([torch.from_numpy(each[:8, :8]) for each in PICTURES]).permute(0, 3, 1, 2) / 127.5 - 1
-    assert (drawn - wanted).abs().mean() < 0.2
+    assert (drawn - wanted).abs().mean() < 0.15
