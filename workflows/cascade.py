@@ -85,9 +85,8 @@ class CascadeRecipe:
 def cascade(seed: int = 0) -> CascadeRecipe:
     """Shapes in two steps, as Imagen draws (arXiv 2205.11487): 16x16 pixels from words, then 32x32 from both."""
     before = demo(seed)
-    words = WordsConfig(vocabulary_size=1000, length=40)
-    smaller = SmallerConfig(size=(16, 16), noise=0.3)
-    drawn = DiffusionSampling(sampler="heun", steps=16, guidance=2.0)
+    words, smaller = WordsConfig(vocabulary_size=1000, length=40), SmallerConfig(size=(16, 16), noise=0.3)
+    drawn = DiffusionSampling(sampler="dpm_solver_2m", steps=20, guidance=2.0)
     return CascadeRecipe(
         name="cascade",
         corpus=before.corpus,
@@ -95,10 +94,9 @@ def cascade(seed: int = 0) -> CascadeRecipe:
         captions=before.captions,
         mix=before.mix,
         links=(
-            LinkTraining(tokenizer=_pixels(16), prior=_diffusion(before.prior, 600, UNetConfig(token_layers=2), words)),
-            LinkTraining(
-                tokenizer=_pixels(32), prior=_diffusion(before.prior, 300, UNetConfig(patch=2), words, smaller)
-            ),
+            # Of what noise hides only words tell: more of the steps are there.
+            LinkTraining(tokenizer=_pixels(16), prior=_diffusion(before.prior, 500, Flow(shift=2.0), words)),
+            LinkTraining(tokenizer=_pixels(32), prior=_diffusion(before.prior, 250, Flow(), words, smaller)),
         ),
         sample=replace(
             before.sample, sampling=drawn, links=(LinkConfig(sampling=replace(drawn, noised={"smaller": 0.1})),)
@@ -121,14 +119,17 @@ def _pixels(side: int) -> TrainTokenizerConfig:
 
 
 def _diffusion(
-    before: TrainPriorConfig, steps: int, network: UNetConfig, *told: WordsConfig | SmallerConfig
+    before: TrainPriorConfig, steps: int, schedule: Flow, *told: WordsConfig | SmallerConfig
 ) -> TrainPriorConfig:
-    """A prior of pixels, with the seed of another one's training."""
+    """A prior of pixels, with the seed of another one's training; of flat colours x0 is soon learned."""
+    network = UNetConfig(
+        channels=128, multipliers=(1,), blocks=1, attention_levels=(0,), width=128, patch=4, token_layers=2
+    )
     return replace(
         before,
-        model=DiffusionConfig(network=network, process=Process(schedule=Flow(), prediction="velocity")),
+        model=DiffusionConfig(network=network, process=Process(schedule=schedule, prediction="x0")),
         conditions=told,
         drop=0.1,
         train=replace(before.train, steps=steps),
-        optim=OptimConfig(lr=2e-3, warmup_steps=50, muon=True, ema_decay=0.99),
+        optim=OptimConfig(lr=8e-3, warmup_steps=40, muon=True, ema_decay=0.99),
     )
