@@ -65,7 +65,7 @@ def clip(seed: int = 0) -> TrainClipConfig:
     """CLIP for the scenes of Shapes at 32 pixels, on captions that were written anew."""
     return TrainClipConfig(
         model=clip_shapes(),
-        train=TrainConfig(steps=600, batch=256, seed=seed, precision="bf16", log_every_steps=20, save_every_steps=300),
-        optim=OptimConfig(lr=3e-3, betas=(0.9, 0.98), weight_decay=0.1, warmup_steps=50),
+        train=TrainConfig(steps=400, batch=256, seed=seed, precision="bf16", log_every_steps=20, save_every_steps=200),
+        optim=OptimConfig(lr=6e-3, betas=(0.9, 0.98), weight_decay=0.01, warmup_steps=40, muon=True),
         seed=seed,
     )

@@ -43,15 +43,17 @@ class Embedder:
         from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil  # needs no torchvision
 
         config = TextEncoderConfig(model=model)
+        towers: Any = transformers.CLIPModel
+        fits: Any = CLIPImageProcessorPil
         with found_at(model, "CLIP") as (name, folder):
             kind = transformers.AutoConfig.from_pretrained(name, **folder, trust_remote_code=False).model_type
             if kind != CLIP:
                 raise ValueError(f"{model} holds a model of type '{kind}', but pictures and texts are judged by CLIP.")
             with quiet():
-                loaded, report = transformers.CLIPModel.from_pretrained(
+                loaded, report = towers.from_pretrained(
                     name, **folder, dtype=PRECISIONS[precision], output_loading_info=True
                 )
-            self._fit: Any = CLIPImageProcessorPil.from_pretrained(name, **folder)
+            self._fit = fits.from_pretrained(name, **folder)
         if missing := report["missing_keys"]:
             raise ValueError(f"{model} lacks {len(missing)} weights of CLIP, such as {min(missing)}.")
         self._model: Any = loaded.to(device).eval().requires_grad_(False)

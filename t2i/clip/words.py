@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, models, trainers
@@ -19,9 +20,10 @@ def train_words(captions: Iterable[str], size: int, length: int, folder: str) ->
 
     All bytes are among them, so that no text has an unknown one. A text is cut after `length` tokens.
     """
-    from transformers import CLIPTokenizer
+    import transformers
 
-    splits = CLIPTokenizer().backend_tokenizer  # without words: only how texts are made lower-case, and split
+    kind: Any = transformers.CLIPTokenizer
+    splits = kind().backend_tokenizer  # without words: only how texts are made lower-case, and split
     learned = Tokenizer(models.BPE(continuing_subword_prefix="", end_of_word_suffix=ENDS_WORD))
     learned.normalizer, learned.pre_tokenizer = splits.normalizer, splits.pre_tokenizer
     letters = sorted(ByteLevel.alphabet())
@@ -38,7 +40,7 @@ def train_words(captions: Iterable[str], size: int, length: int, folder: str) ->
     merges = merges[: size - len(pieces) - 2]
     tokens = dict.fromkeys([*pieces, *map("".join, merges), START, END])
     known = {token: number for number, token in enumerate(tokens)}
-    CLIPTokenizer(vocab=known, merges=merges, model_max_length=length).save_pretrained(folder)
+    kind(vocab=known, merges=merges, model_max_length=length).save_pretrained(folder)
 
 
 class CLIPWords:

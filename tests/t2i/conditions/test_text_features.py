@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from infra.config import from_dict, to_dict
 from infra.train.draw import uniforms
 from infra.train.optim import OptimConfig
-from t2i.captions import choose, choose_styles
+from t2i.captions import choose, choose_styles, texts_of
 from t2i.conditions.encoders import TextEncoder, TextEncoderConfig
 from t2i.conditions.text_features import TextFeaturesConfig, column, null_file, save_null
 from t2i.conditions.words import WordsConfig
@@ -194,7 +194,7 @@ def test_of_several_alt_texts_the_one_that_is_heard(condition):
         draw = draw_of(epoch)
         picks = task.picks({name: values for name, values in COLUMNS.items() if name != "codes"}, draw)
         assert set(picks) == {"told" + kind for kind in kinds}
-        captions = task._captions(COLUMNS, task._heard(COLUMNS, draw))
+        captions = texts_of(COLUMNS, task._heard(COLUMNS, draw))
         for row, text in enumerate(captions):
             style, _, place = picks["told" + kinds[0]][row].removeprefix("told" + kinds[0] + "_").partition("_")
             expected = COLUMNS["captions_alt?"][row][int(place)] if place else COLUMNS[f"caption_{style}"][row]
@@ -258,7 +258,7 @@ def test_two_encoders_and_words_hear_the_same_caption(folders, tmp_path):
     columns = encoded(replace(clip, encoder=clip.encoder))
     for epoch in range(4):
         batch = fed(task, columns, epoch)
-        captions = task._captions(COLUMNS, task._heard(COLUMNS, draw_of(epoch)))
+        captions = texts_of(COLUMNS, task._heard(COLUMNS, draw_of(epoch)))
         assert torch.equal(batch["text"], torch.from_numpy(words.encode(captions)))
         read = TextEncoder(clip.encoder).read(captions)
         near(batch["clip"].view(torch.bfloat16).float(), read.tokens.float())
