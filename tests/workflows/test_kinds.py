@@ -12,10 +12,12 @@ from infra.store import Plan, step
 from workflows import kinds, recipes, verbs
 from workflows.__main__ import main
 from workflows.cascade import CascadeRecipe
+from workflows.clip import ClipRecipe
 from workflows.kinds import parts_of, read, written
 from workflows.options import recipe_options
 from workflows.recipes import RECIPES, demo
 from workflows.text_to_image import Recipe
+from workflows.yardstick import YardstickRecipe
 
 
 def build(name):
@@ -148,6 +150,6 @@ def test_every_kind_is_a_frozen_dataclass_with_a_name():
     for name in RECIPES:
         recipe = build(name)
         assert recipe.name == name
-        assert isinstance(recipe, Recipe | CascadeRecipe)
+        assert isinstance(recipe, Recipe | CascadeRecipe | ClipRecipe | YardstickRecipe)
         with pytest.raises(dataclasses.FrozenInstanceError):
             recipe.name = "other"
