@@ -25,6 +25,7 @@ from t2i.priors.task import SamplingKind, sampling_of
 from t2i.stages import LinkAt, Paint, askings, settled
 from workflows.commands import say
 from workflows.held_out import prompts_of
+from workflows.lookup import tail
 from workflows.prompt_rows import write_rows
 from workflows.prompts import Prompt, digest_of, read_prompts
 from workflows.samples import FEW, show
@@ -131,17 +132,31 @@ def sample(
     several = askings(links)
     unknown = _unknown(config, several)
     if not storage.exists(storage.join(rows_of, LEDGER)):
+        read = prompts_key(config)
         prompts = own_prompts(config) if mixture is None or config.own else prompts_of(mixture, config.count)
         write_rows(_settled(config, prompts, links, several, mixture), rows_of, seed=config.seed, batch=config.batch)
-    rows = sum(record["rows_in"] for record in Ledger(rows_of).complete().values())
+        if prompts_key(config) != read:
+            storage.remove(rows_of)
+            raise RuntimeError(f"{config.prompts_file} changed while it was read. Give the same line again.")
     beside = mixture.inputs[0].path if mixture is not None and not config.own else ""
     stage = Paint(links, beside, config.precision, cluster.cpus_per_actor, cluster.gpus_per_actor)
-    if rows <= config.batch and not (cluster.gpus_per_actor or cluster.address):
-        counts = run_here([stage], [rows_of], out, batch_size=config.batch, report=report)
+    counts = _drawn(stage, rows_of, out, config.batch, cluster, report)
+    if counts["rows_in"] <= FEW:
+        show(out)
+    drawn = {name: getattr(config.sampling, name, None) for name in ("guidance", "temperature")}
+    told = {"samples": counts[ACCEPTED], **{name: value for name, value in drawn.items() if value is not None}}
+    return told | counts | ({"unknown_words": unknown} if unknown else {})
+
+
+def _drawn(stage: Paint, rows_of: str, out: str, batch: int, cluster: Cluster, report: Report) -> dict[str, Any]:
+    """Draw what is not drawn yet: one batch here, where no GPU is given; more of them by actors."""
+    rows = sum(record["rows_in"] for record in Ledger(rows_of).complete().values())
+    if rows <= batch and not (cluster.gpus_per_actor or cluster.address):
+        counts = run_here([stage], [rows_of], out, batch_size=batch, report=report)
     else:
         connect(cluster)
         report = counting(report, "pictures", of=ACCEPTED, times=1)
-        counts = run_stages([stage], [rows_of], out, batch_size=config.batch, actors=cluster.actors, report=report)
+        counts = run_stages([stage], [rows_of], out, batch_size=batch, actors=cluster.actors, report=report)
     if not counts[ACCEPTED]:
         (why, *_) = ShardReader([out], joined_names([out])[0], every=True).reasons
         for name in (FOLDER, LEDGER):  # the same line tries again
@@ -149,11 +164,7 @@ def sample(
         raise ValueError(f"None of the {rows} pictures could be drawn. The first: {why}")
     if counts[FAILED]:
         say(f"{counts[FAILED]} of {rows} pictures could not be drawn: {', '.join(counts['reasons'])}.")
-    if rows <= FEW:
-        show(out)
-    drawn = {name: getattr(config.sampling, name, None) for name in ("guidance", "temperature")}
-    told = {"samples": counts[ACCEPTED], **{name: value for name, value in drawn.items() if value is not None}}
-    return told | counts | ({"unknown_words": unknown} if unknown else {})
+    return counts
 
 
 def links_of(config: SampleConfig, *models: Artifact) -> tuple[LinkAt, ...]:
@@ -168,7 +179,10 @@ def links_of(config: SampleConfig, *models: Artifact) -> tuple[LinkAt, ...]:
             f"The chain has {len(models) // 2} links, but it is said of {len(config.samplings)} how they draw: `links` "
             "has one table for each after the first."
         )
-    for prior, sampling in zip(models[::2], config.samplings, strict=True):
+    for prior, tokenizer, sampling in zip(models[::2], models[1::2], config.samplings, strict=True):
+        learned = [tail(path) for path in prior.manifest.get("inputs", ()) if tokenizer.step in path.split("/")]
+        if learned and tail(tokenizer.path) not in learned:
+            raise ValueError(f"{prior.path} draws for the tokenizer {learned[0]}, and not for {tokenizer.path}.")
         if not isinstance(sampling, kind := sampling_of(prior.url(MODEL))):
             raise ValueError(
                 f"{prior.path} draws as a {kind.__name__} says, but its sampling is a {type(sampling).__name__}."

@@ -91,7 +91,7 @@ def image_sizes(images: Artifact) -> list[Size]:
 
 def rebuilds(tokenizer: Artifact) -> bool:
     """Whether a tokenizer learned to rebuild pictures; one of pixels keeps them as they are."""
-    return tokenizer.manifest["config"]["train"] is not None
+    return tokenizer.manifest["config"].get("train", {}) is not None  # of before, all learned
 
 
 def losses_of(figures: dict[str, Any]) -> dict[str, float]:

@@ -198,6 +198,16 @@ def test_the_hash_of_a_file_is_in_the_key(root, tmp_path):
         painted(root, prompts_file=path)
 
 
+def test_a_file_that_changes_while_it_is_read_is_read_again(root, tmp_path, monkeypatch):
+    path = written(tmp_path, {"prompt": "a"})
+    reads = iter(["as it was"] * 3 + ["as it is"])  # of the id, the manifest, before and after
+    monkeypatch.setattr("workflows.sample.digest_of", lambda url: next(reads))
+    with pytest.raises(RuntimeError, match=r"changed while it was read\. Give the same line again"):
+        painted(root, prompts_file=path)
+    monkeypatch.undo()
+    assert painted(root, prompts_file=path).summary["samples"] == 1
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -494,6 +504,9 @@ def test_chains_that_cannot_be(root, second):
         step(sample, config, None, first, tokenizer)
     with pytest.raises(ValueError, match="by turns, but these were made by train_prior, train_tokenizer, train_prior"):
         step(sample, config, None, first, tokenizer, second)
+    other = Artifact(f"{root}/train_tokenizer/{'2' * 16}", tokenizer.manifest)
+    with pytest.raises(ValueError, match=f"draws for the tokenizer train_tokenizer/{tokenizer.id}, and not for"):
+        step(sample, SampleConfig(prompts=("a",)), None, first, other)
     with pytest.raises(ValueError, match="draws as a SamplingConfig says, but its sampling is a DiffusionSampling"):
         step(sample, SampleConfig(prompts=("a",), sampling=DiffusionSampling()), None, first, tokenizer)
     with pytest.raises(ValueError, match=r"None of the 1 .*hears values of .*, but nothing was drawn or brought there"):
