@@ -9,7 +9,7 @@ from infra.cluster import Cluster
 from infra.metrics import Report
 from infra.store import Artifact, step
 from infra.train.fit import Training, fit
-from infra.train.loop import TrainConfig
+from infra.train.loop import TrainConfig, Trained
 from infra.train.optim import OptimConfig
 from t2i.clip.model import CLIPConfig
 from t2i.clip.task import ClipTask
@@ -36,6 +36,11 @@ class TrainClipConfig:
             raise ValueError(f"vocabulary_rows must be at least 1, but it is {self.vocabulary_rows}.")
         if self.train.batch < 2:
             raise ValueError("CLIP learns from the other rows of a batch: give train.batch at least 2.")
+
+    @property
+    def trainings(self) -> list[Trained]:
+        """CLIP's."""
+        return [Trained(self.train, {"clip": self.optim})]
 
 
 @step(version=1)

@@ -22,7 +22,7 @@ from infra.data.shards import ShardReader, joined_names
 from infra.metrics import Report
 from infra.store import Artifact, Plan, Store, step
 from infra.train.fit import Training, fit
-from infra.train.loop import TrainConfig
+from infra.train.loop import TrainConfig, Trained
 from infra.train.optim import OptimConfig
 from t2i.evaluate.extractor import ExtractorConfig
 from t2i.evaluate.facts import vocabulary
@@ -60,6 +60,11 @@ class TrainExtractorConfig:
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=400, batch=128))
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=2e-3, warmup_steps=20))
     seed: int = 0  # of the first weights
+
+    @property
+    def trainings(self) -> list[Trained]:
+        """The extractor's."""
+        return [Trained(self.train, {"extractor": self.optim})]
 
 
 @step(version=1)

@@ -14,7 +14,7 @@ from workflows.__main__ import main
 from workflows.cascade import CascadeRecipe
 from workflows.clip import ClipRecipe
 from workflows.kinds import parts_of, read, written
-from workflows.options import recipe_options
+from workflows.options import WORK, recipe_options
 from workflows.recipes import RECIPES, demo
 from workflows.text_to_image import Recipe
 from workflows.yardstick import YardstickRecipe
@@ -115,6 +115,11 @@ def test_the_options_of_a_cascade():
         recipe_options(["cascade", "--image-size", "32", "128"], "plan")
     with pytest.raises(ValueError, match="at least one link"):
         replace(RECIPES["cascade"](), links=())
+
+
+@pytest.mark.parametrize("work", [work for work in WORK.values() if work.name.startswith("train_")], ids=str)
+def test_what_a_step_trains_is_known_before(work):
+    assert isinstance(work.config_class.trainings, property)
 
 
 def test_the_settings_of_a_cascade_tell_its_priors_apart(capsys):
