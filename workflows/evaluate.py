@@ -103,7 +103,7 @@ def evaluate(
     report(2, 4, "parts")
 
     drawn = list(read_samples(samples)) if samples else []
-    asked = [_asked(one) for one in drawn]
+    asked = [asked_of(one) for one in drawn]
     pictures = picture_scores(config.corpus, asked, [decode(one["image"]) for one in drawn])
     scores |= pictures.scores
     if pictures.lines:
@@ -256,7 +256,7 @@ def figures(scores: Scores, targets: dict[str, float]) -> list[pages.Figure]:
     return shown
 
 
-def _asked(drawn: Row) -> Row:
+def asked_of(drawn: Row) -> Row:
     """What a picture was asked for: by its row or, of a file of prompts, by the metadata of its line."""
     told = json.loads(drawn.get("metadata") or "{}")
     name = f"images/{drawn['number']:05d}.png"
@@ -276,23 +276,24 @@ def _captioned(image: bytes, row: Row, styles: Sequence[str]) -> pages.Captioned
     for style in styles:
         text, against = row[f"caption_{style}"], row.get(f"reference_{style}")
         lines.append(pages.Line(kind=f"{style.capitalize()}, rewritten", text=text, against=against))
-    return pages.Captioned(image=_reduced(image), lines=lines, truth=truth if truth != alt else None)
+    return pages.Captioned(image=reduced(image), lines=lines, truth=truth if truth != alt else None)
 
 
 def _sampled(drawn: Sequence[Row], pictures: Pictures) -> list[pages.Sampled]:
     return [
-        pages.Sampled(prompt=one["prompt"], image=_reduced(one["image"]), right=right, note=note)
+        pages.Sampled(prompt=one["prompt"], image=reduced(one["image"]), right=right, note=note)
         for one, right, note in zip(drawn, pictures.right, pictures.notes, strict=True)
     ]
 
 
 def _pair(original: np.ndarray, rebuilt: np.ndarray) -> pages.Rebuilt:
     error = mean_squared_error(original, rebuilt)
-    images = [_reduced(encode_png(image)) for image in (original, rebuilt)]
+    images = [reduced(encode_png(image)) for image in (original, rebuilt)]
     return pages.Rebuilt(image=images[0], rebuilt=images[1], psnr=psnr(error) if error else None)
 
 
-def _reduced(image: bytes) -> bytes:
+def reduced(image: bytes) -> bytes:
+    """An encoded picture as a page has it."""
     opened = Image.open(BytesIO(image))
     if max(opened.size) <= MAX_SIDE:
         return image
@@ -323,7 +324,7 @@ def _courses(title: str, artifact: Artifact) -> list[pages.Course]:
         shown = [names[round(place)] for place in np.linspace(0, len(names) - 1, min(COURSE_STEPS, len(names)))]
         prompts = storage.read_json(storage.join(folder, HELD_OUT, PROMPTS))
         strips = [np.split(decode(storage.read_bytes(storage.join(drawn, name))), len(prompts), 1) for name in shown]
-        pictures = [[_reduced(encode_png(picture)) for picture in strip] for strip in strips]
+        pictures = [[reduced(encode_png(picture)) for picture in strip] for strip in strips]
         steps = [int(name.removesuffix(".png")) for name in shown]
         courses.append(
             pages.Course(title=name, steps=steps, drawn=list(zip(prompts, zip(*pictures, strict=True), strict=True)))

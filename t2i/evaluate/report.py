@@ -168,7 +168,7 @@ class Page:
 def render(page: Page) -> str:
     """The page as HTML. Captions are anybody's text: all of it is escaped, and the page forbids scripts altogether."""
     marked = any(line.against is not None for item in page.captioned for line in item.lines)
-    return _template().render(page=page, marked=marked)
+    return template("report.html.jinja").render(page=page, marked=marked)
 
 
 def curves(step: str, rows: Sequence[Mapping[str, Any]], held_out: Sequence[Mapping[str, Any]] = ()) -> list[Curve]:
@@ -264,7 +264,8 @@ def duration(seconds: float | None) -> str:
 
 
 @cache
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """A page of this folder, which escapes whatever it is given."""
     env = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER),
         autoescape=True,
@@ -276,7 +277,7 @@ def _template() -> jinja2.Template:
     env.globals |= {"is_wide": is_wide, "percent": _percent}
     env.filters |= {"duration": duration, "rate": lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.1f}"}
     env.filters |= {"percent": _share, "count": "{:,.0f}".format}
-    return env.get_template("report.html.jinja")
+    return env.get_template(name)
 
 
 def _chart(curve: Curve) -> Markup:
