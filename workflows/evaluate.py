@@ -25,6 +25,7 @@ from workflows.corpora.scoring import Corpus, Pictures, Row, Scores, caption_sco
 from workflows.habits import habits
 from workflows.held_out import first_held_out
 from workflows.judge import TEST
+from workflows.remade import line_again
 from workflows.samples import read_samples
 from workflows.train_tokenizer import MODEL, rebuilds
 
@@ -41,6 +42,7 @@ HEADLINES = {  # score: its name on the page, and the score that it is to be rea
     "object_score": ("Sampled objects right", ("rebuilt_object_score",)),
     "reconstruction_psnr": ("Reconstruction, PSNR", ()),
 }
+SECTIONS = {"scene": "samples", "object": "samples", "reconstruction": "reconstructions"}  # others are of captions
 BASELINES = {
     "alt_text_f1": "the alt texts",
     "chance_f1": "captions of other images",
@@ -114,11 +116,14 @@ def evaluate(
     whole = habits(images, captions)
     path = ancestors([made for made in (images, captions, captioner, tokenizer, prior, samples) if made is not None])
     named = dict(zip(numbered(artifact.step for artifact in path), path, strict=True))
+    called = {artifact.path: name for name, artifact in named.items()}
+    sources = {"captions": captions, "samples": samples, "reconstructions": tokenizer}
+    sources = {section: called[made.path] for section, made in sources.items() if made is not None}
     page = pages.Page(
         title=config.title,
         summary=config.summary,
         facts=_facts(path, images),
-        figures=figures(scores, config.targets),
+        figures=figures(scores, config.targets, sources),
         captioned=[
             _captioned(image, row, styles_of(captions))
             for image, row in zip(encoded[: config.captions_shown], rows, strict=False)
@@ -130,7 +135,9 @@ def evaluate(
         rebuilt=[_pair(*both) for both in zip(originals, rebuilt, strict=True)][: config.rebuilt_shown],
         curves=[curve for name, artifact in named.items() for curve in _curves(name, artifact)],
         courses=[course for name, artifact in named.items() for course in _courses(name, artifact)],
-        work=[_work(artifact) for artifact in path],
+        work=[_work(name, artifact) for name, artifact in named.items()],
+        sources=sources,
+        command=line_again(config, images, captions, captioner, tokenizer, prior, samples, out=out),
         recipe={name: artifact.manifest["config"] for name, artifact in named.items()},
         provenance=_provenance(named),
     )
@@ -231,8 +238,8 @@ def ancestors(artifacts: Sequence[Artifact]) -> list[Artifact]:
     return list(found.values())
 
 
-def figures(scores: Scores, targets: dict[str, float]) -> list[pages.Figure]:
-    """The headline scores that there are."""
+def figures(scores: Scores, targets: dict[str, float], sources: Mapping[str, str]) -> list[pages.Figure]:
+    """The headline scores that there are, and by section what they are of."""
     shown = []
     for name, (title, against) in HEADLINES.items():
         if name not in scores:
@@ -251,6 +258,7 @@ def figures(scores: Scores, targets: dict[str, float]) -> list[pages.Figure]:
                 unit="dB" if decibel else "",
                 scale=None if decibel else 1.0,
                 baseline=baseline,
+                source=sources.get(SECTIONS.get(of, "captions"), ""),
             )
         )
     return shown
@@ -309,7 +317,7 @@ def _curves(title: str, artifact: Artifact) -> list[pages.Curve]:
     return [
         curve
         for name, folder in _trainings(title, artifact)
-        for curve in pages.curves(name, read_scalars(folder), read_scalars(storage.join(folder, HELD_OUT)))
+        for curve in pages.curves(name, read_scalars(folder), read_scalars(storage.join(folder, HELD_OUT)), title)
     ]
 
 
@@ -327,7 +335,12 @@ def _courses(title: str, artifact: Artifact) -> list[pages.Course]:
         pictures = [[reduced(encode_png(picture)) for picture in strip] for strip in strips]
         steps = [int(name.removesuffix(".png")) for name in shown]
         courses.append(
-            pages.Course(title=name, steps=steps, drawn=list(zip(prompts, zip(*pictures, strict=True), strict=True)))
+            pages.Course(
+                title=name,
+                steps=steps,
+                drawn=list(zip(prompts, zip(*pictures, strict=True), strict=True)),
+                source=title,
+            )
         )
     return courses
 
@@ -346,13 +359,14 @@ def _trainings(title: str, artifact: Artifact) -> list[tuple[str, str]]:
     ]
 
 
-def _work(artifact: Artifact) -> pages.Work:
+def _work(called: str, artifact: Artifact) -> pages.Work:
     summary = artifact.summary
     known = {"steps": "steps", "samples": "samples", "rows_in": "rows", "rows": "rows"}
     name = next((name for name in known if isinstance(summary.get(name), int)), None)
     return pages.Work(
-        step=artifact.step,
+        step=called,
         artifact=artifact.id[:8],
+        path=artifact.path,
         seconds=artifact.manifest.get("seconds"),
         amount=summary[name] if name else None,
         unit=known[name] if name else "",

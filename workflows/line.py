@@ -126,21 +126,24 @@ def flags(config: Mapping[str, Any], default: Any, whole: Collection[str] = ()) 
 
     Of a field that holds a config of another class than the default's, no option says which class it is.
     """
-    before, words = dict(_leaves(to_dict(default))), list[str]()
-    for name, value in _leaves(config):
+    there, words = to_dict(default), list[str]()
+    before = dict(_leaves(there, there))
+    for name, value in _leaves(config, there):
         if value == before.get(name) and name.partition(".")[0] not in whole:
             continue
         folder, dot, last = name.replace("_", "-").rpartition(".")
         if isinstance(value, bool):
             words.append(f"--{folder}{dot}{'' if value else 'no-'}{last}")
         else:
-            words += [f"--{folder}{dot}{last}", *map(str, value if isinstance(value, list) else [value])]
+            pairs = [word for pair in value.items() for word in pair] if isinstance(value, Mapping) else value
+            words += [f"--{folder}{dot}{last}", *map(str, pairs if isinstance(pairs, list) else [pairs])]
     return words
 
 
-def _leaves(value: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(value: Mapping[str, Any], there: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, Any]]:
+    """By dotted name; a table of any names, as a default has it empty, is a leaf."""
     for key, each in value.items():
-        if isinstance(each, Mapping):
-            yield from _leaves(each, f"{name}{key}.")
+        if isinstance(each, Mapping) and there.get(key):
+            yield from _leaves(each, there[key], f"{name}{key}.")
         elif key != "class":
             yield f"{name}{key}", each

@@ -5,6 +5,7 @@ import difflib
 import io
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -34,6 +35,7 @@ class Figure:
     scale: float | None = 1.0
     baseline: tuple[str, float] | None = None  # what the score is to be read against: ("alt text", 0.61)
     note: str = ""
+    source: str = ""  # the step whose artifact it is of, as `Work` names it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +123,7 @@ class Curve:
     title: str
     series: Mapping[str, Points]
     loss: bool = True  # other curves (learning rate, throughput) are folded away
+    source: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +133,7 @@ class Course:
     title: str
     steps: Sequence[int]
     drawn: Sequence[tuple[str, Sequence[bytes]]]  # a prompt, and its picture (encoded) of each step
+    source: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +146,7 @@ class Work:
     amount: int | None = None
     unit: str = "rows"
     peak_gb: float | None = None
+    path: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,17 +166,26 @@ class Page:
     curves: Sequence[Curve] = ()
     courses: Sequence[Course] = ()
     work: Sequence[Work] = ()
+    sources: Mapping[str, str] = field(default_factory=dict)  # of whole sections, by the section's id
+    command: str = ""  # the line that makes the page, and all that it is of, again
     recipe: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
 def render(page: Page) -> str:
     """The page as HTML. Captions are anybody's text: all of it is escaped, and the page forbids scripts altogether."""
+    anchors = {item.step: f"made-{number}" for number, item in enumerate(page.work, 1)}
+    made = {
+        item.step: Markup('<a class="by" href="#{}">{} {}</a>').format(anchors[item.step], item.step, item.artifact)
+        for item in page.work
+    }
     marked = any(line.against is not None for item in page.captioned for line in item.lines)
-    return template("report.html.jinja").render(page=page, marked=marked)
+    return template("report.html.jinja").render(page=page, marked=marked, anchors=anchors, made=made)
 
 
-def curves(step: str, rows: Sequence[Mapping[str, Any]], held_out: Sequence[Mapping[str, Any]] = ()) -> list[Curve]:
+def curves(
+    step: str, rows: Sequence[Mapping[str, Any]], held_out: Sequence[Mapping[str, Any]] = (), source: str = ""
+) -> list[Curve]:
     """The charts of one training step, from its metrics: a chart a quantity, a series an Update.
 
     A row holds `step` and figures named `quantity` or `update/quantity`; of a step logged twice, after a restart, the
@@ -189,6 +203,7 @@ def curves(step: str, rows: Sequence[Mapping[str, Any]], held_out: Sequence[Mapp
         Curve(
             title=f"{step} · {quantity.replace('_', ' ')}",
             series=series,
+            source=source,
             loss=quantity not in ("lr", "grad_norm") and not quantity.endswith("_per_second"),
         )
         for quantity, series in found.items()
@@ -274,7 +289,7 @@ def template(name: str) -> jinja2.Template:
         lstrip_blocks=True,
     )
     env.globals |= {"picture": picture, "compared": compared, "chart": _chart, "pretty": _pretty}
-    env.globals |= {"is_wide": is_wide, "percent": _percent}
+    env.globals |= {"is_wide": is_wide, "percent": _percent, "quote": shlex.quote}
     env.filters |= {"duration": duration, "rate": lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.1f}"}
     env.filters |= {"percent": _share, "count": "{:,.0f}".format}
     return env.get_template(name)
