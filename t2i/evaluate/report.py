@@ -18,6 +18,7 @@ from PIL import Image
 
 from t2i.evaluate.chart import Points, line_chart
 
+NO_LOSSES = ("lr", "grad_norm", "loss_scale", "waiting_share", "prepared_steps", "model_flops_utilization")
 _FOLDER = Path(__file__).parent
 _SMALL = {"a", "an", "the", "and", "of", "with", "on", "at", "in"}  # words that say nothing by themselves
 
@@ -204,7 +205,7 @@ def curves(
             title=f"{step} · {quantity.replace('_', ' ')}",
             series=series,
             source=source,
-            loss=quantity not in ("lr", "grad_norm") and not quantity.endswith("_per_second"),
+            loss=quantity not in NO_LOSSES and not quantity.endswith("_per_second"),
         )
         for quantity, series in found.items()
     ]

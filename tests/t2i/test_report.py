@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from t2i.evaluate import report
-from t2i.evaluate.chart import line_chart, nice_ticks, number
+from t2i.evaluate.chart import labels, line_chart, nice_ticks, number
 from tests.browser import LAYOUT, in_browser, seen
 
 HOSTILE = (
@@ -257,6 +257,8 @@ def test_a_chart_leaves_out_what_is_not_a_number():
 def test_ticks_are_round():
     assert nice_ticks(0, 1, 4) == [0, 0.5, 1]
     assert nice_ticks(0, 4000, 5) == [0, 1000, 2000, 3000, 4000]
+    assert labels([4.86, 4.865, 4.87]) == ["4.86", "4.865", "4.87"]
+    assert labels([1e6, 1e6]) == ["1M", "1M"]
     assert [number(v) for v in (0.05, 12, 1500, 15000, 2.5e6)] == ["0.05", "12", "1500", "15k", "2.5M"]
 
 
