@@ -13,13 +13,13 @@ from workflows.line import flags
 RECIPE = "recipe.json"
 
 
-def line_again(config: Any, *inputs: Artifact | None, out: str) -> str:
+def line_again(config: Any, images: Artifact, captions: Artifact, *models: Artifact | None, out: str) -> str:
     """`rescribe run <out>/recipe.json`, where a recipe's steps end in `out`, which is written there; else `evaluate`.
 
-    `inputs` are what `evaluate` takes: images, captions, captioner, tokenizer, prior and samples.
+    `models` are what `evaluate` takes besides: captioner, tokenizer, prior and samples.
     """
     root = out.rsplit("/", 2)[0]
-    if (recipe := _recipe(config, *inputs)) is not None:
+    if (recipe := _recipe(config, images, captions, *models)) is not None:
         plan = Plan(root)
         with suppress(OSError, ValueError):  # what it is made of lies elsewhere, or is no recipe's
             recipe.run(plan)
@@ -27,7 +27,12 @@ def line_again(config: Any, *inputs: Artifact | None, out: str) -> str:
             storage.write_json(storage.join(out, RECIPE), to_dict(recipe))
             return shlex.join(["rescribe", "run", storage.join(out, RECIPE), "--store", root])
     names = ("images", "captions", "captioner", "tokenizer", "prior", "samples")
-    words = [word for name, each in zip(names, inputs, strict=True) if each for word in (f"--{name}", each.path)]
+    words = [
+        word
+        for name, each in zip(names, (images, captions, *models), strict=True)
+        if each
+        for word in (f"--{name}", each.path)
+    ]
     return shlex.join(["rescribe", "evaluate", *words, *flags(to_dict(config), type(config)()), "--store", root])
 
 
