@@ -17,12 +17,14 @@ from infra import storage
 from infra.cluster import laptop
 from infra.config import from_dict
 from infra.data.images import decode, encode_png
-from infra.store import Artifact, Plan
+from infra.store import Artifact
 from t2i.evaluate.scenes import Scene, describe
 from workflows import evaluate as module
+from workflows import remade
 from workflows.corpora import emoji, nlvr, scoring
 from workflows.corpora.prompts import held_out_prompts, prompt_line
 from workflows.corpora.shapes import ShapesConfig, draw_scene, render
+from workflows.kinds import read
 from workflows.options import step_options
 from workflows.remade import line_again
 from workflows.text_to_image import Recipe
@@ -237,17 +239,18 @@ def test_a_report_that_is_no_recipes_has_the_line_of_its_step(shapes, tmp_path):
     assert f"rescribe show {shapes[4].path}" in page
 
 
-def test_a_recipes_report_has_the_line_that_makes_it_again(tmp_path):
-    """The report of an older commit's artifacts, made by this one: its recipe finds all of them."""
+def test_a_recipes_report_has_the_line_that_makes_it_again(tmp_path, monkeypatch):
+    """Of artifacts that an older commit's recipe made, as if no step had risen since."""
     shutil.copytree(GOLDEN / "store", tmp_path / "runs")
     store, recipe = str(tmp_path / "runs"), from_dict(Recipe, storage.read_json(str(GOLDEN / "recipe.json")))
     made = {path.parent.parent.name: Artifact.open(str(path.parent)) for path in Path(store).glob("*/*/manifest.json")}
-    inputs = [made[name] for name in ("ingest", "recaption", "train_captioner", "train_tokenizer", "train_prior")]
-    out = storage.join(store, "evaluate", module.evaluate.identity(recipe.report, [*inputs, made["sample"]]))
-    line = shlex.split(line_again(recipe.report, *inputs, made["sample"], out=out))
-    if line[1] == "run":  # unless versions of steps have risen since
-        again = from_dict(Recipe, storage.read_json(line[2]))
-        assert replace(again, name=recipe.name) == recipe
-    plan = Plan(store)
-    recipe.run(plan)
-    assert (line[1] == "run") == (plan.lines[-1][1] == storage.name(out))
+    names = ("ingest", "recaption", "train_captioner", "train_tokenizer", "train_prior", "sample")
+    inputs = [made[name] for name in names]
+    out = storage.join(store, "evaluate", "0123456789abcdef")
+    assert line_again(recipe.report, *inputs, out=out).startswith("rescribe evaluate --images")
+    monkeypatch.setattr(remade, "VERSIONS", {name: each.manifest["version"] for name, each in made.items()})
+    line = shlex.split(line_again(recipe.report, *inputs, out=out))
+    assert line == ["rescribe", "run", storage.join(out, "recipe.json"), "--store", store]
+    assert replace(read(storage.read_json(line[2])), name=recipe.name) == recipe
+    inputs[0].manifest["id"] += ".1"
+    assert "evaluate" in line_again(recipe.report, *inputs, out=out), "a revision is not what a recipe makes"
