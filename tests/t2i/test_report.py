@@ -189,7 +189,7 @@ def test_pictures_come_first_and_numbers_lead_to_what_made_them(hostile):
     assert links.count("#made-2") == 3  # captions and what is said of all of them
     ids = [attrs["id"] for _, attrs in Tags(hostile).found if attrs.get("id", "").startswith("made-")]
     assert ids == ["made-1", "made-2"]
-    assert HOSTILE in unescape(hostile[hostile.index("This line makes all of it again") :])
+    assert HOSTILE in unescape(hostile[hostile.index("This line makes it again") :])
     assert "rescribe show 'runs/" in unescape(hostile)
 
 

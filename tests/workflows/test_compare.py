@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from infra import storage
 from infra.cluster import Cluster
 from infra.config import from_dict
 from infra.data.images import decode, encode_png
-from infra.store import Artifact
+from infra.store import Artifact, Store
 from t2i.clip import embedder
 from t2i.evaluate import intervals
 from t2i.evaluate.comparison import GAP, LINE, contact_sheet, figure
@@ -206,6 +207,16 @@ def test_priors_draw_the_same_prompts_from_the_same_seeds(stores):
     assert "leave out --count" in said
 
 
+def test_the_pictures_of_a_recipe_are_drawn_once(stores):
+    (made,) = (stores / "one" / "sample").glob("*/manifest.json")
+    made.write_text(json.dumps(json.loads(made.read_text()) | {"version": sample.version}))
+    one, store = compared.entrant(str(stores / "one"), str), Store(str(stores / "one"), CLUSTER)
+    assert compared._draw(store, one, one.config, one.mixture).path == str(made.parent)
+    fewer = replace(one.config, count=2)
+    other = compared._draw(store, one, fewer, one.mixture)
+    assert other.summary["samples"] == 2
+
+
 def test_prompts_of_the_line_need_no_mixture(stores):
     code, results, said = line(stores, str(stores / "one"), str(stores / "two"), "--prompts", "a red circle", "a cross")
     assert code == 0, said
@@ -225,7 +236,7 @@ def test_distances_of_two_corpora_are_refused(stores, tmp_path):
     (index,) = (stores / "two" / "ingest").glob("*/manifest.json")
     index.write_text(json.dumps(json.loads(index.read_text()) | {"id": "f" * 16}))  # the second learned from others
     entrants = [compared.entrant(str(stores / name), str) for name in ("one", "two")]
-    corpora = [corpus_of(each.images) for each in entrants]
+    corpora = [corpus_of(each.images) for each in entrants if each.images]
     real = {"fid": (1.0, (0.9, 1.1), 10)}
     summary = {"corpus": corpora[0], "extractor": "train_extractor x", "rows": 10, "real": real}
     calibrated = make(tmp_path / "yard", "calibrate", summary=summary)
