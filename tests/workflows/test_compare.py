@@ -22,7 +22,7 @@ from t2i.priors.task import load_prior
 from tests import kills
 from tests.browser import in_browser, seen
 from tests.workflows.test_evaluate import make
-from workflows import compared
+from workflows import compared, yardstick
 from workflows.compare import CompareConfig, compare, costs_of, line_of, parameters_of
 from workflows.corpora.shapes import draw_scene, render
 from workflows.options import step_options
@@ -247,6 +247,30 @@ def test_distances_of_two_corpora_are_refused(stores, tmp_path):
     code, _, said = line(stores, str(stores / "one"), str(stores / "two"), "--yardstick", calibrated.path)
     assert code == 1
     assert "Distances of two corpora say nothing about each other" in said
+
+
+def pooled(images):
+    """What square pictures look like from afar: (N, 48)."""
+    return np.stack([each.reshape(4, len(each) // 4, 4, len(each) // 4, 3).mean((1, 3)).ravel() for each in images])
+
+
+def test_models_draw_what_a_yardstick_asks_for_and_are_measured(stores, monkeypatch):
+    monkeypatch.setitem(yardstick.EXTRACTORS, "train_extractor", lambda folder: pooled)
+    root = stores / "one"
+    (images,) = (Artifact.open(str(path)) for path in (root / "ingest").iterdir())
+    extractor = make(root, "train_extractor", [images])
+    made = Store(str(root), CLUSTER).step(yardstick.calibrate, yardstick.CalibrateConfig(rows=12), images, extractor)
+    code, results, said = line(stores, str(root), str(stores / "two"), "--yardstick", made.path, "--count", "2")
+    assert code == 0, said
+    told = storage.read_json(Artifact.open(results["artifact"]).url("compare.json"))
+    assert told["yardstick"]["id"] == f"calibrate/{made.id}"
+    assert told["yardstick"]["fid"] == made.summary["real"]["fid"][0]
+    assert told["pictures"] == 2
+    measured = Artifact.open(results["artifact"]).inputs[0]
+    assert [each.summary["samples"] for each in measured.inputs[1:]] == [12, 12]
+    lines = storage.read_json(measured.url("table.json"))
+    assert [model["fid"] for model in told["models"]] == [each["fid"] for each in lines[1:]]
+    assert "real against real" in Path(results["page"]).read_text()
 
 
 def test_distances_stand_beside_those_of_real_pictures(scenes, tmp_path):
