@@ -25,6 +25,8 @@ VERBS = {
     "retry": "verbs.retry",
     "recaption": "verbs.recaption_corpus",
     "gallery": "verbs.gallery",
+    "compare": "compared.compare_models",
+    "rate": "rated.rate_pairs",
     "export": "verbs.export_corpus",
     "submit": "submit.submit",
     "status": "submit.status",

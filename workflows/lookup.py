@@ -42,6 +42,8 @@ _KNOWN = {
     "train_clip",
     "measure",
     "evaluate",
+    "compare",
+    "rate",
     "export",
 }  # what a step of somebody else's made is taken by their word
 MOST = 20  # artifacts that a message lists

@@ -17,7 +17,7 @@ from tests.commands import check_command
 from tests.docs.lists import ELSEWHERE, INSTEAD, NOT_RUN, PROGRAMS
 from tests.docs.pages import COMMANDS, PAGES, ROOT, Page
 from tests.docs.shell import without_settings
-from workflows import look, options, submit
+from workflows import compared, look, options, rated, submit
 from workflows.cascade import cascade
 from workflows.clip import clip
 from workflows.options import WORK, further_inputs
@@ -122,7 +122,12 @@ def fields(kind: type, prefix: str = "") -> typing.Iterator[str]:
 @cache
 def known_options() -> frozenset[str]:
     found = {"corpus", "seed", "store", "cluster", *fields(Cluster, "cluster.")}
-    holders = [each for module in (look, options, submit) for each in vars(module).values() if isinstance(each, type)]
+    holders = [
+        each
+        for module in (look, options, submit, compared, rated)
+        for each in vars(module).values()
+        if isinstance(each, type)
+    ]
     for kind in holders:
         if dataclasses.is_dataclass(kind):
             found |= set(fields(kind))
