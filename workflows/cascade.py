@@ -86,7 +86,7 @@ def cascade(seed: int = 0) -> CascadeRecipe:
     """Shapes in two steps, as Imagen draws (arXiv 2205.11487): 16x16 pixels from words, then 32x32 from both."""
     before = demo(seed)
     words, smaller = WordsConfig(vocabulary_size=1000, length=40), SmallerConfig(size=(16, 16), noise=0.3)
-    drawn = DiffusionSampling(sampler="dpm_solver_2m", steps=20, guidance=2.0)
+    drawn = DiffusionSampling(sampler="dpm_solver_2m", steps=20, guidance=3.0)
     return CascadeRecipe(
         name="cascade",
         corpus=before.corpus,
@@ -95,7 +95,7 @@ def cascade(seed: int = 0) -> CascadeRecipe:
         mix=before.mix,
         links=(
             # Of what noise hides only words tell: more of the steps are there.
-            LinkTraining(tokenizer=_pixels(16), prior=_diffusion(before.prior, 500, Flow(shift=2.0), words)),
+            LinkTraining(tokenizer=_pixels(16), prior=_diffusion(before.prior, 800, Flow(shift=2.0), words)),
             LinkTraining(tokenizer=_pixels(32), prior=_diffusion(before.prior, 250, Flow(), words, smaller)),
         ),
         sample=replace(
