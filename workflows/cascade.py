@@ -86,7 +86,7 @@ def cascade(seed: int = 0) -> CascadeRecipe:
     """Shapes in two steps, as Imagen draws (arXiv 2205.11487): 16x16 pixels from words, then 32x32 from both."""
     before = demo(seed)
     words, smaller = WordsConfig(vocabulary_size=1000, length=40), SmallerConfig(size=(16, 16), noise=0.3)
-    drawn = DiffusionSampling(sampler="dpm_solver_2m", steps=20, guidance=3.0)
+    drawn = DiffusionSampling(sampler="dpm_solver_2m", steps=20, guidance=2.0)
     return CascadeRecipe(
         name="cascade",
         corpus=before.corpus,
