@@ -18,12 +18,13 @@ from tests.infra.train.toy import Losses
 from tests.workflows import test_export as plain  # its steps need no Ray
 from workflows import api
 from workflows import train_clip as module
+from workflows.clip import clip
 from workflows.corpora.shapes import ShapesConfig
 from workflows.held_out import first_held_out
 from workflows.ingest import IngestConfig
 from workflows.mix import MixConfig
 from workflows.options import WORK, step_options
-from workflows.train_clip import TrainClipConfig, clip, train_clip
+from workflows.train_clip import TrainClipConfig, train_clip
 
 TOWER = TowerConfig(width=16, layers=1, heads=2)
 SIZES = {"vision": TOWER, "text": TOWER, "width": 8, "vocabulary_size": 600, "length": 12}
@@ -47,9 +48,9 @@ def made(tmp_path_factory):
     corpus = ShapesConfig(samples=60, labelled=5, shard_size=30, test_fraction=0.2)
     images = store.step(plain.ingest, IngestConfig(corpus=corpus, image_size=(40, 48)))
     mixture = store.step(plain.mix, MixConfig(weights={"alt": 1.0}), images, images)
-    sizes = replace(clip().model, **SIZES)
+    sizes = replace(clip().clip.model, **SIZES)
     short = TrainConfig(steps=8, batch=16, log_every_steps=1)
-    config = replace(clip(), model=sizes, train=short, optim=replace(clip().optim, warmup_steps=2))
+    config = replace(clip().clip, model=sizes, train=short, optim=replace(clip().clip.optim, warmup_steps=2))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(module, "fit", fit)
         artifact = store.step(train_clip, config, mixture)
@@ -107,7 +108,7 @@ def test_the_command_and_its_config():
     config = step_options(WORK["train_clip"], [*line, "--model.fit", "stretch"]).config
     assert config.model.vision == TowerConfig(width=64, layers=2, heads=2)
     assert config.model.fit == "stretch"
-    assert from_dict(TrainClipConfig, to_dict(clip(seed=3))) == clip(seed=3)
+    assert from_dict(TrainClipConfig, to_dict(clip(seed=3).clip)) == clip(seed=3).clip
     with pytest.raises(ValueError, match="other rows of a batch"):
         TrainClipConfig(train=TrainConfig(steps=1, batch=1))
     with pytest.raises(ValueError, match="vocabulary_rows"):
