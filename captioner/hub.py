@@ -30,7 +30,7 @@ def asked(name: str, what: str) -> Iterator[None]:
                 f"{name} is not on this machine, and the Hugging Face hub cannot be asked for it: {away}. "
                 f"Mend that, or fetch it elsewhere (hf download {name} --local-dir FOLDER) and give the folder instead."
             ) from error
-        raise FileNotFoundError(f"There is no {what} at {name}, or it lacks a file: {said}.") from error
+        raise FileNotFoundError(f"There is no {what} at {name}, or it lacks a file: {said.rstrip('.')}.") from error
     finally:
         logging.set_verbosity(before)
 

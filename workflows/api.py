@@ -134,6 +134,9 @@ class Captioner:
         if self._tower is not None:
             batch[self._tower.view] = [self._tower.fit(each) for each in pictures]
         columns = self._stages[chosen](batch)
+        for state in columns.get("state", ()):
+            if isinstance(state, Exception):
+                raise state
         if reasons := [reason for reason in columns.get("reason", ()) if reason]:
             raise RuntimeError(reasons[0])
         return columns[f"caption_{chosen.name}"]

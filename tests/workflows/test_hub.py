@@ -73,6 +73,7 @@ def test_names_where_the_hub_is_away(way, tmp_path):
         assert cause in said
         assert "give the folder" in said
         assert len(said) < 400
+        assert ".." not in said
     assert "Retrying" not in written
     assert "Traceback" not in written
 
