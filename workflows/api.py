@@ -1,5 +1,6 @@
 """What `import rescribe` offers: models that draw or describe pictures, and the rows of artifacts as a table."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,7 @@ from captioner.styles import Style
 from captioner.task import ALT_COLUMN
 from captioner.tower import Tower
 from infra import storage
-from infra.data.images import decode
+from infra.data.images import decode, pixels_of
 from infra.data.ledger import LEDGER
 from infra.data.shards import ShardReader, joined_names
 from infra.store import MANIFEST, Artifact
@@ -118,8 +119,9 @@ class Captioner:
         self._stages: dict[Style, Caption | CaptionWith] = {}
 
     def caption(self, images: Any, style: str | Style = "") -> list[str]:
-        """What is said of each picture: Pillow images, (H, W, 3) uint8 arrays, or paths, local or s3://.
+        """What is said of each picture: Pillow images, arrays (see `pixels_of`), or paths, local or s3://.
 
+        Transparency lies on white, whatever it comes in.
         `style` is the name of one of `styles`, of which the first is the default, or a `Style` of one's own.
         RuntimeError where somebody else's model has no answer, ValueError for a style or a picture that cannot be.
         """
@@ -196,6 +198,10 @@ def _rows_of(artifact: Artifact) -> list[str]:
 
 def _pixels(image: Any) -> np.ndarray:
     """(H, W, 3) uint8 of a picture, as a captioner is shown it."""
-    if isinstance(image, str):
-        return decode(storage.read_bytes(image))
-    return np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
+    if not isinstance(image, str | os.PathLike):
+        return pixels_of(image)
+    path = os.fspath(image)
+    try:
+        return decode(storage.read_bytes(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
