@@ -95,7 +95,7 @@ def cascade(seed: int = 0) -> CascadeRecipe:
         mix=before.mix,
         links=(
             # Of what noise hides only words tell: more of the steps are there.
-            LinkTraining(tokenizer=_pixels(16), prior=_diffusion(before.prior, 500, Flow(shift=2.0), words)),
+            LinkTraining(tokenizer=_pixels(16), prior=_diffusion(before.prior, 800, Flow(shift=2.0), words)),
             LinkTraining(tokenizer=_pixels(32), prior=_diffusion(before.prior, 250, Flow(), words, smaller)),
         ),
         sample=replace(

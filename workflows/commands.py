@@ -25,6 +25,8 @@ VERBS = {
     "retry": "verbs.retry",
     "recaption": "verbs.recaption_corpus",
     "gallery": "verbs.gallery",
+    "compare": "compared.compare_models",
+    "rate": "rated.rate_pairs",
     "export": "verbs.export_corpus",
     "submit": "submit.submit",
     "status": "submit.status",
@@ -46,9 +48,12 @@ STEPS = {
     "hash_images": "deduplicate",
     "deduplicate": "deduplicate",
     "examine": "examine",
+    "train_extractor": "yardstick",
+    "calibrate": "yardstick",
+    "measure": "yardstick",
 }
 # Recipes of other kinds than those of `recipes.py`: functions of the recipe's own name, and the module of each.
-KINDS = {"cascade": "cascade"}
+KINDS = {"cascade": "cascade", "clip": "clip", "yardstick": "yardstick"}
 DECODE = ("recaption", "encode_text", "encode", "sample")  # steps whose actors hold models
 COUNTS = ("rows_in", "accepted", "rejected", "failed", "shards")  # of rows, in this order, that a line tells
 ON_RECIPES = ("run", "plan", "settings")  # verbs whose first word is a recipe

@@ -25,6 +25,7 @@ from workflows.corpora.scoring import Corpus, Pictures, Row, Scores, caption_sco
 from workflows.habits import habits
 from workflows.held_out import first_held_out
 from workflows.judge import TEST
+from workflows.remade import line_again
 from workflows.samples import read_samples
 from workflows.train_tokenizer import MODEL, rebuilds
 
@@ -41,6 +42,7 @@ HEADLINES = {  # score: its name on the page, and the score that it is to be rea
     "object_score": ("Sampled objects right", ("rebuilt_object_score",)),
     "reconstruction_psnr": ("Reconstruction, PSNR", ()),
 }
+SECTIONS = {"scene": "samples", "object": "samples", "reconstruction": "reconstructions"}  # others are of captions
 BASELINES = {
     "alt_text_f1": "the alt texts",
     "chance_f1": "captions of other images",
@@ -103,7 +105,7 @@ def evaluate(
     report(2, 4, "parts")
 
     drawn = list(read_samples(samples)) if samples else []
-    asked = [_asked(one) for one in drawn]
+    asked = [asked_of(one) for one in drawn]
     pictures = picture_scores(config.corpus, asked, [decode(one["image"]) for one in drawn])
     scores |= pictures.scores
     if pictures.lines:
@@ -114,11 +116,14 @@ def evaluate(
     whole = habits(images, captions)
     path = ancestors([made for made in (images, captions, captioner, tokenizer, prior, samples) if made is not None])
     named = dict(zip(numbered(artifact.step for artifact in path), path, strict=True))
+    called = {artifact.path: name for name, artifact in named.items()}
+    sources = {"captions": captions, "samples": samples, "reconstructions": tokenizer}
+    sources = {section: called[made.path] for section, made in sources.items() if made is not None}
     page = pages.Page(
         title=config.title,
         summary=config.summary,
         facts=_facts(path, images),
-        figures=figures(scores, config.targets),
+        figures=figures(scores, config.targets, sources),
         captioned=[
             _captioned(image, row, styles_of(captions))
             for image, row in zip(encoded[: config.captions_shown], rows, strict=False)
@@ -130,7 +135,9 @@ def evaluate(
         rebuilt=[_pair(*both) for both in zip(originals, rebuilt, strict=True)][: config.rebuilt_shown],
         curves=[curve for name, artifact in named.items() for curve in _curves(name, artifact)],
         courses=[course for name, artifact in named.items() for course in _courses(name, artifact)],
-        work=[_work(artifact) for artifact in path],
+        work=[_work(name, artifact) for name, artifact in named.items()],
+        sources=sources,
+        command=line_again(config, images, captions, captioner, tokenizer, prior, samples, out=out),
         recipe={name: artifact.manifest["config"] for name, artifact in named.items()},
         provenance=_provenance(named),
     )
@@ -231,8 +238,8 @@ def ancestors(artifacts: Sequence[Artifact]) -> list[Artifact]:
     return sorted(found.values(), key=lambda made: made.manifest.get("started", ""))
 
 
-def figures(scores: Scores, targets: dict[str, float]) -> list[pages.Figure]:
-    """The headline scores that there are."""
+def figures(scores: Scores, targets: dict[str, float], sources: Mapping[str, str]) -> list[pages.Figure]:
+    """The headline scores that there are, and by section what they are of."""
     shown = []
     for name, (title, against) in HEADLINES.items():
         if name not in scores:
@@ -251,12 +258,13 @@ def figures(scores: Scores, targets: dict[str, float]) -> list[pages.Figure]:
                 unit="dB" if decibel else "",
                 scale=None if decibel else 1.0,
                 baseline=baseline,
+                source=sources.get(SECTIONS.get(of, "captions"), ""),
             )
         )
     return shown
 
 
-def _asked(drawn: Row) -> Row:
+def asked_of(drawn: Row) -> Row:
     """What a picture was asked for: by its row or, of a file of prompts, by the metadata of its line."""
     told = json.loads(drawn.get("metadata") or "{}")
     name = f"images/{drawn['number']:05d}.png"
@@ -276,23 +284,24 @@ def _captioned(image: bytes, row: Row, styles: Sequence[str]) -> pages.Captioned
     for style in styles:
         text, against = row[f"caption_{style}"], row.get(f"reference_{style}")
         lines.append(pages.Line(kind=f"{style.capitalize()}, rewritten", text=text, against=against))
-    return pages.Captioned(image=_reduced(image), lines=lines, truth=truth if truth != alt else None)
+    return pages.Captioned(image=reduced(image), lines=lines, truth=truth if truth != alt else None)
 
 
 def _sampled(drawn: Sequence[Row], pictures: Pictures) -> list[pages.Sampled]:
     return [
-        pages.Sampled(prompt=one["prompt"], image=_reduced(one["image"]), right=right, note=note)
+        pages.Sampled(prompt=one["prompt"], image=reduced(one["image"]), right=right, note=note)
         for one, right, note in zip(drawn, pictures.right, pictures.notes, strict=True)
     ]
 
 
 def _pair(original: np.ndarray, rebuilt: np.ndarray) -> pages.Rebuilt:
     error = mean_squared_error(original, rebuilt)
-    images = [_reduced(encode_png(image)) for image in (original, rebuilt)]
+    images = [reduced(encode_png(image)) for image in (original, rebuilt)]
     return pages.Rebuilt(image=images[0], rebuilt=images[1], psnr=psnr(error) if error else None)
 
 
-def _reduced(image: bytes) -> bytes:
+def reduced(image: bytes) -> bytes:
+    """An encoded picture as a page has it."""
     opened = Image.open(BytesIO(image))
     if max(opened.size) <= MAX_SIDE:
         return image
@@ -308,7 +317,7 @@ def _curves(title: str, artifact: Artifact) -> list[pages.Curve]:
     return [
         curve
         for name, folder in _trainings(title, artifact)
-        for curve in pages.curves(name, read_scalars(folder), read_scalars(storage.join(folder, HELD_OUT)))
+        for curve in pages.curves(name, read_scalars(folder), read_scalars(storage.join(folder, HELD_OUT)), title)
     ]
 
 
@@ -323,10 +332,15 @@ def _courses(title: str, artifact: Artifact) -> list[pages.Course]:
         shown = [names[round(place)] for place in np.linspace(0, len(names) - 1, min(COURSE_STEPS, len(names)))]
         prompts = storage.read_json(storage.join(folder, HELD_OUT, PROMPTS))
         strips = [np.split(decode(storage.read_bytes(storage.join(drawn, name))), len(prompts), 1) for name in shown]
-        pictures = [[_reduced(encode_png(picture)) for picture in strip] for strip in strips]
+        pictures = [[reduced(encode_png(picture)) for picture in strip] for strip in strips]
         steps = [int(name.removesuffix(".png")) for name in shown]
         courses.append(
-            pages.Course(title=name, steps=steps, drawn=list(zip(prompts, zip(*pictures, strict=True), strict=True)))
+            pages.Course(
+                title=name,
+                steps=steps,
+                drawn=list(zip(prompts, zip(*pictures, strict=True), strict=True)),
+                source=title,
+            )
         )
     return courses
 
@@ -345,13 +359,14 @@ def _trainings(title: str, artifact: Artifact) -> list[tuple[str, str]]:
     ]
 
 
-def _work(artifact: Artifact) -> pages.Work:
+def _work(called: str, artifact: Artifact) -> pages.Work:
     summary = artifact.summary
     known = {"steps": "steps", "samples": "samples", "rows_in": "rows", "rows": "rows"}
     name = next((name for name in known if isinstance(summary.get(name), int)), None)
     return pages.Work(
-        step=artifact.step,
+        step=called,
         artifact=artifact.id[:8],
+        path=artifact.path,
         seconds=artifact.manifest.get("seconds"),
         amount=summary[name] if name else None,
         unit=known[name] if name else "",

@@ -2,11 +2,12 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from infra import storage
+from infra.config import to_dict
 from workflows.lookup import is_name
 
 WRITTEN = ("store", "out")  # options that name a folder, whether it is there yet or not
@@ -118,3 +119,31 @@ def batches(value: Any) -> Iterator[int]:
     elif dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
             yield from batches(getattr(value, field.name))
+
+
+def flags(config: Mapping[str, Any], default: Any, whole: Collection[str] = ()) -> list[str]:
+    """Options that say what a config, as data, has otherwise than a default one, and all that stands in fields `whole`.
+
+    Of a field that holds a config of another class than the default's, no option says which class it is.
+    """
+    there, words = to_dict(default), list[str]()
+    before = dict(_leaves(there, there))
+    for name, value in _leaves(config, there):
+        if value == before.get(name) and name.partition(".")[0] not in whole:
+            continue
+        folder, dot, last = name.replace("_", "-").rpartition(".")
+        if isinstance(value, bool):
+            words.append(f"--{folder}{dot}{'' if value else 'no-'}{last}")
+        else:
+            pairs = [word for pair in value.items() for word in pair] if isinstance(value, Mapping) else value
+            words += [f"--{folder}{dot}{last}", *map(str, pairs if isinstance(pairs, list) else [pairs])]
+    return words
+
+
+def _leaves(value: Mapping[str, Any], there: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, Any]]:
+    """By dotted name; a table of any names, as a default has it empty, is a leaf."""
+    for key, each in value.items():
+        if isinstance(each, Mapping) and there.get(key):
+            yield from _leaves(each, there[key], f"{name}{key}.")
+        elif key != "class":
+            yield f"{name}{key}", each

@@ -33,9 +33,19 @@ MAKERS = {
     "hashes": ("hash_images",),
     "verdicts": ("deduplicate", "examine"),
     "chain": ("train_prior", "train_tokenizer"),
+    "extractor": ("train_extractor",),
+    "yardstick": ("calibrate",),
 }
 _ORDER = [step for steps in MAKERS.values() for step in steps]
-_KNOWN = {*_ORDER, "train_clip", "evaluate", "export"}  # what a step of somebody else's made is taken by their word
+_KNOWN = {
+    *_ORDER,
+    "train_clip",
+    "measure",
+    "evaluate",
+    "compare",
+    "rate",
+    "export",
+}  # what a step of somebody else's made is taken by their word
 MOST = 20  # artifacts that a message lists
 _ID = re.compile(r"[0-9a-f]{16}(?:\.\d+)?")
 

@@ -138,6 +138,9 @@ def _told(family: str, config: Any, *beside: Any) -> tuple[str, str]:
     if family == "captioner":
         height, width = config.vision.image_size
         return f"texts of {config.text.max_length} tokens", f"pictures of {height}x{width}"
+    if family == "clip":
+        side = config.image_size
+        return f"vectors of {config.width}", f"pictures of {side}x{side}, texts of {config.length} tokens"
     if family == "tokenizer":
         side = 256 // config.grid((256, 256))[0]
         return f"codes of {config.quantizer.size:,}, each of {side}x{side} pixels", "pictures"

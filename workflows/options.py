@@ -31,11 +31,11 @@ from workflows.sample import SampleConfig
 from workflows.text_to_image import STEPS
 from workflows.train_clip import train_clip
 from workflows.train_tokenizer import MODEL
+from workflows.yardstick import calibrate, measure, train_extractor
 
 BRIEF = ("max-requests", "max-tokens", "token-prices")  # fields of the cluster that are options by themselves
-WORK: dict[str, Step] = {
-    work.name: work for work in (*STEPS, encode_text, train_clip, hash_images, deduplicate, examine)
-}
+FURTHER = (encode_text, train_clip, hash_images, deduplicate, examine, train_extractor, calibrate, measure)
+WORK: dict[str, Step] = {work.name: work for work in (*STEPS, *FURTHER)}
 OLDER: dict[str, Step] = {caption_with.name: caption_with}  # steps of before, whose artifacts can be retried
 ONE_KIND = (tyro.conf.AvoidSubcommands,)  # a field of several types keeps that of its default
 _FLAT = tyro.conf.arg(name="")  # its fields are options of the command itself

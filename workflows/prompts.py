@@ -95,7 +95,7 @@ def digest_of(url: str) -> str:
 
 def _texts(url: str) -> list[str]:
     """The texts in a folder; none of what is a file."""
-    names = storage.list_names(url)
+    names = storage.list_names(storage.absolute(url))  # of a file there are none
     texts = [name for name in names if name.endswith(".txt")]
     if names and not texts:
         raise ValueError(f"The folder {url} holds no .txt files, one a prompt, as DPG-Bench has them.")

@@ -9,9 +9,9 @@ from infra.cluster import Cluster
 from infra.metrics import Report
 from infra.store import Artifact, step
 from infra.train.fit import Training, fit
-from infra.train.loop import TrainConfig
+from infra.train.loop import TrainConfig, Trained
 from infra.train.optim import OptimConfig
-from t2i.clip.model import CLIPConfig, clip_shapes
+from t2i.clip.model import CLIPConfig
 from t2i.clip.task import ClipTask
 from t2i.clip.words import FILE, CLIPWords, train_words
 from workflows.splits import demand_rows
@@ -37,6 +37,11 @@ class TrainClipConfig:
         if self.train.batch < 2:
             raise ValueError("CLIP learns from the other rows of a batch: give train.batch at least 2.")
 
+    @property
+    def trainings(self) -> list[Trained]:
+        """CLIP's."""
+        return [Trained(self.train, {"clip": self.optim})]
+
 
 @step(version=1)
 def train_clip(
@@ -59,13 +64,3 @@ def train_clip(
     task = ClipTask(model=model, words=folder, styles=styles, optim=config.optim, seed=config.seed)
     figures = fit([Training(task, inputs, config.train, out)], cluster, report)
     return {"steps": figures["step"], "rows": figures["rows"], "vocabulary": count, **losses_of(figures)}
-
-
-def clip(seed: int = 0) -> TrainClipConfig:
-    """CLIP for the scenes of Shapes at 32 pixels, on captions that were written anew."""
-    return TrainClipConfig(
-        model=clip_shapes(),
-        train=TrainConfig(steps=400, batch=256, seed=seed, precision="bf16", log_every_steps=20, save_every_steps=200),
-        optim=OptimConfig(lr=6e-3, betas=(0.9, 0.98), weight_decay=0.01, warmup_steps=40, muon=True),
-        seed=seed,
-    )

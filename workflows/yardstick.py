@@ -22,7 +22,7 @@ from infra.data.shards import ShardReader, joined_names
 from infra.metrics import Report
 from infra.store import Artifact, Plan, Store, step
 from infra.train.fit import Training, fit
-from infra.train.loop import TrainConfig
+from infra.train.loop import TrainConfig, Trained
 from infra.train.optim import OptimConfig
 from t2i.evaluate.extractor import ExtractorConfig
 from t2i.evaluate.facts import vocabulary
@@ -60,6 +60,11 @@ class TrainExtractorConfig:
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=400, batch=128))
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=2e-3, warmup_steps=20))
     seed: int = 0  # of the first weights
+
+    @property
+    def trainings(self) -> list[Trained]:
+        """The extractor's."""
+        return [Trained(self.train, {"extractor": self.optim})]
 
 
 @step(version=1)
@@ -114,7 +119,7 @@ def calibrate(
     np.savez(buffer, **seen)
     storage.write_bytes(storage.join(out, FEATURES), buffer.getvalue())
     real = distances_of(seen["second"], seen["first"])
-    named = {"corpus": f"{_corpus(images)} {images.id}", "extractor": f"{extractor.step} {extractor.id}"}
+    named = {"corpus": corpus_of(images), "extractor": f"{extractor.step} {extractor.id}"}
     return {**named, "rows": len(sets[0]), "real": {name: list(each) for name, each in real.items()}}
 
 
@@ -161,6 +166,11 @@ def yardstick_of(calibrated: Artifact) -> Yardstick:
     said = calibrated.summary
     real = {name: Estimate(value, (low, high), n) for name, (value, (low, high), n) in said["real"].items()}
     return Yardstick(corpus=said["corpus"], extractor=said["extractor"], rows=said["rows"], real=real)
+
+
+def corpus_of(images: Artifact) -> str:
+    """Whose pictures an index holds, as a yardstick names it: its kind, and the index's id."""
+    return f"{_kind(images)} {images.id}"
 
 
 def extractor_of(trained: Artifact) -> Extract:
@@ -234,7 +244,7 @@ def _shapes(images: Artifact) -> ShapesConfig | None:
     return corpus if isinstance(corpus, ShapesConfig) else None
 
 
-def _corpus(images: Artifact) -> str:
+def _kind(images: Artifact) -> str:
     return "shapes" if _shapes(images) else images.manifest["config"]["labels"].replace("json", "own")
 
 

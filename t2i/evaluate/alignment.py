@@ -12,10 +12,15 @@ BLOCK = 1024  # rows whose similarities are held at a time
 
 def clip_score(images: np.ndarray, texts: np.ndarray) -> Estimate:
     """Mean of 100 max(cos, 0) over pairs, picture i with text i, embeddings (N, D) (arXiv 2104.08718, weight 100)."""
+    return intervals.mean(clip_rows(images, texts))
+
+
+def clip_rows(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
+    """(N,) float64: 100 max(cos, 0) of each pair, of which `clip_score` is the mean."""
     images, texts = _unit(images), _unit(texts)
     if images.shape != texts.shape:
         raise ValueError(f"Each picture has its text, but embeddings are {images.shape} and {texts.shape}.")
-    return intervals.mean(100 * np.maximum((images * texts).sum(1), 0))
+    return 100 * np.maximum((images * texts).sum(1), 0)
 
 
 def retrieval(

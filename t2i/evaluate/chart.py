@@ -34,13 +34,19 @@ def line_chart(series: Mapping[str, Points], *, x_label: str, y_label: str) -> s
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{body}</svg>'
 
 
-def number(value: float) -> str:
+def number(value: float, digits: int = 3) -> str:
     """A short figure for an axis or a tooltip: 0.05, 1500, 15k, 2.5M."""
     if abs(value) >= 1_000_000:
-        return f"{value / 1_000_000:.3g}M"
+        return f"{value / 1_000_000:.{digits}g}M"
     if abs(value) >= 10_000:
-        return f"{value / 1000:.3g}k"
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+        return f"{value / 1000:.{digits}g}k"
+    return f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def labels(ticks: Sequence[float]) -> list[str]:
+    """The figures of an axis, with as many digits as tell them apart."""
+    told = ([number(tick, digits) for tick in ticks] for digits in range(3, 10))
+    return next((each for each in told if len(set(each)) == len(ticks)), [number(tick) for tick in ticks])
 
 
 def nice_ticks(low: float, high: float, about: int) -> list[float]:
@@ -115,11 +121,15 @@ def _thin(points: Points, low: float, width: float) -> dict[float, float]:
 
 def _frame(axes: _Axes, x_label: str) -> list[str]:
     parts = []
-    for tick in axes.y_ticks:
+    for tick, label in zip(axes.y_ticks, labels(axes.y_ticks), strict=True):
         y = axes.down(tick)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{END}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(_text(LEFT - 7, y + 4, "end", number(tick)))
-    parts += [_text(axes.across(tick), FLOOR + 16, "middle", number(tick)) for tick in nice_ticks(*axes.x, 5)]
+        parts.append(_text(LEFT - 7, y + 4, "end", label))
+    across = nice_ticks(*axes.x, 5)
+    parts += [
+        _text(axes.across(tick), FLOOR + 16, "middle", label)
+        for tick, label in zip(across, labels(across), strict=True)
+    ]
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{END}" y1="{FLOOR}" y2="{FLOOR}"/>')
     parts.append(_text((LEFT + END) / 2, HEIGHT - 3, "middle", x_label))
     return parts

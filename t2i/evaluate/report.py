@@ -5,6 +5,7 @@ import difflib
 import io
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,6 +18,7 @@ from PIL import Image
 
 from t2i.evaluate.chart import Points, line_chart
 
+NO_LOSSES = ("lr", "grad_norm", "loss_scale")  # of an update
 _FOLDER = Path(__file__).parent
 _SMALL = {"a", "an", "the", "and", "of", "with", "on", "at", "in"}  # words that say nothing by themselves
 
@@ -34,6 +36,7 @@ class Figure:
     scale: float | None = 1.0
     baseline: tuple[str, float] | None = None  # what the score is to be read against: ("alt text", 0.61)
     note: str = ""
+    source: str = ""  # the step whose artifact it is of, as `Work` names it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +124,7 @@ class Curve:
     title: str
     series: Mapping[str, Points]
     loss: bool = True  # other curves (learning rate, throughput) are folded away
+    source: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +134,7 @@ class Course:
     title: str
     steps: Sequence[int]
     drawn: Sequence[tuple[str, Sequence[bytes]]]  # a prompt, and its picture (encoded) of each step
+    source: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +147,7 @@ class Work:
     amount: int | None = None
     unit: str = "rows"
     peak_gb: float | None = None
+    path: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,17 +167,26 @@ class Page:
     curves: Sequence[Curve] = ()
     courses: Sequence[Course] = ()
     work: Sequence[Work] = ()
+    sources: Mapping[str, str] = field(default_factory=dict)  # of whole sections, by the section's id
+    command: str = ""  # the line that makes the page, and all that it is of, again
     recipe: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
 def render(page: Page) -> str:
     """The page as HTML. Captions are anybody's text: all of it is escaped, and the page forbids scripts altogether."""
+    anchors = {item.step: f"made-{number}" for number, item in enumerate(page.work, 1)}
+    made = {
+        item.step: Markup('<a class="by" href="#{}">{} {}</a>').format(anchors[item.step], item.step, item.artifact)
+        for item in page.work
+    }
     marked = any(line.against is not None for item in page.captioned for line in item.lines)
-    return _template().render(page=page, marked=marked)
+    return template("report.html.jinja").render(page=page, marked=marked, anchors=anchors, made=made)
 
 
-def curves(step: str, rows: Sequence[Mapping[str, Any]], held_out: Sequence[Mapping[str, Any]] = ()) -> list[Curve]:
+def curves(
+    step: str, rows: Sequence[Mapping[str, Any]], held_out: Sequence[Mapping[str, Any]] = (), source: str = ""
+) -> list[Curve]:
     """The charts of one training step, from its metrics: a chart a quantity, a series an Update.
 
     A row holds `step` and figures named `quantity` or `update/quantity`; of a step logged twice, after a restart, the
@@ -189,7 +204,8 @@ def curves(step: str, rows: Sequence[Mapping[str, Any]], held_out: Sequence[Mapp
         Curve(
             title=f"{step} · {quantity.replace('_', ' ')}",
             series=series,
-            loss=quantity not in ("lr", "grad_norm") and "" not in series,
+            source=source,
+            loss=quantity not in NO_LOSSES and "" not in series,
         )
         for quantity, series in found.items()
     ]
@@ -264,7 +280,8 @@ def duration(seconds: float | None) -> str:
 
 
 @cache
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """A page of this folder, which escapes whatever it is given."""
     env = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER),
         autoescape=True,
@@ -273,10 +290,10 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     env.globals |= {"picture": picture, "compared": compared, "chart": _chart, "pretty": _pretty}
-    env.globals |= {"is_wide": is_wide, "percent": _percent}
+    env.globals |= {"is_wide": is_wide, "percent": _percent, "quote": shlex.quote}
     env.filters |= {"duration": duration, "rate": lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.1f}"}
     env.filters |= {"percent": _share, "count": "{:,.0f}".format}
-    return env.get_template("report.html.jinja")
+    return env.get_template(name)
 
 
 def _chart(curve: Curve) -> Markup:

@@ -44,7 +44,7 @@ def judge(seen: Scene, wanted: Scene, facts: Sequence[str] = STYLES["descriptive
     """A picture, read by `scenes.read_many`, against the scene and the facts of it that were asked for.
 
     Wanted objects are paired one to one with those that are seen: so that most are wholly right, then most facts, then
-    most shapes. Colours that changed places are wrong colours, and so are not wrong twice.
+    most shapes. So two objects that changed colours are two wrong colours, and no wrong shape.
     """
     names = [name for name in ATTRIBUTES if name in facts]
     pairs = _paired(seen.objects, wanted.objects, names)
@@ -72,18 +72,21 @@ def judge(seen: Scene, wanted: Scene, facts: Sequence[str] = STYLES["descriptive
 
 def skill_scores(judged: Sequence[Judged]) -> dict[str, Estimate]:
     """`scene_score`, the share of correct pictures, `object_score`, of whole objects, and each `skill_<name>`."""
+    return {name: intervals.share(*rows) for name, rows in skill_rows(judged).items()}
+
+
+def skill_rows(judged: Sequence[Judged]) -> dict[str, tuple[list[int], list[int]]]:
+    """What the scores of pictures are shares of: of each picture how much is right, and of how much."""
     if not judged:
         raise ValueError("Scores need at least one picture.")
-    scores = {
-        "scene_score": intervals.share([each.correct for each in judged]),
+    rows = {
+        "scene_score": ([int(each.correct) for each in judged], [1] * len(judged)),
+        "object_score": ([each.whole for each in judged], [each.wanted for each in judged]),
     }
-    if any(each.wanted for each in judged):
-        scores["object_score"] = intervals.share([each.whole for each in judged], [each.wanted for each in judged])
     for skill in SKILLS:
         asked = [each.asked.get(skill, 0) for each in judged]
-        if any(asked):
-            scores[f"skill_{skill}"] = intervals.share([each.right.get(skill, 0) for each in judged], asked)
-    return scores
+        rows[f"skill_{skill}"] = ([each.right.get(skill, 0) for each in judged], asked)
+    return {name: (right, asked) for name, (right, asked) in rows.items() if any(asked)}
 
 
 def metadata(prompt: str, scene: Scene, tag: str = "", facts: Sequence[str] = STYLES["descriptive"]) -> dict[str, Any]:

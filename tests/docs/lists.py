@@ -44,6 +44,7 @@ _ON_A_CLUSTER = "tests/workflows/test_submit.py::test_the_commands_of_the_page"
 _SCRAPED = "tests/infra/test_gauges.py::test_prometheus_finds_what_a_step_and_a_training_tell"
 ELSEWHERE = {
     "export RAY_API_SERVER_ADDRESS=": _ON_A_CLUSTER,
+    "rescribe rate --score": "tests/workflows/test_rate.py::test_a_person_judges_by_keys_and_taps",
     "rescribe submit run debug": _ON_A_CLUSTER,
     "rescribe status": _ON_A_CLUSTER,
     "rescribe stop JOB": _ON_A_CLUSTER,

@@ -17,10 +17,12 @@ from tests.commands import check_command
 from tests.docs.lists import ELSEWHERE, INSTEAD, NOT_RUN, PROGRAMS
 from tests.docs.pages import COMMANDS, PAGES, ROOT, Page
 from tests.docs.shell import without_settings
-from workflows import look, options, submit
+from workflows import compared, look, options, rated, submit
 from workflows.cascade import cascade
+from workflows.clip import clip
 from workflows.options import WORK, further_inputs
 from workflows.recipes import debug
+from workflows.yardstick import yardstick
 
 CODE = [path for package in ("infra", "captioner", "t2i", "workflows") for path in (ROOT / package).rglob("*.py")]
 SUFFIXES = ("py", "md", "yaml", "toml", "lock", "jinja")
@@ -120,14 +122,19 @@ def fields(kind: type, prefix: str = "") -> typing.Iterator[str]:
 @cache
 def known_options() -> frozenset[str]:
     found = {"corpus", "seed", "store", "cluster", *fields(Cluster, "cluster.")}
-    holders = [each for module in (look, options, submit) for each in vars(module).values() if isinstance(each, type)]
+    holders = [
+        each
+        for module in (look, options, submit, compared, rated)
+        for each in vars(module).values()
+        if isinstance(each, type)
+    ]
     for kind in holders:
         if dataclasses.is_dataclass(kind):
             found |= set(fields(kind))
     for work in WORK.values():
         hints = typing.get_type_hints(work.work)
         found |= {*fields(next(iter(hints.values()))), *work.input_names, *further_inputs(work)}
-    found |= {option for recipe in (debug(), cascade()) for option in fields(type(recipe))}
+    found |= {option for recipe in (debug(), cascade(), clip(), yardstick()) for option in fields(type(recipe))}
     from ray.scripts.scripts import start
 
     rays = {name.removeprefix("--") for parameter in start.params for name in parameter.opts}

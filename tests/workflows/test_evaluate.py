@@ -1,7 +1,12 @@
 """The last step on small made-up artifacts: scores, page, and what is left out."""
 
 import json
+import re
+import shlex
+import shutil
 from dataclasses import replace
+from html import unescape
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -10,13 +15,21 @@ import pytest
 
 from infra import storage
 from infra.cluster import laptop
+from infra.config import from_dict
 from infra.data.images import decode, encode_png
 from infra.store import Artifact
 from t2i.evaluate.scenes import Scene, describe
 from workflows import evaluate as module
+from workflows import remade
 from workflows.corpora import emoji, nlvr, scoring
 from workflows.corpora.prompts import held_out_prompts, prompt_line
 from workflows.corpora.shapes import ShapesConfig, draw_scene, render
+from workflows.kinds import read
+from workflows.options import step_options
+from workflows.remade import line_again
+from workflows.text_to_image import Recipe
+
+GOLDEN = Path(__file__).parents[1] / "data" / "d3c69f4"
 
 INGESTED = ("sample_id", "state", "reason", "caption_alt", "split", "reference_short", "reference_descriptive", "scene")
 
@@ -60,7 +73,7 @@ def shapes(tmp_path, monkeypatch):
     storage.write_bytes(storage.join(captioner.path, "metrics.jsonl"), metrics.encode())
     styles = {"styles": [{"name": "short"}, {"name": "descriptive"}]}
     captions = make(tmp_path, "recaption", [images, captioner], [told[:20], told[20:]], summary=styles)
-    tokenizer = make(tmp_path, "train_tokenizer", [images])
+    tokenizer = make(tmp_path, "train_tokenizer", [images], config={"seed": 0, "train": {}})
     prior = make(tmp_path, "train_prior", [tokenizer])
     samples = make(tmp_path, "sample", [prior])
     listed = []
@@ -122,10 +135,10 @@ def test_what_was_seen_while_it_trained_is_shown(shapes, tmp_path):
         strip = encode_png(np.concatenate([grey[step], grey[19 - step]], axis=1))
         storage.write_bytes(prior.url("held_out", "pictures", f"{100 * step:09d}.png"), strip)
     storage.write_json(prior.url("held_out", "prompts.json"), ["a circle", "a square"])
-    (curve,) = module._curves(prior)
+    (curve,) = module._curves("train_prior", prior)
     assert curve.title == "train_prior · codes"
     assert curve.series == {"prior": [(1, 1.0), (2, 2.0)], "prior, held out": [(1, 2.0), (2, 4.0)]}
-    (course,) = module._courses(prior)
+    (course,) = module._courses("train_prior", prior)
     assert (course.title, course.steps) == ("train_prior", [0, 300, 500, 800, 1100, 1400, 1600, 1900])
     assert [prompt for prompt, _ in course.drawn] == ["a circle", "a square"]
     assert [decode(image)[0, 0, 0] for image in course.drawn[1][1]] == [19, 16, 14, 11, 8, 5, 3, 0]
@@ -208,7 +221,7 @@ def test_what_a_file_of_prompts_says_goes_along():
     ]
     moved = [Scene(tuple(replace(t, size="small") for t in scene.objects), "gray") for scene in scenes]
     pictures = [render(scene, (32, 32), rng) for scene in moved]
-    found = scoring.picture_scores("shapes", [module._asked(row) for row in drawn], pictures)
+    found = scoring.picture_scores("shapes", [module.asked_of(row) for row in drawn], pictures)
     assert found.scores["scene_score"] == 1  # neither sizes nor the background were asked for
     assert "skill_sizes" not in found.scores
     assert {line["tag"] for line in found.lines} == {"short"}
@@ -218,3 +231,35 @@ def test_what_a_file_of_prompts_says_goes_along():
 def test_pictures_without_a_known_scene_are_not_judged():
     pictures = scoring.picture_scores("words", [{"scene": None}], [np.zeros((8, 8, 3), np.uint8)])
     assert (pictures.scores, pictures.right) == ({}, [None])
+
+
+def test_a_report_that_is_no_recipes_has_the_line_of_its_step(shapes, tmp_path):
+    out = tmp_path / "store" / "evaluate" / "0123456789abcdef"
+    run(shapes, out, summary="It's a test", captions_shown=3)
+    page = unescape((out / "report.html").read_text())
+    line = re.search(r"rescribe evaluate [^<]*", page)[0]
+    words = shlex.split(line)
+    assert not (out / "recipe.json").exists()
+    assert words[words.index("--prior") + 1] == shapes[4].path
+    wanted = module.ReportConfig(
+        corpus="shapes", title="demo", targets={"caption_f1": 0.95}, summary="It's a test", captions_shown=3
+    )
+    assert step_options(module.evaluate, words[2:]).config == wanted
+    assert f"rescribe show {shapes[4].path}" in page
+
+
+def test_a_recipes_report_has_the_line_that_makes_it_again(tmp_path, monkeypatch):
+    """Of artifacts that an older commit's recipe made, as if no step had risen since."""
+    shutil.copytree(GOLDEN / "store", tmp_path / "runs")
+    store, recipe = str(tmp_path / "runs"), from_dict(Recipe, storage.read_json(str(GOLDEN / "recipe.json")))
+    made = {path.parent.parent.name: Artifact.open(str(path.parent)) for path in Path(store).glob("*/*/manifest.json")}
+    names = ("ingest", "recaption", "train_captioner", "train_tokenizer", "train_prior", "sample")
+    inputs = [made[name] for name in names]
+    out = storage.join(store, "evaluate", "0123456789abcdef")
+    assert line_again(recipe.report, *inputs, out=out).startswith("rescribe evaluate --images")
+    monkeypatch.setattr(remade, "VERSIONS", {name: each.manifest["version"] for name, each in made.items()})
+    line = shlex.split(line_again(recipe.report, *inputs, out=out))
+    assert line == ["rescribe", "run", storage.join(out, "recipe.json"), "--store", store]
+    assert replace(read(storage.read_json(line[2])), name=recipe.name) == recipe
+    inputs[0].manifest["id"] += ".1"
+    assert "evaluate" in line_again(recipe.report, *inputs, out=out), "a revision is not what a recipe makes"

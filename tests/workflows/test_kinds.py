@@ -12,10 +12,12 @@ from infra.store import Plan, step
 from workflows import kinds, recipes, verbs
 from workflows.__main__ import main
 from workflows.cascade import CascadeRecipe
+from workflows.clip import ClipRecipe
 from workflows.kinds import parts_of, read, written
-from workflows.options import recipe_options
+from workflows.options import WORK, recipe_options
 from workflows.recipes import RECIPES, demo
 from workflows.text_to_image import Recipe
+from workflows.yardstick import YardstickRecipe
 
 
 def build(name):
@@ -115,6 +117,11 @@ def test_the_options_of_a_cascade():
         replace(RECIPES["cascade"](), links=())
 
 
+@pytest.mark.parametrize("work", [work for work in WORK.values() if work.name.startswith("train_")], ids=str)
+def test_what_a_step_trains_is_known_before(work):
+    assert isinstance(work.config_class.trainings, property)
+
+
 def test_the_settings_of_a_cascade_tell_its_priors_apart(capsys):
     main(["settings", "cascade", "--json"])
     shown = json.loads(capsys.readouterr().out)
@@ -148,6 +155,6 @@ def test_every_kind_is_a_frozen_dataclass_with_a_name():
     for name in RECIPES:
         recipe = build(name)
         assert recipe.name == name
-        assert isinstance(recipe, Recipe | CascadeRecipe)
+        assert isinstance(recipe, Recipe | CascadeRecipe | ClipRecipe | YardstickRecipe)
         with pytest.raises(dataclasses.FrozenInstanceError):
             recipe.name = "other"

@@ -46,6 +46,12 @@ def test_a_text(tmp_path):
     assert found[0] == Prompt("a red circle", line=found[0].line)
 
 
+def test_a_path_of_this_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert [prompt.text for prompt in read("p.txt", "a\nb")] == ["a", "b"]
+    assert digest_of("p.txt") == digest_of(f"{tmp_path}/p.txt")
+
+
 def test_jsonl(tmp_path):
     lines = [
         {"prompt": "a cat", "id": 7, "seed": 2**64 - 1, "count": 3, "negative": ""},

@@ -26,6 +26,7 @@ class Pictures:
     right: list[bool | None]
     notes: list[str]
     lines: list[Row] = field(default_factory=list)  # of `results.jsonl`, one a picture that was judged
+    judged: list[skills.Judged] = field(default_factory=list)  # these pictures
 
 
 def caption_scores(corpus: Corpus, rows: Sequence[Row]) -> Scores:
@@ -69,7 +70,7 @@ def picture_scores(corpus: Corpus, wanted: Sequence[Row], images: Sequence[np.nd
     scores: Scores = {}
     for name, estimate in skills.skill_scores(judged).items():
         scores |= estimate.named(name)
-    return Pictures(scores=scores, right=right, notes=notes, lines=lines)
+    return Pictures(scores=scores, right=right, notes=notes, lines=lines, judged=judged)
 
 
 def _shapes_captions(rows: Sequence[Row]) -> Scores:

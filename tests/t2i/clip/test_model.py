@@ -8,8 +8,9 @@ import torch
 import transformers
 
 from infra.train.optim import OptimConfig, parameter_groups
+from t2i.clip import model as module
 from t2i.clip.contrast import LIMIT
-from t2i.clip.model import CLIP, CLIPS, CLIPConfig, TowerConfig, build
+from t2i.clip.model import CLIP, CLIPConfig, TowerConfig, build
 from t2i.clip.words import CLIPWords
 from t2i.nn.weights import initialize
 from tests.t2i.clip import tiny
@@ -34,14 +35,14 @@ def batch_of(numbers, **more):
 @pytest.mark.parametrize("make", COUNTS)
 def test_published_sizes_are_exact(make):
     with torch.device("meta"):
-        model = build(CLIPS[make]())
+        model = build(getattr(module, make)())
     assert sum(parameter.numel() for parameter in model.parameters()) == COUNTS[make]
 
 
 def test_the_config_that_is_written_is_the_published_one():
     """What transformers gives by itself is openai/clip-vit-base-patch32."""
     with torch.device("meta"):
-        ours, theirs = build(CLIPS["clip_b32"]()).config, transformers.CLIPConfig()
+        ours, theirs = build(module.clip_b32()).config, transformers.CLIPConfig()
     for part in ("text_config", "vision_config"):
         told, wanted = (getattr(config, part).to_dict() for config in (ours, theirs))
         assert told | {"pad_token_id": 1} == wanted | {"pad_token_id": 1}  # ours is what the tokenizer pads with
