@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from t2i.priors.asking import CAPTION
 from t2i.priors.task import load_prior, sampling_of
 from t2i.tokenizers.task import load_tokenizer
 from workflows import asked
+from workflows.commands import choose
 from workflows.lookup import MAKERS, contents, current, furthest, one, only
 from workflows.sample import SampleConfig, as_trained
 from workflows.train_captioner import MODEL, Backend, TrainCaptionerConfig, named
@@ -92,7 +93,7 @@ class Painter:
         """A picture (Pillow, RGB) of each prompt, the same that `rescribe sample` draws for them with this seed.
 
         `told` is what the prior hears beside captions, as `class_label`; `sampling` are fields of `self.sampling`,
-        as `guidance`. ValueError where the prior hears what nobody told.
+        as `guidance`. ValueError for another name, and where the prior hears what nobody told.
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not texts:
@@ -100,6 +101,8 @@ class Painter:
         seeds = [seed * 2**32 + row for row in range(len(texts))]
         columns = {CAPTION: texts, **{name: [value] * len(texts) for name, value in (told or {}).items()}}
         heard = self._ask(columns, seeds, [negative] * len(texts) if negative else [])
+        for name in sampling:
+            choose(name, {each.name: each for each in fields(self.sampling)}, "field of sampling")
         values = self._prior.sample(heard, seeds, replace(self.sampling, **sampling))
         return [Image.fromarray(pixels) for pixels in to_pixels(self._tokenizer.decode(values))]
 

@@ -116,6 +116,8 @@ def test_a_prior_draws_what_the_command_draws(runs):
     assert painter.sample(SAID[0], seed=3, temperature=5.0)[0].tobytes() != alone.tobytes()
     with pytest.raises(ValueError, match="negative"):
         painter.sample("a", temperature=-1.0)
+    with pytest.raises(ValueError, match="no field of sampling 'guidence'"):
+        painter.sample("a", guidence=2.0)
 
 
 def test_a_captioner_speaks(runs):
