@@ -96,13 +96,16 @@ HABITS = (
 
 
 def table(collapse: Mapping[str, Report]) -> list[dict[str, Any]]:
-    """A row a figure: `label`, `warns`, `kind` and `values`, one a style in the order given."""
+    """A row a figure: `label`, `warns`, `kind` and `values`, one a style in order; None where a style has no text."""
     return [
         {
             "label": habit.label,
             "warns": habit.warns,
             "kind": habit.kind,
-            "values": [_at(report, habit.path) for report in collapse.values()],
+            "values": [
+                _at(report, habit.path) if report["count"] or habit.kind == "count" else None
+                for report in collapse.values()
+            ],
         }
         for habit in HABITS
     ]

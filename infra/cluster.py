@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from infra import device
@@ -184,7 +185,7 @@ def connect(cluster: Cluster, workers: int = 0) -> None:
         )
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # else a process for each logical CPU
     ensure_token()
-    with _told(_not_started), _silent(), loopback():
+    with _told(_not_started), _silent(), loopback(), _apart():
         ray.init(
             address="local",  # never somebody else's cluster on this machine
             num_cpus=logical_cpus(),
@@ -212,6 +213,23 @@ def _told(sentence: Callable[[Exception], str]) -> Iterator[None]:
     except Exception as error:
         first = next(iter(str(error).strip().splitlines()), "")
         raise RuntimeError(f"{sentence(error)} ({type(error).__name__}: {first})") from error
+
+
+@contextmanager
+def _apart() -> Iterator[None]:
+    """Ray's processes that are started in here are in sessions of their own, and so is what they start.
+
+    What signals this process's group, as a terminal's Ctrl-C and `timeout` do, must not end them while something is
+    being saved on them. They end with this process all the same: the kernel sees to it.
+    """
+    from ray._private import services
+
+    before = services.ConsolePopen
+    services.ConsolePopen = partial(before, start_new_session=True)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = before
 
 
 @contextmanager

@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from typing import Any
 
 AGAIN_SECONDS = 30  # between two lines of a kind
+ECHO_SECONDS = 1.0  # within which a signal is no second one: `timeout` tells a process, and then its group with it
 
 
 class Notice:
     """SIGTERM or SIGINT, kept until what is trained is saved; a second one is not kept."""
 
     def __init__(self) -> None:
-        self._signal = 0
+        self._signal, self._came = 0, 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Notice":
@@ -39,9 +40,11 @@ class Notice:
             raise SystemExit(128 + self._signal)
 
     def _note(self, number: int, _: Any) -> None:
+        if self._signal and _is_echo(self._came):
+            return
         if self._signal:
             self.heed()
-        self._signal = number
+        self._signal, self._came = number, time.monotonic()
         print("rescribe: Saving what is trained; once more ends at once.", file=sys.stderr, flush=True)
 
 
@@ -56,14 +59,16 @@ def later() -> Iterator[None]:
         return
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     before = {number: handler for number, handler in handlers.items() if handler is not None}  # None: not Python's
-    came: list[int] = []
+    came: list[tuple[int, float]] = []
 
     def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
     def note(number: int, _: Any) -> None:
-        came.append(number)
+        if came and _is_echo(came[0][1]):
+            return
+        came.append((number, time.monotonic()))
         if len(came) > 1:
             restore()
             signal.raise_signal(number)
@@ -75,7 +80,11 @@ def later() -> Iterator[None]:
     finally:
         restore()
     if came:
-        signal.raise_signal(came[0])
+        signal.raise_signal(came[0][0])
+
+
+def _is_echo(came: float) -> bool:
+    return time.monotonic() - came < ECHO_SECONDS
 
 
 class Teller:

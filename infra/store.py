@@ -35,7 +35,7 @@ class Store:
 
     def __init__(self, root: str, cluster: Cluster, steps: int = 0) -> None:
         check_installed(cluster.track)
-        self.root, self.cluster = storage.absolute(root), cluster
+        self.root, self.cluster = _folder(root), cluster
         self.made: list[Artifact] = []
         self._steps = steps  # of the whole run, for the progress line; 0: not known
 
@@ -140,7 +140,7 @@ class Plan:
     """
 
     def __init__(self, root: str, before: Collection[str] = ()) -> None:
-        self.root, self._before = storage.absolute(root), before
+        self.root, self._before = _folder(root), before
         self.lines: list[tuple[str, str, str]] = []  # step, id, "done" or the reason to run
         self.told: dict[str, list[str]] = {}  # by id, what a step says besides
 
@@ -191,6 +191,13 @@ class Plan:
         with suppress(TypeError, ValueError):  # fields that came later have their defaults
             newest["config"] = to_dict(from_dict(work.config_class, newest["config"]))
         return _difference(newest, wanted)
+
+
+def _folder(root: str) -> str:
+    """Where a store is, absolute; NotADirectoryError where a file is."""
+    if storage.is_local(root) and os.path.isfile(root.removeprefix("file://")):
+        raise NotADirectoryError(f"{root} is a file. Give a folder.")
+    return storage.absolute(root)
 
 
 @contextmanager

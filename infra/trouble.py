@@ -47,7 +47,7 @@ class UnavailableError(ConnectionError, PermissionError):
 
 
 class HaltError(UnavailableError):
-    """Nobody is to go on: a bound that was set is reached. Its sentence says which, and how to go on later."""
+    """Who meets it does no more: a bound that was set is reached. Its sentence says which, and how to go on later."""
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import shlex
+import signal
 import sys
 import traceback
 from typing import Any
@@ -24,7 +25,7 @@ from workflows.commands import (
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line; ends the process with 0, or with 1 or 2 and a sentence on standard error."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    is_command, arguments = arguments is None, sys.argv[1:] if arguments is None else arguments
     try:
         results = _dispatch(arguments)
         if "--json" in arguments and results is not None:
@@ -33,6 +34,8 @@ def main(arguments: list[str] | None = None) -> None:
             print(strict.dumps(results))
         sys.stdout.flush()
     except KeyboardInterrupt:
+        if is_command:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ray ends with Python, and is not to be cut as it does
         say("Stopped. Give the same command again to continue.")
         sys.exit(130)
     except BrokenPipeError:  # who read has gone, as `head` does

@@ -1,7 +1,8 @@
 """What `import rescribe` offers: models that draw or describe pictures, and the rows of artifacts as a table."""
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from captioner.styles import Style
 from captioner.task import ALT_COLUMN
 from captioner.tower import Tower
 from infra import storage
-from infra.data.images import decode
+from infra.data.images import decode, pixels_of
 from infra.data.ledger import LEDGER
 from infra.data.shards import ShardReader, joined_names
 from infra.store import MANIFEST, Artifact
@@ -27,6 +28,7 @@ from t2i.priors.asking import CAPTION
 from t2i.priors.task import load_prior, sampling_of
 from t2i.tokenizers.task import load_tokenizer
 from workflows import asked
+from workflows.commands import choose
 from workflows.lookup import MAKERS, contents, current, furthest, one, only
 from workflows.sample import SampleConfig, as_trained
 from workflows.train_captioner import MODEL, Backend, TrainCaptionerConfig, named
@@ -91,7 +93,7 @@ class Painter:
         """A picture (Pillow, RGB) of each prompt, the same that `rescribe sample` draws for them with this seed.
 
         `told` is what the prior hears beside captions, as `class_label`; `sampling` are fields of `self.sampling`,
-        as `guidance`. ValueError where the prior hears what nobody told.
+        as `guidance`. ValueError for another name, and where the prior hears what nobody told.
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not texts:
@@ -99,6 +101,8 @@ class Painter:
         seeds = [seed * 2**32 + row for row in range(len(texts))]
         columns = {CAPTION: texts, **{name: [value] * len(texts) for name, value in (told or {}).items()}}
         heard = self._ask(columns, seeds, [negative] * len(texts) if negative else [])
+        for name in sampling:
+            choose(name, {each.name: each for each in fields(self.sampling)}, "field of sampling")
         values = self._prior.sample(heard, seeds, replace(self.sampling, **sampling))
         return [Image.fromarray(pixels) for pixels in to_pixels(self._tokenizer.decode(values))]
 
@@ -118,8 +122,9 @@ class Captioner:
         self._stages: dict[Style, Caption | CaptionWith] = {}
 
     def caption(self, images: Any, style: str | Style = "") -> list[str]:
-        """What is said of each picture: Pillow images, (H, W, 3) uint8 arrays, or paths, local or s3://.
+        """What is said of each picture: Pillow images, arrays (see `pixels_of`), or paths, local or s3://.
 
+        Transparency lies on white, whatever it comes in.
         `style` is the name of one of `styles`, of which the first is the default, or a `Style` of one's own.
         RuntimeError where somebody else's model has no answer, ValueError for a style or a picture that cannot be.
         """
@@ -134,6 +139,9 @@ class Captioner:
         if self._tower is not None:
             batch[self._tower.view] = [self._tower.fit(each) for each in pictures]
         columns = self._stages[chosen](batch)
+        for state in columns.get("state", ()):
+            if isinstance(state, Exception):
+                raise state
         if reasons := [reason for reason in columns.get("reason", ()) if reason]:
             raise RuntimeError(reasons[0])
         return columns[f"caption_{chosen.name}"]
@@ -193,6 +201,10 @@ def _rows_of(artifact: Artifact) -> list[str]:
 
 def _pixels(image: Any) -> np.ndarray:
     """(H, W, 3) uint8 of a picture, as a captioner is shown it."""
-    if isinstance(image, str):
-        return decode(storage.read_bytes(image))
-    return np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
+    if not isinstance(image, str | os.PathLike):
+        return pixels_of(image)
+    path = os.fspath(image)
+    try:
+        return decode(storage.read_bytes(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None

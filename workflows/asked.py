@@ -1,5 +1,7 @@
 """Captions by a model that was not trained here: of transformers, of vLLM, or served by others."""
 
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal
@@ -35,6 +37,7 @@ DESCRIPTIVE = Style(
 
 
 VLLM = "vllm:"  # before a model's name: vLLM runs it
+ADDRESS = re.compile(r"[\w.-]+:\d+(/.*)?")  # of a server, without a protocol
 
 
 def captioner_of(name: str, model: str = "", key_variable: str = "", **pace: Any) -> TrainCaptionerConfig | str:
@@ -50,6 +53,8 @@ def captioner_of(name: str, model: str = "", key_variable: str = "", **pace: Any
         taken = VLLMConfig(model=name.removeprefix(VLLM))
     elif storage.exists(storage.join(name, MANIFEST)):
         return storage.absolute(name)
+    elif ADDRESS.fullmatch(name) and not os.path.exists(name):
+        raise ValueError(f"{name} looks like the address of a server: give it with its protocol, as http://{name}.")
     elif "://" in name or published(name).model_type == "blip":
         taken = name
     else:

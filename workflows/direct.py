@@ -3,18 +3,21 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from captioner.backends.endpoint import EndpointConfig
+from captioner.model import CONFIG, About
 from captioner.styles import DESCRIPTIVE, SHORT, Style
 from captioner.task import about
 from infra import storage
 from infra.cluster import Cluster, laptop
 from infra.data.samples import NAMED
-from infra.store import Artifact, Store
+from infra.store import Artifact, Plan, Store
 from workflows import asked
 from workflows.asked import captioner_of
 from workflows.caption_with import CaptionWithConfig, caption_with
+from workflows.foreseen import silent
 from workflows.ingest import IngestConfig, ingest
 from workflows.recaption import RecaptionConfig, recaption
-from workflows.train_captioner import MODEL, named, train_captioner
+from workflows.train_captioner import MODEL, Backend, TrainCaptionerConfig, named, train_captioner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +56,15 @@ def direct(options: DirectOptions) -> Artifact:
     pace = {"concurrency": options.concurrency, "requests_per_minute": options.requests_per_minute}
     chosen = captioner_of(options.captioner, options.model, options.key_variable, **pace)
     columns = {name: getattr(options, name) for name in NAMED}
-    images = store.step(ingest, IngestConfig(corpus=options.corpus, shard_rows=options.shard_rows, **columns))
+    index = IngestConfig(corpus=options.corpus, shard_rows=options.shard_rows, **columns)
+    backend, tuned = _who(chosen)
+    known = (asked.SHORT, asked.DESCRIPTIVE) if backend else (SHORT, DESCRIPTIVE, *tuned)
+    styles = _styles(options, known if backend else tuned or (SHORT,), known)  # what is not known costs no index
+    config = RecaptionConfig(styles=styles, batch=options.batch, precision=options.precision)
+    if isinstance(backend, EndpointConfig):
+        _greet(backend, options, index, chosen, config)
+    images = store.step(ingest, index)
     captioner = store.step(train_captioner, chosen, images)
-    if (backend := named(captioner)) is not None:
-        own = known = (asked.SHORT, asked.DESCRIPTIVE)
-    else:
-        tuned = about(captioner.url(MODEL)).styles
-        own, known = tuned or (SHORT,), (SHORT, DESCRIPTIVE, *tuned)
-    config = RecaptionConfig(styles=_styles(options, own, known), batch=options.batch, precision=options.precision)
     if backend is not None:
         before = CaptionWithConfig(
             backend=backend, styles=config.styles, batch=config.batch, precision=config.precision
@@ -68,6 +72,35 @@ def direct(options: DirectOptions) -> Artifact:
         if Artifact.begun(storage.join(store.root, caption_with.name, caption_with.identity(before, [images]))):
             return store.step(caption_with, before, images)  # answers that were paid for are not asked for again
     return store.step(recaption, config, images, captioner)
+
+
+def _who(chosen: TrainCaptionerConfig | str) -> tuple[Backend | None, tuple[Style, ...]]:
+    """Somebody else's model, if it is that; else the styles that the captioner was tuned for."""
+    if isinstance(chosen, str):
+        made = Artifact.open(chosen)
+        backend = named(made)
+        return backend, () if backend else about(made.url(MODEL)).styles
+    if isinstance(chosen.model, Backend):
+        return chosen.model, ()
+    assert isinstance(chosen.model, str), "a word names what there is"
+    url = storage.join(chosen.model, CONFIG)  # of a hub's name there is none here
+    told = storage.read_json(url) if storage.exists(url) else {}
+    return None, About.of(told).styles if "styles" in told else ()
+
+
+def _greet(
+    server: EndpointConfig,
+    options: DirectOptions,
+    index: IngestConfig,
+    chosen: TrainCaptionerConfig | str,
+    config: RecaptionConfig,
+) -> None:
+    """ConnectionError where there is something to ask of a server, and it could not be asked from here."""
+    plan = Plan(options.out)
+    images = plan.step(ingest, index)
+    plan.step(recaption, config, images, plan.step(train_captioner, chosen, images))
+    if plan.lines[-1][2] != "done" and (unheard := silent(server, options.cluster)):
+        raise ConnectionError(unheard)
 
 
 def _styles(options: DirectOptions, own: tuple[Style, ...], known: tuple[Style, ...]) -> tuple[Style, ...]:

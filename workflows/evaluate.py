@@ -224,7 +224,7 @@ def reconstructed_scores(
 
 
 def ancestors(artifacts: Sequence[Artifact]) -> list[Artifact]:
-    """The artifacts and all that they were made from, each once, inputs first."""
+    """The artifacts and all that they were made from, each once, in the order in which they were begun."""
     found: dict[str, Artifact] = {}
 
     def visit(artifact: Artifact) -> None:
@@ -235,7 +235,7 @@ def ancestors(artifacts: Sequence[Artifact]) -> list[Artifact]:
 
     for artifact in artifacts:
         visit(artifact)
-    return list(found.values())
+    return sorted(found.values(), key=lambda made: made.manifest.get("started", ""))
 
 
 def figures(scores: Scores, targets: dict[str, float], sources: Mapping[str, str]) -> list[pages.Figure]:

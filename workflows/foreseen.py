@@ -67,8 +67,20 @@ def lacks(recipe: Recipe, cluster: Cluster, doing: Collection[str]) -> list[str]
     asks_vllm = isinstance(backend, VLLMConfig) and "recaption" in doing and not cluster.address
     told += [WITHOUT_VLLM] if asks_vllm and not has_vllm() else []
     trained = [each for part in parts if part.work.name in doing for each in getattr(part.config, "trainings", [])]
+    if isinstance(backend, EndpointConfig) and "recaption" in doing and (unheard := silent(backend, cluster)):
+        told.append(unheard)
     rows = [each.config.batch for each in trained]
     return told + lacks_here(cluster, rows, decodes=not {*doing}.isdisjoint(DECODE))
+
+
+def silent(server: EndpointConfig, cluster: Cluster) -> str:
+    """Why a server could not be asked from here; empty where it could, or where others than this machine will ask."""
+    try:
+        if not cluster.address:
+            server.greet()
+    except (ConnectionError, ValueError) as problem:
+        return str(problem)
+    return ""
 
 
 def _config_of(step: str, parts: Sequence[Part]) -> Any:

@@ -5,7 +5,6 @@ import urllib.parse
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -47,7 +46,7 @@ class EndpointConfig:
                 "its name into key_variable."
             )
         if not self.model:
-            raise ValueError(f"Name the model that {self.base_url} is to caption with.")
+            raise ValueError(f"Name the model that {self.base_url} is to caption with: --model NAME.")
         if self.key_variable and not self.key_variable.isidentifier():
             raise ValueError(
                 "key_variable is the name of an environment variable, not a key; what it holds is no name."
@@ -69,25 +68,33 @@ class EndpointConfig:
 
         `budget` are the requests and the tokens that all actors together may take, 0 without end.
         """
-        url = self.base_url.rstrip("/")
-        client = Client(
-            url=f"{url}/chat/completions",
+        self.greet()  # a server that is not there, or takes no such key, must not fail every row of a corpus
+        limiter = Limiter(self.requests_per_minute / actors if self.requests_per_minute else None)
+        client = self._client(limiter, Budget(*(most and max(1, most // actors) for most in budget)))
+        return Endpoint(self, styles, client)
+
+    def greet(self) -> None:
+        """Ask whether somebody is there: ConnectionError if nobody answers, ValueError without a key that is taken."""
+        url, client = self.base_url.rstrip("/"), self._client(Limiter(None), Budget())
+        try:
+            status = client.status(f"{url}/models")  # whatever else it says: not every server has this list
+        except OSError as error:
+            reason = getattr(error, "reason", error)  # urllib wraps what went wrong before the answer
+            raise ConnectionError(f"Nobody answers at {url}: {getattr(reason, 'strerror', None) or reason}.") from None
+        if status == 401:
+            held = f"the key in {self.key_variable}" if self.key_variable else "requests without a key"
+            raise ValueError(f"{url} does not take {held}: HTTP 401.")
+
+    def _client(self, limiter: Limiter, budget: Budget) -> Client:
+        return Client(
+            url=f"{self.base_url.rstrip('/')}/chat/completions",
             secret=self._secret(),
             timeout=self.timeout,
             patience=self.patience,
             tries=self.tries,
-            limiter=Limiter(self.requests_per_minute / actors if self.requests_per_minute else None),
-            budget=Budget(*(most and max(1, most // actors) for most in budget)),
+            limiter=limiter,
+            budget=budget,
         )
-        # A server that is not there, or takes no such key, must not fail every row of a corpus.
-        try:
-            status = client.status(f"{url}/models")  # whatever else it says: not every server has this list
-        except OSError as error:
-            raise ConnectionError(f"Nobody answers at {url}: {getattr(error, 'reason', error)}.") from None
-        if status == 401:
-            held = f"the key in {self.key_variable}" if self.key_variable else "requests without a key"
-            raise ValueError(f"{url} does not take {held}: HTTP 401.")
-        return Endpoint(self, styles, client)
 
     def _secret(self) -> str:
         if not self.key_variable:
@@ -112,8 +119,14 @@ class Endpoint:
         """One request a caption; what went wrong with one is no matter to the others."""
         with ThreadPoolExecutor(self._config.concurrency) as pool:
             uris = list(pool.map(self._encoded, images))
-            waiting = [pool.map(partial(self._asked, style), uris, alts) for style in self._styles]
-            return [list(outcomes) for outcomes in waiting]
+            # A picture's captions one after another, so that few pictures are half done where the server ends it.
+            asked = [
+                pool.submit(self._asked, style, uri, alt)
+                for uri, alt in zip(uris, alts, strict=True)
+                for style in self._styles
+            ]
+            said = [each.result() for each in asked]
+        return [said[number :: len(self._styles)] for number in range(len(self._styles))]
 
     def _encoded(self, image: np.ndarray) -> str | CaptionError:
         try:

@@ -52,11 +52,11 @@ class Budget:
         self._lock = threading.Lock()
 
     def ask(self) -> None:
-        """Take one request; CaptionError of the kind `budget` where it is used up."""
+        """Take one request; CaptionError of the kind `budget`, with what of it is used up."""
         with self._lock:
             for name, most, used in (("requests", self._requests, self._asked), ("tokens", self._tokens, self._told)):
                 if most and used >= most:
-                    raise CaptionError("budget", f"{used} of {most} {name} are used up")
+                    raise CaptionError("budget", name)
             self._asked += 1
 
     def told(self, tokens: int) -> None:

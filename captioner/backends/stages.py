@@ -12,13 +12,13 @@ from captioner.task import ALT_COLUMN
 from infra.data.stage import FAILED
 from infra.trouble import HaltError, UnavailableError
 
-# The kinds of failure that are no fault of their rows, and would be those of all others: what is raised of one.
+# The kinds of failure that are no fault of their rows, and would be those of all others: what is told of one.
 STOPS = {
-    "http_401": (UnavailableError, "The server takes the key no longer: {0}. Give the line again with one it takes."),
-    "budget": (
-        HaltError,
-        "The budget is used up: {0.message} in one of the processes that ask. Give the line again, and it goes on.",
+    "http_401": (
+        UnavailableError,
+        "The server takes the key no longer: {said}. Give the line again with one it takes.",
     ),
+    "budget": (HaltError, "The budget of {most} {said.message} is used up. Give the line again, and it goes on."),
 }
 TOKENS = ("prompt_tokens", "answer_tokens")  # columns of a served model
 
@@ -31,9 +31,9 @@ class CaptionWith:
 
     A row with a style that failed is failed: its reason begins with the error's kind (see `CaptionError`) and names
     the style; what the other styles said of it stands in their columns. A refused key, or a budget that is used up,
-    fails no row: UnavailableError. For a served model it writes `prompt_tokens` and `answer_tokens`, what was read
-    and written for all captions of a row, and `budget` are the most requests and tokens of all actors, 0 without
-    end.
+    fails no row: the state of what was not answered is an UnavailableError. For a served model it writes
+    `prompt_tokens` and `answer_tokens`, what was read and written for all captions of a row, and `budget` are the most
+    requests and tokens of all actors, 0 without end.
     """
 
     backend: TransformersConfig | EndpointConfig
@@ -72,10 +72,6 @@ class CaptionWith:
         """Captions in all styles, and the state of the rows."""
         assert self._captioner is not None, "setup comes first"
         said = self._captioner.caption(batch["pixels"], batch[ALT_COLUMN])
-        failures = (outcome for outcomes in said for outcome in outcomes if isinstance(outcome, CaptionError))
-        if stopped := next((failure for failure in failures if failure.kind in STOPS), None):
-            error, sentence = STOPS[stopped.kind]
-            raise error(sentence.format(stopped))
         by_row = list(zip(*said, strict=True))
         columns: dict[str, list] = {
             column: [None if isinstance(outcome, CaptionError) else _storable(outcome) for outcome in outcomes]
@@ -85,7 +81,19 @@ class CaptionWith:
         columns |= self.sign(columns)
         for name in self.summed:
             columns[name] = [sum(getattr(outcome, name, 0) for outcome in outcomes) for outcomes in by_row]
-        return columns | {"state": [FAILED if reason else None for reason in reasons], "reason": reasons}
+        states = [
+            self._stopped(outcomes) or (FAILED if reason else None)
+            for outcomes, reason in zip(by_row, reasons, strict=True)
+        ]
+        return columns | {"state": states, "reason": reasons}
+
+    def _stopped(self, outcomes: tuple[Outcome, ...]) -> UnavailableError | None:
+        """Why one row was not answered, where that is no fault of its own."""
+        failures = (outcome for outcome in outcomes if isinstance(outcome, CaptionError))
+        if (said := next((failure for failure in failures if failure.kind in STOPS), None)) is None:
+            return None
+        error, sentence = STOPS[said.kind]
+        return error(sentence.format(said=said, most=f"{self.budget[said.message == 'tokens']:,}"))
 
     def _reason(self, outcomes: tuple[Outcome, ...]) -> str | None:
         """The first failure of one row."""

@@ -58,8 +58,11 @@ class Shard(Protocol):
     @property
     def starts(self) -> list[int]: ...
 
-    def tables(self, rows: Rows, due: Callable[[], bool]) -> Iterator[pa.Table]:
-        """Do some rows, and yield them in order: whenever `due`, and at the end, which is one table at least."""
+    def tables(self, rows: Rows, due: Callable[[], bool]) -> Iterator[tuple[int, pa.Table]]:
+        """Do some rows, and yield them in order, each table with the row that it begins with.
+
+        One comes whenever `due`, and one at the end.
+        """
         ...
 
     def written_off(self, rows: Rows, reason: str) -> pa.Table:
@@ -83,6 +86,7 @@ class Actor:
         resumed: bool = True,
     ) -> None:
         self._work, self._out, self._ready, self._broken = work, out, False, False
+        self._halted: HaltError | None = None
         self._beat_seconds, self._part_seconds, self._resumed = beat_seconds, part_seconds, resumed
         self._ended = self._since = time.perf_counter()  # since a part was committed
         self._did = False  # whether something was done for the item that is at work
@@ -98,11 +102,14 @@ class Actor:
         record, error, began, self._did = None, "", time.perf_counter(), False
         idle, _ = began - self._ended, taken()
         try:
+            if self._halted:
+                raise self._halted
             if not self._broken:
                 record = self._done(item)
             ended = BACK if self._broken else WELL if self._did else IDLE
         except storage.UnavailableError as problem:  # its sentence says all
             ended, error = HALT if isinstance(problem, HaltError) else AWAY, str(problem)
+            self._halted = problem if isinstance(problem, HaltError) else None
         except Exception as problem:  # told to the driver, which goes on with the other shards
             ended = SPENT if isinstance(problem, SpentError) else BROKEN if kind_of(problem) == DEVICE else RAISED
             ended = ended if self._ready else SETUP
@@ -137,10 +144,8 @@ class Actor:
         own: dict[Part, pa.Table] = {}
         self._since = time.perf_counter()
         for gap in gaps(rows or whole, found) or ([] if found else [whole]):
-            first = gap[0]
-            for table in shard.tables(gap, self._due):
-                part = Part.of(first, table)
-                own[part], first = table, part.end
+            for first, table in shard.tables(gap, self._due):
+                own[part := Part.of(first, table)] = table
                 self._did = self._did or part.accepted > 0  # else the device may have had nothing to do
                 if not gaps(whole, [*found, *own]):
                     break  # it need not be written apart

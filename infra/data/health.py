@@ -65,7 +65,7 @@ class Health:
 
         Without `news` a device failed over a shard that is known for it, which says nothing of the run.
         """
-        if ended in (IDLE, BACK):
+        if ended in (IDLE, BACK, HALT):  # of a bound others hear by themselves, when what they are at is done
             return False
         if ended == WELL:
             self._moves = True
@@ -81,9 +81,7 @@ class Health:
                 if place.node in self.out or self._moves:
                     return False  # a bad card of a good node: others do what it gives back
             self._broken = ended == SETUP and len(strikes) >= STRIKES and not self.well
-        if ended == HALT:
-            self._broken = True
-        elif ended == AWAY:
+        if ended == AWAY:
             self._away.told(well=False)
         elif news:
             self._bad.told(ended == WELL)

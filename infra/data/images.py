@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from math import ceil
 from threading import Lock
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -41,6 +42,39 @@ def decode(
         return _decode(image, data, size, background, fit)
     with _large, ThreadPoolExecutor(1) as alone:
         return alone.submit(_decode, image, data, size, background, fit).result()
+
+
+def pixels_of(picture: Any) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of a Pillow image or an array, as `decode` has it of a file; ValueError if it is neither.
+
+    An array is (H, W), (H, W, 1), (H, W, 3) or (H, W, 4). Its values count as those of files do: bytes, 16 bits, or
+    floats from 0 to 1 if none is above 1, else to 255; other whole numbers from 0 to 255.
+    """
+    image = picture if isinstance(picture, Image.Image) else _image_of(picture)
+    try:
+        return np.array(_to_rgb(to_srgb(_upright(image)), WHITE))
+    except Exception as error:  # a file is read only here
+        raise ValueError(f"unusable image: {_message(error)}") from None
+
+
+def _image_of(picture: Any) -> Image.Image:
+    array = np.asarray(picture)
+    if array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (3,), (4,)) or not array.size:
+        found = f"an array of the shape {array.shape}" if array.ndim else f"of the type {type(picture).__name__}"
+        raise ValueError(f"A picture is a Pillow image or an array (H, W, 3), but this is {found}.")
+    if array.dtype.kind == "f":
+        values = np.nan_to_num(array, nan=0.0, posinf=np.inf, neginf=0.0)
+        values = values * (255 if values.max() <= 1 else 1)
+    elif array.dtype == np.uint16:
+        values = array / 257
+    elif array.dtype.kind in "ui" and array.min() >= 0 and array.max() <= 255:
+        values = array
+    elif array.dtype.kind == "b":
+        values = array * 255
+    else:
+        raise ValueError(f"The values of a picture are numbers from 0 to 255, but these are of the type {array.dtype}.")
+    whole = np.round(np.clip(values, 0, 255)).astype(np.uint8)
+    return Image.fromarray(whole[..., 0] if whole.shape[2:] == (1,) else whole)
 
 
 def measure(data: bytes) -> tuple[int, int]:

@@ -83,7 +83,9 @@ def run_shards(
         run.ledger.save()
     storage.remove(storage.join(out, ATTEMPTS))
     if left := pending(out, names):
-        raise RuntimeError(run.halted or _lost(left, run.errors, run.health.out.values(), out))
+        if run.halted and not run.health.over:
+            raise RuntimeError(f"{run.halted} {telling.so_far()}")
+        raise RuntimeError(_lost(left, run.errors, run.health.out.values(), out))
     storage.remove(storage.join(out, PARTS))
     run.faults.close()
     records = run.ledger.close()
@@ -184,7 +186,7 @@ class _Run:
         """The items of the next round, those that failed last, after a while; none where to try again is no use."""
         self._tries.update(self._failed)
         self._failed.clear()
-        if self.health.over or not (self.health.well or self._excused):
+        if self.halted or self.health.over or not (self.health.well or self._excused):
             return []
         tried = [name for name in left if self._tries[name] < MAX_ATTEMPTS]
         planned = _plan(self._work, tried, parts, actors, self.faults)

@@ -51,9 +51,10 @@ class Stage(Protocol):
     def __call__(self, batch: Columns) -> Columns:
         """Return the `writes` columns for a batch that holds only accepted rows.
 
-        "state" and "reason" may come with them, to reject rows (None means fine). If the call raises, its rows are
-        tried in halves, and those that raise alone are recorded as failed; UnavailableError ends the shard, and an
-        error of the device (`kind_of`) the process.
+        "state" and "reason" may come with them, to reject rows (None means fine). An UnavailableError in the place of a
+        row's state leaves the row undone, and ends the shard when what the others brought is kept. If the call raises,
+        its rows are tried in halves, and those that raise alone are recorded as failed; UnavailableError ends the
+        shard, and an error of the device (`kind_of`) the process.
         """
         ...
 

@@ -67,6 +67,18 @@ class Telling:
             self._parts = self._within(found)
         self._tell()
 
+    def so_far(self) -> str:
+        """How much is done, in a sentence."""
+        self.look()
+        done, total, unit = self._reach()
+        return f"{done:,} of {total:,} {unit} are done."
+
+    def _reach(self) -> tuple[int, int, str]:
+        if not self._rows:
+            return len(self._names) - len(self._left), len(self._names), "shards"
+        self._done = max(self._done, self._before + self._ended["rows_in"] + self._parts["rows_in"])
+        return self._done, self._rows, "rows"
+
     def _watch(self) -> None:
         while not self._stop.wait(LOOK_SECONDS if storage.is_local(self._out) else 10 * LOOK_SECONDS):
             with suppress(OSError):  # the store is away: those who write there will say so
@@ -94,9 +106,4 @@ class Telling:
             if found["rows_in"] >= self._new["rows_in"]:
                 self._new = found
             new = self._new.copy()
-            if self._rows:
-                self._done = max(self._done, self._before + self._ended["rows_in"] + self._parts["rows_in"])
-                done, total, unit = self._done, self._rows, "rows"
-            else:
-                done, total, unit = len(self._names) - len(self._left), len(self._names), "shards"
-            self._report(done, total, unit, why=self._why, rows=new.pop("rows_in"), **new)
+            self._report(*self._reach(), why=self._why, rows=new.pop("rows_in"), **new)

@@ -18,6 +18,7 @@ from infra.data.parts import Rows
 from infra.data.revision import Redo
 from infra.data.shards import OPTIONAL, VIRTUAL, ShardReader
 from infra.data.stage import ACCEPTED, DEVICE, FAILED, Columns, Runner, Stage, describe_error, kind_of
+from infra.trouble import UnavailableError
 
 PICTURES_BYTES = 512 * 2**20  # of whole pictures that wait decoded; photographs of 12 megapixels take 36 MB each
 CALL_SECONDS = 10  # that a call takes at most, if it may be cut
@@ -70,7 +71,7 @@ class StageWork:
     def __call__(self, name: str) -> pa.Table:
         """All rows of the shard: those that were not accepted keep their state and reason."""
         shard = self.open(name)
-        (table,) = shard.tables((0, len(shard.sample_ids)), lambda: False)
+        *_, (_, table) = shard.tables((0, len(shard.sample_ids)), lambda: False)
         return table
 
     def open(self, name: str) -> "StageShard":
@@ -114,8 +115,11 @@ class StageShard:
         """The rows that batches begin with, but for the first."""
         return self._reader.accepted[self._todo[self._size :: self._size]].tolist()
 
-    def tables(self, rows: Rows, due: Callable[[], bool]) -> Iterator[pa.Table]:
-        """Do some rows of the shard, and yield them in order: a table whenever `due`, and one at the end."""
+    def tables(self, rows: Rows, due: Callable[[], bool]) -> Iterator[tuple[int, pa.Table]]:
+        """Do some rows of the shard, and yield them in order: a table whenever `due`, and one at the end.
+
+        With each comes the row that it begins with. What ends the shard leaves out the rows that are not done.
+        """
         first, end = rows
         runner, calls, accepted = self._work.runner, self._work.calls, self._reader.accepted
         assert runner is not None, "setup comes first"
@@ -125,22 +129,31 @@ class StageShard:
         try:
             for part, batch in self._batches(todo):
                 results = runner(batch)
-                for place, row in enumerate(accepted[part]):
+                ended: UnavailableError | None = None
+                for place, row in enumerate(accepted[part].tolist()):
+                    if isinstance(results["state"][place], UnavailableError):
+                        ended = results["state"][place]
+                        if first < row:
+                            yield first, self._table(first, row)
+                        first = row + 1
+                        continue
                     self._states[row], self._reasons[row] = results["state"][place], results["reason"][place]
                     for column in self._written:
                         self._columns[column][row] = results[column][place]
                 if calls:
                     calls.took(len(part), time.perf_counter() - begun)
                 reached = int(accepted[part[-1]]) + 1
+                if ended:
+                    raise ended
                 if part[-1] != todo[-1] and due():
-                    yield self._table(first, reached)
+                    yield first, self._table(first, reached)
                     first = reached
                 begun = time.perf_counter()
         except Exception as error:
             if first < reached and kind_of(error) != DEVICE:
-                yield self._table(first, reached)  # what was done is not lost
+                yield first, self._table(first, reached)  # what was done is not lost
             raise
-        yield self._table(first, end)
+        yield first, self._table(first, end)
 
     def written_off(self, rows: Rows, reason: str) -> pa.Table:
         """Some rows of the shard without doing them: failed, as far as there was something to do."""

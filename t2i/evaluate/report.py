@@ -62,7 +62,7 @@ class Habit:
     """A figure of each style's captions, in the order of the page's styles, and a sentence on what it warns of."""
 
     label: str
-    values: Sequence[float]
+    values: Sequence[float | None]  # None: there is nothing to count
     kind: Literal["count", "share", "number", "ratio"] = "number"
     warns: str = ""
 

@@ -33,7 +33,13 @@ def test_a_table_has_a_value_a_style(texts):
     rows = table(reports)
     assert [len(row["values"]) for row in rows] == [len(texts)] * len(HABITS)
     for row in rows:
-        assert row["kind"] not in ("share", "ratio") or all(0 <= value <= 1 for value in row["values"])
+        for value, report in zip(row["values"], reports.values(), strict=True):
+            if value is None:
+                assert report["count"] == 0
+                assert row["kind"] != "count"
+            else:
+                assert report["count"] or value == 0
+                assert row["kind"] not in ("share", "ratio") or 0 <= value <= 1
 
 
 @given(corpora)

@@ -1,6 +1,7 @@
 """A Cluster says how many workers share a batch, and refuses what cannot be."""
 
 import os
+import sys
 from contextlib import nullcontext as nothing
 from dataclasses import replace
 
@@ -8,11 +9,12 @@ import pytest
 import ray
 from hypothesis import given
 from hypothesis import strategies as st
+from ray._private import services
 from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager as Nvidia
 
 from infra import device
 from infra.capacity import Node, missing
-from infra.cluster import CLUSTERS, Cluster, connect, laptop, this_machine
+from infra.cluster import CLUSTERS, Cluster, _apart, connect, laptop, this_machine
 
 
 @given(st.integers(1, 8), st.integers(0, 8), st.integers(1, 64), st.integers(1, 512))
@@ -153,3 +155,16 @@ def test_a_home_that_cannot_be_written_is_named(monkeypatch):
     monkeypatch.setenv("HOME", "/dev/null/home")
     with pytest.raises(OSError, match=r"token cannot be kept in /dev/null/home/\.ray/auth_token: .*RAY_AUTH_TOKEN"):
         connect(laptop())
+
+
+def test_what_signals_the_driver_s_group_does_not_reach_ray():
+    before = services.ConsolePopen
+    for apart in (False, True):
+        with _apart() if apart else nothing():
+            started = services.start_ray_process([sys.executable, "-c", "input()"], "test", False, pipe_stdin=True)
+        try:
+            assert (os.getsid(started.process.pid) == os.getsid(0)) is not apart
+        finally:
+            started.process.kill()
+            started.process.communicate()
+    assert services.ConsolePopen is before

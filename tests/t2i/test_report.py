@@ -129,6 +129,23 @@ def test_all_sections_are_there(hostile):
     assert ids >= set(SECTIONS)
 
 
+def test_intervals_are_told_of_where_there_are_some():
+    figure = {"name": "PSNR", "value": 18.5, "unit": "dB"}
+    assert "Intervals are" not in report.render(report.Page(title="t", figures=[report.Figure(**figure)]))
+    assert "Intervals are" in report.render(
+        report.Page(title="t", figures=[report.Figure(**figure, interval=(18.0, 19.0), n=8)])
+    )
+
+
+def test_what_is_not_counted_is_a_dash():
+    habit = report.Habit(label="Lower case", values=[None, 0.5], kind="share")
+    styles = [report.Style(style="alt"), report.Style(style="short")]
+    shown = report.render(report.Page(title="t", styles=styles, habits=[habit]))
+    (row,) = re.findall(r"Lower case.*?</tr>", shown)
+    assert re.findall(r"<td>([^<]*)", row) == ["–", "50.0\xa0%"]
+    assert row.count('class="bar"') == 1
+
+
 def test_empty_parts_are_left_out():
     text = report.render(report.Page(title="nothing yet"))
     assert not {attrs.get("id") for _, attrs in Tags(text).found} & set(SECTIONS)

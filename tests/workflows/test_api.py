@@ -116,6 +116,8 @@ def test_a_prior_draws_what_the_command_draws(runs):
     assert painter.sample(SAID[0], seed=3, temperature=5.0)[0].tobytes() != alone.tobytes()
     with pytest.raises(ValueError, match="negative"):
         painter.sample("a", temperature=-1.0)
+    with pytest.raises(ValueError, match="no field of sampling 'guidence'"):
+        painter.sample("a", guidence=2.0)
 
 
 def test_a_captioner_speaks(runs):
@@ -132,6 +134,10 @@ def test_a_captioner_speaks(runs):
     assert captioner.caption(pixels) == captioner.caption(pictures, style="descriptive")
     assert captioner.caption([]) == []
     assert captioner.caption(Image.fromarray(pixels[1])) == captioner.caption(pictures)[1:]
+    assert captioner.caption(Path(pictures[0])) == captioner.caption(pictures)[:1]
+    storage.write_bytes(f"{runs}/note.txt", b"none")
+    with pytest.raises(ValueError, match=r"note\.txt: not an image"):
+        captioner.caption(f"{runs}/note.txt")
     with pytest.raises(ValueError, match="no style 'long'; it has descriptive, short"):
         captioner.caption(pictures, style="long")
 
@@ -143,6 +149,12 @@ def test_a_server_speaks(runs):
     endpoint = server.Endpoint(answer)
     try:
         captioner = rescribe.load(endpoint.url, model="NAME")
+        glass = np.zeros((8, 8, 4), np.uint8)
+        for clear in (glass, Image.fromarray(glass), glass / 255):
+            endpoint.bodies.clear()
+            assert captioner.caption(clear) == ["a dog"]
+            assert np.asarray(server.picture(endpoint.bodies[0])).min() > 250, "transparency lies on white"
+        endpoint.bodies.clear()
         assert captioner.caption(plain.picture(0)) == ["a dog"]
         with pytest.raises(RuntimeError, match="http_400"):
             captioner.caption(plain.picture(0))

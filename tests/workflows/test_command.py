@@ -147,8 +147,18 @@ def test_an_empty_store_is_said(capsys, tmp_path):
     [
         ("ingest --corpus folder", "folder holds no file"),
         ("recaption --corpus folder --captioner http://127.0.0.1:1/v1 --model m --out out", "folder holds no file"),
-        ("recaption --corpus pictures --captioner http://127.0.0.1:1/v1 --model m --out file", "is a file. Give a"),
-        ("run debug --store file", "is a file. Give a folder."),
+        (
+            "recaption --corpus pictures --captioner http://127.0.0.1:1/v1 --model m --out file",
+            "rescribe: file is a file.",
+        ),
+        ("run debug --store file", "rescribe: file is a file. Give a folder."),
+        ("recaption --corpus pictures --captioner http://127.0.0.1:1/v1 --model m --out out", "Nobody answers at http"),
+        ("recaption --corpus pictures --captioner http://127.0.0.1:1/v1 --out out", "with: --model NAME"),
+        ("recaption --corpus pictures --captioner localhost:1/v1 --out out", "as http://localhost:1/v1."),
+        (
+            "recaption --corpus pictures --captioner http://127.0.0.1:1/v1 --model m --styles long --out out",
+            "There is no style 'long'; this captioner knows short, descriptive.",
+        ),
         ("list file", "is a file. Give a folder."),
         ("shapes --out file --samples 4 --labelled 0", "file already exists."),
         ("shapes --out /sys/kernel/x --samples 4 --labelled 0", "Access to /sys/kernel/x was denied"),

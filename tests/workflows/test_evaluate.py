@@ -177,6 +177,15 @@ def test_all_steps_are_found_once_inputs_first(shapes):
     assert names.index("ingest") < names.index("train_captioner") < names.index("recaption")
 
 
+def test_steps_are_told_in_the_order_in_which_they_ran():
+    hours = {"mix": "11", "encode": "12", "train_tokenizer": "10"}
+    made = [
+        Artifact(name, {"step": name, "started": f"2026-12-01T{hour}:00:00Z", "inputs": []})
+        for name, hour in hours.items()
+    ]
+    assert [artifact.step for artifact in module.ancestors(made)] == ["train_tokenizer", "mix", "encode"]
+
+
 def test_nlvr_captions_are_scored_by_their_boxes():
     boxes = [[{"shape": "square", "color": color, "size": "medium"}] for color in ("blue", "black")]
     meta = {"boxes_unordered": boxes}

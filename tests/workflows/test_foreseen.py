@@ -1,5 +1,6 @@
 """What can be known before any step begins is said then: of a recipe, and of this machine."""
 
+import contextlib
 import json
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from infra.cluster import CLUSTERS, laptop
 from infra.config import to_dict
 from t2i.conditions.encoders import TextEncoderConfig
 from t2i.tokenizers.vqgan import VQGANConfig
-from tests.captioner.backends import tiny
+from tests.captioner.backends import server, tiny
 from workflows.__main__ import main
 from workflows.encode_text import EncodeTextConfig
 from workflows.foreseen import check_captions, lacks
@@ -25,6 +26,15 @@ from workflows.train_captioner import TrainCaptionerConfig
 
 T5 = TextEncoderConfig(model="/no/t5")
 ALL = [work.name for work in STEPS]
+
+
+@pytest.fixture
+def endpoint():
+    """A server of captions."""
+    served = server.Endpoint(lambda body, number: server.completion("a caption"))
+    yield served
+    with contextlib.suppress(OSError):
+        served.close()
 
 
 def with_(recipe: Recipe, part: str, **fields) -> Recipe:
@@ -123,10 +133,25 @@ def test_a_folder_of_weights_that_is_not_there(recipe, field, step):
     assert lacks(recipe, laptop(), ["evaluate"]) == lacks(recipe, laptop(), []) == [], "who loads it is done"
 
 
-def test_names_that_may_be_a_hubs_and_what_a_server_calls_its_own():
-    served = EndpointConfig(base_url="http://localhost:1/v1", model="/models/theirs")
+def test_names_that_may_be_a_hubs_and_what_a_server_calls_its_own(endpoint):
+    served = EndpointConfig(base_url=endpoint.url, model="/models/theirs")
     assert lacks(by(served), laptop(), ALL) == []
     assert lacks(by("owner/name"), laptop(), ALL) == []
+
+
+def test_a_server_is_asked_whether_it_is_there_before_anything_is_made(endpoint, monkeypatch):
+    served = by(EndpointConfig(base_url=endpoint.url, model="m"))
+    endpoint.models_status = 401
+    assert lacks(served, laptop(), ALL) == [f"{endpoint.url} does not take requests without a key: HTTP 401."]
+    keyed = by(EndpointConfig(base_url=endpoint.url, model="m", key_variable="NO_KEY_HERE"))
+    (said,) = lacks(keyed, laptop(), ALL)
+    assert "NO_KEY_HERE holds no key" in said
+    endpoint.close()
+    (said,) = lacks(served, laptop(), ALL)
+    assert said.startswith(f"Nobody answers at {endpoint.url}: ")
+    assert lacks(served, laptop(), ["mix"]) == [], "all is captioned"
+    assert lacks(served, replace(laptop(), address="auto"), ALL) == [], "the cluster's nodes may reach it"
+    assert not endpoint.bodies, "no caption was asked for"
 
 
 def test_vllm_that_is_not_installed(monkeypatch):

@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
+from captioner import hub
 from tests.captioner.backends import tiny
 from tests.captioner.test_scoring import clip  # noqa: F401 -- a fixture
 from tests.t2i.conditions import tiny as encoders
@@ -73,8 +75,20 @@ def test_names_where_the_hub_is_away(way, tmp_path):
         assert cause in said
         assert "give the folder" in said
         assert len(said) < 400
+        assert ".." not in said
     assert "Retrying" not in written
     assert "Traceback" not in written
+
+
+def test_what_is_waited_for_is_said(monkeypatch, tmp_path, capfd):
+    monkeypatch.setattr(hub, "PATIENCE_SECONDS", 0.05)
+    for name in (str(tmp_path), "owner/name"):
+        with hub.asked(name, "model"):
+            time.sleep(0.3)
+    with hub.asked("owner/quick", "model"):
+        pass
+    time.sleep(0.2)
+    assert capfd.readouterr().err.startswith("rescribe: owner/name is being looked for, here and at https://")
 
 
 @pytest.mark.timeout(300)

@@ -280,10 +280,8 @@ def test_scores_that_some_parts_lack_are_in_the_shard(tmp_path, model):
     images = index(str(tmp_path), rows)
     work = StageWork((Caption(Tower(model[0]), (Style(name="short", max_tokens=5),)),), (images.path,), 1)
     work.setup()
-    shard, own, first = work.open("000000"), {}, 0
-    for table in shard.tables((0, 3), lambda: True):
-        own[part := Part.of(first, table)] = table
-        first = part.end
+    shard = work.open("000000")
+    own = {Part.of(first, table): table for first, table in shard.tables((0, 3), lambda: True)}
     assert ["logps_alt" in table.column_names for table in own.values()] == [False, False, True]
     merge(str(tmp_path / "out"), "000000", shard.sample_ids, own)
     merged, whole = pq.read_table(tmp_path / "out" / "shards" / "000000.parquet"), work("000000")

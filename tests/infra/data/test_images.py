@@ -1,3 +1,4 @@
+import io
 import struct
 import zlib
 
@@ -7,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from infra.data.images import FORMATS, decode, encode_png, measure
+from infra.data.images import FORMATS, decode, encode_png, measure, pixels_of
 from tests.infra.data.zoo import encode, picture
 
 PICTURE = picture(0)
@@ -27,6 +28,61 @@ def test_every_format_decodes(kind):
 
 def test_png_goes_round():
     assert np.array_equal(decode(encode_png(PICTURE)), PICTURE)
+
+
+def test_files_images_and_arrays_are_the_same_picture():
+    alpha = np.linspace(0, 255, 40 * 30).reshape(40, 30, 1).astype(np.uint8)
+    rgba = np.concatenate([picture(2, 40, 30), alpha], axis=2)
+    seen = decode(encode_png(rgba))
+    assert (seen[0, 0] == 255).all(), "transparency lies on white"
+    held = Image.fromarray(rgba).quantize(16)
+    for same in (rgba, Image.fromarray(rgba), Image.open(io.BytesIO(encode_png(rgba))), rgba.astype(np.int64)):
+        assert np.array_equal(pixels_of(same), seen)
+    buffer = io.BytesIO()
+    held.save(buffer, "PNG")
+    assert np.array_equal(pixels_of(held), decode(buffer.getvalue()))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_an_open_file_is_what_its_bytes_are(kind):
+    assert np.array_equal(pixels_of(Image.open(io.BytesIO(ENCODED[kind]))), decode(ENCODED[kind]))
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        PICTURE,
+        PICTURE / 255,
+        (PICTURE / 255).astype(np.float16),
+        PICTURE.astype(np.float32),
+        PICTURE.astype(np.uint16) * 257,
+        PICTURE.tolist(),
+    ],
+)
+def test_arrays_count_as_files_do(same):
+    assert np.abs(pixels_of(same).astype(int) - PICTURE).max() <= (1 if getattr(same, "dtype", 0) == np.float16 else 0)
+    assert np.array_equal(pixels_of(PICTURE[..., 0]), pixels_of(PICTURE[..., :1]))
+    assert pixels_of(PICTURE[..., 0] > 99).max() == 255
+
+
+@pytest.mark.parametrize(
+    ("picture", "said"),
+    [
+        (3, "this is of the type int"),
+        (None, "this is of the type NoneType"),
+        (b"bytes", "this is of the type bytes"),
+        (np.zeros((2, 4, 4, 3), np.uint8), r"the shape \(2, 4, 4, 3\)"),
+        (np.zeros((3, 8, 8), np.uint8), r"the shape \(3, 8, 8\)"),
+        (np.zeros((0, 8, 3), np.uint8), r"the shape \(0, 8, 3\)"),
+        (np.full((4, 4, 3), 300), "of the type int64"),
+        (np.full((4, 4, 3), "a"), "of the type <U1"),
+        (np.full((4, 4, 3), 1j), "of the type complex128"),
+        (Image.open(io.BytesIO(ENCODED["PNG"][:-40])), "unusable image"),
+    ],
+)
+def test_what_is_no_picture(picture, said):
+    with pytest.raises(ValueError, match=said):
+        pixels_of(picture)
 
 
 def test_resizing_is_height_by_width_and_leaves_the_right_size_alone():

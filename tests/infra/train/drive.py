@@ -31,7 +31,8 @@ class Driver:
 
     def __enter__(self):
         command = [sys.executable, "-W", "ignore", "-m", "tests.infra.train.drive", json.dumps(self._arguments)]
-        self.process = subprocess.Popen(command, env=self._environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        options = {"env": self._environment, "cwd": ROOT, "stderr": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(command, start_new_session=True, **options)
         return self
 
     def __exit__(self, *_):

@@ -118,10 +118,18 @@ def test_a_node_whose_device_fails_is_left_out_and_named(place, undisturbed):
     check(place, undisturbed)
 
 
-def test_a_driver_that_is_told_to_go_saves_first(place, undisturbed):
+def tell_group(pid, sent):
+    """As `timeout` does."""
+    os.kill(pid, sent)
+    time.sleep(0.01)
+    os.killpg(pid, sent)
+
+
+@pytest.mark.parametrize("tell", [os.kill, tell_group], ids=["driver", "group"])
+def test_a_driver_that_is_told_to_go_saves_first(place, undisturbed, tell):
     with Driver(place, CONFIG, task="Slow", **PAIR) as driver:
         driver.wait_for_step(30)
-        driver.process.send_signal(signal.SIGTERM)
+        tell(driver.process.pid, signal.SIGTERM)
         begun = time.monotonic()
         code, said = driver.end(60)
         assert time.monotonic() - begun < 30

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import ray
 
+from infra import notice as notices
 from infra.cluster import Cluster
 from infra.train import group, seats, trainer
 from infra.train.fit import fit
@@ -93,6 +94,19 @@ def test_a_notice_whose_save_fails_says_what_was_lost(monkeypatch, training, cap
     assert ended.value.code == 143
     said = capsys.readouterr().err
     assert "There is no room left for /out. What was trained since the last checkpoint is not saved." in said
+
+
+def test_a_signal_and_its_echo_are_one(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(notices, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    told = notices.Notice()
+    told._note(signal.SIGTERM, None)
+    clock[0] += notices.ECHO_SECONDS / 2
+    told._note(signal.SIGTERM, None)
+    assert told.given()
+    clock[0] += notices.ECHO_SECONDS
+    with pytest.raises(SystemExit):
+        told._note(signal.SIGTERM, None)
 
 
 def test_a_group_whose_places_are_taken_waits_and_says_so(monkeypatch, training, capsys):
