@@ -65,6 +65,7 @@ OPTIONS = {
     "--captioner WHO": "a model's name or folder, vllm:NAME, a server (and its --model), an artifact, or none",
     "--captions FOLDER": "captions that are there",
     "--captions.batch N": "images that are captioned together",
+    "--mix.weights STYLE=SHARE ...": "how often each style is read, in all 1; alt: the corpus's own texts",
     "--mix.min-words N": "of a caption that is read",
     "--tokenizer.train.steps N": "and --captioner.base.steps, --prior.train.steps",
     "--prior.optim.lr RATE": "and --tokenizer.optim.lr",

@@ -5,7 +5,7 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -24,9 +24,11 @@ from workflows.direct import DirectOptions
 from workflows.encode_text import encode_text
 from workflows.examine import examine
 from workflows.export import ExportOptions
+from workflows.foreseen import written_styles
 from workflows.ingest import IngestConfig
 from workflows.kinds import Recipe, read
 from workflows.lookup import MAKERS, STORE, in_store, one
+from workflows.mix import MixConfig, weights_of
 from workflows.sample import SampleConfig
 from workflows.text_to_image import STEPS
 from workflows.train_clip import train_clip
@@ -107,8 +109,20 @@ def recipe_options(arguments: list[str], verb: str) -> RecipeOptions:
     texts, rest = _take_texts(kind, rest)
     captioned, rest = _captioned(kind, texts, rest)
     options = _options_of(kind)
-    default = options(recipe=_put(recipe, texts | captioned), cluster=cluster)
+    recipe = _put(recipe, texts | captioned)
+    if captioned.get("captions") and "weights" not in texts.get("mix", {}):
+        recipe = _reading(recipe)
+    default = options(recipe=recipe, cluster=cluster)
     return tyro.cli(options, default=default, args=rest, prog=f"rescribe {verb} {name}", config=ONE_KIND)
+
+
+def _reading(recipe: Any) -> Any:
+    """The recipe, with captions that are there, reads styles that these have."""
+    mixing = getattr(recipe, "mix", None)
+    if not isinstance(mixing, MixConfig):
+        return recipe
+    weights = weights_of(written_styles(recipe.captions, recipe.captioner) or (), mixing.weights)
+    return dataclasses.replace(recipe, mix=dataclasses.replace(mixing, weights=weights))
 
 
 def _options_of(kind: type) -> type[RecipeOptions]:
@@ -198,8 +212,8 @@ def _take_parameters(make: Callable, name: str, arguments: list[str]) -> tuple[d
 
 
 def _take_texts(kind: type, arguments: list[str], prefix: str = "--") -> tuple[dict[str, Any], list[str]]:
-    """Texts for fields that hold either a text or a config (`--corpus PATH`, `--captioner.model NAME`), out of the
-    arguments, by field: tyro keeps such a field as its default has it.
+    """What tyro would keep as its default has it, out of the arguments, by field: texts for fields that hold either a
+    text or a config (`--corpus PATH`, `--captioner.model NAME`), and tables of numbers (`--mix.weights short=1`).
     """
     texts: dict[str, Any] = {}
     for name, hint in get_type_hints(kind).items():
@@ -207,11 +221,32 @@ def _take_texts(kind: type, arguments: list[str], prefix: str = "--") -> tuple[d
         configs = [each for each in (hint, *get_args(hint)) if dataclasses.is_dataclass(each)]
         if str in get_args(hint) and configs:
             value, arguments = _take(prefix + name, arguments)
+        if get_origin(hint) is dict and get_args(hint) == (str, float):
+            value, arguments = _take_numbers(f"{prefix}{name}", arguments)
         for each in [] if value else configs:
             found, arguments = _take_texts(each, arguments, f"{prefix}{name}.")  # type: ignore[arg-type]
             value = (value or {}) | found
         texts |= {name: value} if value else {}
     return texts, arguments
+
+
+def _take_numbers(flag: str, arguments: list[str]) -> tuple[dict[str, float] | None, list[str]]:
+    """A table of numbers, `FLAG KEY=NUMBER ...`, in the place of all that the default has."""
+    flags = [word.replace("_", "-") for word in arguments]
+    start = flags.index(flag.replace("_", "-")) if flag.replace("_", "-") in flags else len(flags)
+    end = start + 1
+    while end < len(arguments) and "=" in arguments[end] and not arguments[end].startswith("--"):
+        end += 1
+    if end <= start + 1:
+        return None, arguments
+    found = dict[str, float]()
+    for word in arguments[start + 1 : end]:
+        key, _, number = word.partition("=")
+        try:
+            found[key] = float(number)
+        except ValueError:
+            raise ValueError(f"{flag}: expected a number after {key}=, found {number!r}.") from None
+    return found, arguments[:start] + arguments[end:]
 
 
 def _captioned(kind: type, texts: dict[str, Any], arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
@@ -230,7 +265,11 @@ def _captioned(kind: type, texts: dict[str, Any], arguments: list[str]) -> tuple
 
 
 def _put(config: Any, texts: dict[str, Any]) -> Any:
-    chosen = {n: _put(getattr(config, n), value) if isinstance(value, dict) else value for n, value in texts.items()}
+    if config is None:
+        raise ValueError(f"The recipe leaves out what has the field {next(iter(texts))}.")
+    now = {name: getattr(config, name) for name in texts}
+    nested = {n for n, value in texts.items() if isinstance(value, dict) and not isinstance(now[n], dict)}
+    chosen = {name: _put(now[name], value) if name in nested else value for name, value in texts.items()}
     return dataclasses.replace(config, **chosen)
 
 

@@ -16,7 +16,7 @@ from workflows.corpora.shapes import write_shards
 from workflows.direct import direct
 from workflows.export import export
 from workflows.export_samples import export_samples
-from workflows.foreseen import check_captions, lacks
+from workflows.foreseen import check_captions, lacks, unread
 from workflows.gallery import gallery as draw_gallery
 from workflows.kinds import written
 from workflows.lookup import (
@@ -66,6 +66,8 @@ def run(arguments: list[str]) -> dict[str, Any]:
     name = options.recipe.name
     check_name(name)
     check_captions(options.recipe)
+    for sentence in unread(options.recipe):
+        say(sentence)
     plan = Plan(options.store)
     options.recipe.run(plan)
     if lacking := lacks(options.recipe, options.cluster, [line[0] for line in plan.lines if line[2] != "done"]):
@@ -96,6 +98,8 @@ def plan(arguments: list[str]) -> dict[str, Any]:
         print(f"{step:<16} {identity}  {'done' if reason == 'done' else 'RUN: ' + reason}")
         for line in drawn.told[identity]:
             print(f"{'':<16} {line}")
+    for sentence in unread(options.recipe):
+        say(sentence)
     lacking = lacks(options.recipe, options.cluster, [line[0] for line in drawn.lines if line[2] != "done"])
     for sentence in lacking:
         say(f"`run` would refuse: {sentence}")
