@@ -114,7 +114,8 @@ def _floats(value: Any, hint: Any) -> Any:
         inner = _inside(hint, list, tuple)
         return type(value)(_floats(each, inner(place)) for place, each in enumerate(value))
     kinds = _kinds(hint)
-    return float(value) if type(value) is int and float in kinds and int not in kinds else value
+    is_float = isinstance(value, int) and not isinstance(value, bool) and float in kinds and int not in kinds
+    return float(value) if is_float else value
 
 
 def _table(value: Any, hint: Any, was: type | None, brief: bool) -> dict[str, Any]:

@@ -264,8 +264,8 @@ def _told(changes: list[tuple[str, str, str]]) -> str:
 def _changes(old: Any, new: Any, equal: Callable[[Any, Any], bool], name: str = "") -> list[tuple[str, str, str]]:
     """Leaves that differ, by dotted name."""
     if isinstance(old, dict) and isinstance(new, dict):
-        both = [(key, old.get(key), new.get(key)) for key in dict.fromkeys([*old, *new])]
-        return [each for key, *two in both for each in _changes(*two, equal, f"{name}.{key}" if name else key)]
+        inner = {key: f"{name}.{key}" if name else key for key in [*old, *new]}
+        return [each for key, full in inner.items() for each in _changes(old.get(key), new.get(key), equal, full)]
     return [] if equal(old, new) else [(name, strict.dumps(old)[:40], strict.dumps(new)[:40])]
 
 

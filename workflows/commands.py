@@ -4,11 +4,13 @@ import ast
 import difflib
 import gc
 import importlib
+import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from importlib.metadata import entry_points
+from itertools import takewhile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -139,6 +141,25 @@ def choose(name: str, known: dict[str, Any], what: str) -> Any:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"Did you mean '{near[0]}'?" if near else f"There are: {', '.join(known)}."
     raise ValueError(f"There is no {what} '{name}'. {hint}")
+
+
+def check_quoted(arguments: Sequence[str]) -> None:
+    """ValueError where a shell has put the names of many files in the place of a pattern."""
+    for place, word in enumerate(arguments):
+        if word not in ("--corpus", "--corpus.corpus"):
+            continue
+        given = list(takewhile(lambda each: not each.startswith("-"), arguments[place + 1 :]))
+        if len(given) > 1:
+            folders, endings = ({part(name) for name in given} for part in (os.path.dirname, _ending))
+            ending = endings.pop() if len(endings) == 1 else ""
+            pattern = os.path.join(folders.pop() if len(folders) == 1 else "*", f"*{ending}")
+            raise ValueError(
+                f"{word} has {len(given)} values, as when the shell spells out a pattern. Quote it: {word} '{pattern}'"
+            )
+
+
+def _ending(name: str) -> str:
+    return os.path.splitext(name)[1]
 
 
 def numbered(names: Iterable[str]) -> list[str]:

@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable
+from itertools import chain
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import tyro
@@ -17,7 +18,7 @@ from t2i.priors.task import sampling_of
 from workflows import recipes
 from workflows.asked import captioner_of
 from workflows.caption_with import caption_with
-from workflows.commands import choose
+from workflows.commands import check_quoted, choose
 from workflows.corpora.shapes import ShapesConfig
 from workflows.deduplicate import deduplicate, hash_images
 from workflows.direct import DirectOptions
@@ -29,7 +30,7 @@ from workflows.ingest import IngestConfig
 from workflows.kinds import Recipe, read
 from workflows.lookup import MAKERS, STORE, in_store, one
 from workflows.mix import MixConfig, weights_of
-from workflows.sample import SampleConfig
+from workflows.sample import SampleConfig, sample
 from workflows.text_to_image import STEPS
 from workflows.train_clip import train_clip
 from workflows.train_tokenizer import MODEL
@@ -95,6 +96,7 @@ def recipe_options(arguments: list[str], verb: str) -> RecipeOptions:
     """`NAME [--corpus PATH] [--seed N] [--cluster NAME]` and any field of the recipe, as `--prior.train.steps 100`."""
     if not arguments or arguments[0].startswith("-"):
         raise ValueError(f"Say which recipe: rescribe {verb} {'|'.join(recipes.RECIPES)}, or a .json file of `show`.")
+    check_quoted(arguments)
     name, rest = arguments[0], arguments[1:]
     cluster, rest = _named_cluster(rest)
     if name.endswith(".json"):
@@ -143,6 +145,7 @@ def retry_options(arguments: list[str]) -> RetryOptions:
 
 def direct_options(arguments: list[str]) -> NamedOptions:
     """Of `recaption --corpus`."""
+    check_quoted(arguments)
     cluster, arguments = _named_cluster(_renamed(arguments, "--corpus.", "--"))
     default = NamedOptions(corpus=tyro.MISSING, captioner=tyro.MISSING, out=tyro.MISSING, cluster=cluster)
     return tyro.cli(NamedOptions, default=default, args=arguments, prog="rescribe recaption", config=ONE_KIND)
@@ -150,6 +153,7 @@ def direct_options(arguments: list[str]) -> NamedOptions:
 
 def step_options(work: Step, arguments: list[str]) -> Any:
     """Of a step: the fields of its `config`, its inputs by name, and where the store is."""
+    check_quoted(arguments)
     cluster, arguments = _named_cluster(arguments)
     hints = get_type_hints(work.work)
     config = next(iter(hints.values()))
@@ -157,9 +161,12 @@ def step_options(work: Step, arguments: list[str]) -> Any:
         arguments = _renamed(arguments, "--corpus.", "--")
     texts, arguments = _take_texts(config, arguments)
     if config is SampleConfig:
+        table, arguments = _take_table("--told", str, arguments)
+        arguments += ["--told", *chain(*table.items())] if table else []
         texts["sampling"] = _sampling(arguments)
     fields: list[Any] = [("config", Annotated[config, _FLAT], *([config(**texts)] if texts else []))]
-    fields += [(name, str, *([""] if optional else [])) for name, optional in work.input_names.items()]
+    known = ("tokenizer",) if work is sample else ()  # that of the prior
+    fields += [(name, str, *([""] if none or name in known else [])) for name, none in work.input_names.items()]
     fields += [(name, tuple[str, ...], ()) for name in further_inputs(work)]
     fields += [("store", str, STORE), ("cluster", Cluster, cluster), ("json", bool, False)]
     if "name" not in {field.name for field in dataclasses.fields(config)}:  # it names what it makes: features
@@ -222,7 +229,7 @@ def _take_texts(kind: type, arguments: list[str], prefix: str = "--") -> tuple[d
         if str in get_args(hint) and configs:
             value, arguments = _take(prefix + name, arguments)
         if get_origin(hint) is dict and get_args(hint) == (str, float):
-            value, arguments = _take_numbers(f"{prefix}{name}", arguments)
+            value, arguments = _take_table(f"{prefix}{name}", float, arguments)
         for each in [] if value else configs:
             found, arguments = _take_texts(each, arguments, f"{prefix}{name}.")  # type: ignore[arg-type]
             value = (value or {}) | found
@@ -230,8 +237,8 @@ def _take_texts(kind: type, arguments: list[str], prefix: str = "--") -> tuple[d
     return texts, arguments
 
 
-def _take_numbers(flag: str, arguments: list[str]) -> tuple[dict[str, float] | None, list[str]]:
-    """A table of numbers, `FLAG KEY=NUMBER ...`, in the place of all that the default has."""
+def _take_table(flag: str, kind: type, arguments: list[str]) -> tuple[dict[str, Any] | None, list[str]]:
+    """A table of numbers or texts, `FLAG KEY=VALUE ...`, in the place of all that the default has."""
     flags = [word.replace("_", "-") for word in arguments]
     start = flags.index(flag.replace("_", "-")) if flag.replace("_", "-") in flags else len(flags)
     end = start + 1
@@ -239,14 +246,14 @@ def _take_numbers(flag: str, arguments: list[str]) -> tuple[dict[str, float] | N
         end += 1
     if end <= start + 1:
         return None, arguments
-    found = dict[str, float]()
+    table = dict[str, Any]()
     for word in arguments[start + 1 : end]:
-        key, _, number = word.partition("=")
+        key, _, value = word.partition("=")
         try:
-            found[key] = float(number)
+            table[key] = kind(value)
         except ValueError:
-            raise ValueError(f"{flag}: expected a number after {key}=, found {number!r}.") from None
-    return found, arguments[:start] + arguments[end:]
+            raise ValueError(f"{flag}: expected a number after {key}=, found {value!r}.") from None
+    return table, arguments[:start] + arguments[end:]
 
 
 def _captioned(kind: type, texts: dict[str, Any], arguments: list[str]) -> tuple[dict[str, Any], list[str]]:

@@ -1,5 +1,6 @@
 """What `rescribe` does: run and plan recipes, run single steps, retry and caption, draw and export what was made."""
 
+import shlex
 import time
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ from infra.config import from_dict
 from infra.data.ledger import LEDGER
 from infra.store import Artifact, Plan, Step, Store
 from infra.trouble import explained
+from workflows import text_to_image
 from workflows.commands import COUNTS, say
 from workflows.corpora.shapes import write_shards
 from workflows.direct import direct
@@ -52,7 +54,7 @@ from workflows.options import (
     step_options,
 )
 from workflows.recaption import recaption
-from workflows.sample import as_trained, sample, with_links
+from workflows.sample import as_trained, sample, tokenizer_of, with_links
 from workflows.samples import IMAGES
 from workflows.settings import settings_of
 
@@ -85,6 +87,9 @@ def run(arguments: list[str]) -> dict[str, Any]:
     }
     done = "All was done already." if all(line[2] == "done" for line in plan.lines) else "Done."
     say(f"{done} Open {results['report']}" if "report" in results else f"{done} {last.path}")
+    if isinstance(options.recipe, text_to_image.Recipe):
+        beside = "" if options.store == STORE else f" --store {shlex.quote(options.store)}"
+        say(f'Draw what you like: rescribe sample --prior {name} --prompts "..."{beside}')
     return results
 
 
@@ -218,6 +223,7 @@ def run_step(work: Step, arguments: list[str]) -> dict[str, Any]:
         inputs += inputs_of(name, in_store(path, parsed.store), line) if path else [None]
     config = parsed.config
     if work is sample and (prior := inputs[1]):
+        inputs[2] = inputs[2] or tokenizer_of(prior)
         chain = [each for each in inputs[3:] if each is not None]
         config = with_links(as_trained(config, prior, named_fields(arguments, "--sampling.")), chain)
     artifact = Store(parsed.store, parsed.cluster).step(work, config, *inputs)

@@ -15,6 +15,8 @@ from workflows.options import WORK, recipe_options, step_options
 from workflows.recipes import RECIPES, demo
 from workflows.text_to_image import STEPS
 
+WHOLE = "'photos/*.png'"
+
 
 def run(capsys, *arguments):
     code = 0
@@ -50,6 +52,16 @@ def test_errors_are_sentences(capsys, tmp_path, monkeypatch, arguments, wanted):
     assert "Traceback" not in err
     assert len(err) < 700
     assert out == ""
+
+
+@pytest.mark.parametrize("line", [("run", "own"), ("plan", "own"), ("recaption", "--out", "o"), ("ingest",)])
+def test_a_pattern_that_the_shell_spelled_out(capsys, line):
+    code, _, err = run(capsys, *line, "--corpus", *(f"photos/{n}.png" for n in range(500)), "--captioner", "x")
+    assert code == 1
+    assert (
+        err
+        == f"rescribe: --corpus has 500 values, as when the shell spells out a pattern. Quote it: --corpus {WHOLE}\n"
+    )
 
 
 def test_an_unknown_option_is_named(capsys):

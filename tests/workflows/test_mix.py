@@ -264,7 +264,7 @@ def test_pictures_without_texts_are_said_before_work_starts():
         return Artifact("/i", {"step": "ingest", "id": "i", "summary": {"accepted": 4, "alt_faults": faults}})
 
     alone, bare = MixConfig(weights={"alt": 1.0, "short": 0.0}), index(**{"no caption": 3, "empty caption": 1})
-    with pytest.raises(ValueError, match="None of the 4 pictures has a text to learn from.*--captioner WHO"):
+    with pytest.raises(ValueError, match=r"None of the 4 pictures has a text to learn from.*--captioner WHO"):
         mix.work(alone, bare, bare, out="/nowhere", cluster=None, report=None)
     assert [line[:24] for line in told(alone, [bare, bare], None)] == ["None of the 4 pictures h"]
     unknown = Artifact("/i", {"step": "ingest", "id": "i", "summary": {}})
