@@ -114,8 +114,9 @@ def _floats(value: Any, hint: Any) -> Any:
         inner = _inside(hint, list, tuple)
         return type(value)(_floats(each, inner(place)) for place, each in enumerate(value))
     kinds = _kinds(hint)
-    is_float = isinstance(value, int) and not isinstance(value, bool) and float in kinds and int not in kinds
-    return float(value) if is_float else value
+    if isinstance(value, int) and not isinstance(value, bool) and float in kinds and int not in kinds:
+        return float(value)
+    return value
 
 
 def _table(value: Any, hint: Any, was: type | None, brief: bool) -> dict[str, Any]:
@@ -263,7 +264,7 @@ def _union_from_dict(hint: Any, data: Any, was: type | None) -> Any:
 
 
 _WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
-_CONTAINERS = {dict: "a table", list: "a list", tuple: "a list"}
+_CONTAINERS = {dict: "an object", list: "a list", tuple: "a list"}
 
 
 def _expected(hint: Any, data: Any) -> FieldError:
@@ -277,7 +278,7 @@ def _words(hint: Any) -> str:
         return "one of " + ", ".join(json.dumps(each) for each in args)
     if classes := _classes(hint):
         others = [_words(kind) for kind in args if kind not in classes.values()]
-        return " or ".join([*others, f"a table ({' or '.join(classes)})"])
+        return " or ".join([*others, f"an object ({' or '.join(classes)})"])
     if origin in (typing.Union, types.UnionType):
         return " or ".join(dict.fromkeys(map(_words, args)))
     return _CONTAINERS.get(origin or hint) or _WORDS.get(hint) or str(getattr(hint, "__name__", hint))

@@ -52,10 +52,12 @@ class Store:
         """
         if config is None:
             return None
-        if isinstance(config, str):
-            return self._keep(Artifact.open(storage.absolute(config)))
-        identity, newest = _there(self.root, work, config, inputs)
         number = f"[{len(self.made) + 1}/{self._steps}] " if self._steps else ""
+        if isinstance(config, str):
+            given = Artifact.open(storage.absolute(config))
+            self._progress(work, given.id, number).close(f"given: {given.path}")
+            return self._keep(given)
+        identity, newest = _there(self.root, work, config, inputs)
         progress = self._progress(work, identity, number)
         if newest:
             progress.close(f"done already: {newest}")
@@ -137,11 +139,12 @@ class Store:
 class Plan:
     """Stands where a Store stands and makes nothing: it writes down what would run, and why.
 
-    `before`, artifacts by `<step>/<id>`, are what it is compared with; without them it is the newest of each step.
+    `before`, artifacts by `<step>/<id>`, are what it is compared with; without them it is the newest of each step that
+    is not `apart`.
     """
 
-    def __init__(self, root: str, before: Collection[str] = ()) -> None:
-        self.root, self._before = storage.absolute(root), before
+    def __init__(self, root: str, before: Collection[str] = (), apart: Collection[str] = ()) -> None:
+        self.root, self._before, self._apart = storage.absolute(root), before, apart
         self.lines: list[tuple[str, str, str]] = []  # step, id, "done" or the reason to run
         self.told: dict[str, list[str]] = {}  # by id, what a step says besides
 
@@ -186,6 +189,7 @@ class Plan:
         folder = path.rsplit("/", 1)[0]
         others = [storage.join(folder, name, MANIFEST) for name in storage.list_names(folder)]
         finished = [storage.read_json(url) for url in others if storage.exists(url)]
+        finished = [each for each in finished if f"{each['step']}/{each['id']}" not in self._apart]
         if not finished:
             return "first time"
         own = [each for each in finished if f"{each['step']}/{each['id']}" in self._before]
@@ -272,4 +276,4 @@ def _changes(old: Any, new: Any, equal: Callable[[Any, Any], bool], name: str = 
 def _brief(summary: dict[str, Any]) -> str:
     plain = {key: value for key, value in summary.items() if isinstance(value, (int, float, str)) and key != "seconds"}
     shown = [f"{key} {value:,.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in plain.items()]
-    return "  ".join(shown[:6])
+    return "  ".join(shown[:8])

@@ -118,7 +118,9 @@ def overview() -> str:
     verbs = [place.split(".") for place in VERBS.values()]
     told = {
         "Commands (each with --help)": zip(VERBS, [_first_line(_functions(m)[n]) for m, n in verbs], strict=True),
-        "Steps (on finished artifacts)": [(n, _first_line(_functions(m)[n])) for n, m in STEPS.items()],
+        "Steps (on finished artifacts)": [
+            (n, _first_line(_functions(m)[n])) for n, m in STEPS.items() if n not in VERBS
+        ],
         "Recipes": recipes().items(),
     }
     return "\n".join(line for title, lines in told.items() for line in ("", f"{title}:", *columns(lines)))

@@ -12,6 +12,7 @@ import tyro
 
 from infra import storage
 from infra.cluster import CLUSTERS, Cluster, laptop, this_machine
+from infra.config import FieldError
 from infra.store import Step
 from t2i.priors.sampling import SamplingConfig
 from t2i.priors.task import sampling_of
@@ -100,10 +101,13 @@ def recipe_options(arguments: list[str], verb: str) -> RecipeOptions:
     name, rest = arguments[0], arguments[1:]
     cluster, rest = _named_cluster(rest)
     if name.endswith(".json"):
-        recipe = read(storage.read_json(name))
+        try:
+            recipe = read(storage.read_json(name))
+        except FieldError as error:
+            raise ValueError(f"{name}: {error}") from error
     else:
         make = choose(name, recipes.RECIPES, "recipe")
-        given, rest = _take_parameters(make, name, rest)
+        given, rest = _take_parameters(make, name, rest, looks=verb in ("show", "settings"))
         recipe = make(**given)
     kind = type(recipe)
     if get_type_hints(kind).get("corpus") is IngestConfig:
@@ -202,14 +206,20 @@ def export_options(arguments: list[str]) -> ExportOptions:
     return tyro.cli(ExportOptions, default=default, args=arguments, prog="rescribe export", config=ONE_KIND)
 
 
-def _take_parameters(make: Callable, name: str, arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """The parameters of a recipe's function (`--seed 1`, `--corpus PATH`), taken out of the arguments."""
+def _take_parameters(
+    make: Callable, name: str, arguments: list[str], looks: bool = False
+) -> tuple[dict[str, Any], list[str]]:
+    """The parameters of a recipe's function (`--seed 1`, `--corpus PATH`), taken out of the arguments.
+
+    Who only `looks` does without what is to be given: `<corpus>`.
+    """
     given: dict[str, Any] = {}
+    looks = looks or not {"-h", "--help"}.isdisjoint(arguments)
     for parameter in inspect.signature(make).parameters.values():
         value, arguments = _take(f"--{parameter.name.replace('_', '-')}", arguments)
         if value is not None:
             given[parameter.name] = int(value) if parameter.annotation is int else value
-        elif parameter.default is parameter.empty and not {"-h", "--help"} & set(arguments):
+        elif parameter.default is parameter.empty and not looks:
             raise ValueError(
                 f"The recipe '{name}' needs --{parameter.name}, as in: rescribe run {name} --{parameter.name} PATH."
             )

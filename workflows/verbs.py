@@ -34,6 +34,7 @@ from workflows.lookup import (
     inputs_of,
     keep_name,
     made_by,
+    names,
     one,
     only,
     rephrased,
@@ -97,7 +98,9 @@ def plan(arguments: list[str]) -> dict[str, Any]:
     """Say what `run` would do, and why: `rescribe plan demo --mix.min-words 4`."""
     options = recipe_options(arguments, "plan")
     check_captions(options.recipe)
-    drawn = Plan(options.store, before=[tail(path) for path in made_by(options.store, options.recipe.name)])
+    held = {name: {*map(tail, made_by(options.store, name))} for name in names(options.store)}
+    before = held.pop(options.recipe.name, set())
+    drawn = Plan(options.store, before, apart=set().union(*held.values()) - before)
     options.recipe.run(drawn)
     for step, identity, reason in drawn.lines:
         print(f"{step:<16} {identity}  {'done' if reason == 'done' else 'RUN: ' + reason}")

@@ -89,10 +89,10 @@ class Deep:
         ({"must": 1.5}, "deep.must: expected a whole number, found 1.5"),
         ({"maybe": {"inner": {"lr": None}}}, "deep.maybe.inner.lr: expected a number, found null"),
         ({"some": [{}, {"name": 3}]}, "deep.some.1.name: expected a text, found 3"),
-        ({"some": [{}, []]}, "deep.some.1: expected a table (Outer), found []"),
+        ({"some": [{}, []]}, "deep.some.1: expected an object (Outer), found []"),
         ({"named": {"x": {"class": "Nobody"}}}, 'deep.named.x: expected "class": one of Inner, Other, found "Nobody"'),
         ({"named": {"x": {"class": [1]}}}, 'deep.named.x: expected "class": one of Inner, Other, found [1]'),
-        ({"maybe": {"either": 4}}, "deep.maybe.either: expected a text or a table (Other or Inner), found 4"),
+        ({"maybe": {"either": 4}}, "deep.maybe.either: expected a text or an object (Other or Inner), found 4"),
         ({"kind": "c"}, 'deep.kind: expected one of "a", "b", found "c"'),
         ({"on": 1}, "deep.on: expected true or false, found 1"),
         ({"maybe": {"iner": 1}}, "deep.maybe: Outer has no field 'iner'. Did you mean 'inner'?"),
@@ -260,7 +260,7 @@ def test_a_word_is_no_list_of_letters():
         from_dict(Outer, {"sizes": "12"})
     with pytest.raises(ValueError, match="betas: expected 2 values"):
         from_dict(Inner, {"betas": [0.5]})
-    with pytest.raises(ValueError, match="weights: expected a table"):
+    with pytest.raises(ValueError, match="weights: expected an object"):
         from_dict(Outer, {"weights": [1.0]})
 
 

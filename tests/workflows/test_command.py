@@ -203,3 +203,17 @@ def test_a_field_of_a_text_or_a_config_takes_a_text(tmp_path, capsys):
     assert recipe.captioner.model == name
     assert recipe.captioner.matching.match == 1
     assert recipe_options(["demo"], "run").recipe == demo()
+
+
+def test_a_recipe_is_shown_before_a_corpus_is_there(capsys):
+    code, out, err = run(capsys, "show", "own")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["corpus"]["corpus"] == "<corpus>"
+    assert run(capsys, "settings", "own")[0] == 0
+    assert "needs --corpus" in run(capsys, "plan", "own")[2]
+
+
+def test_every_word_of_a_line_is_told_once(capsys):
+    told = [line.split()[0] for line in run(capsys, "--help")[1].splitlines() if line.startswith("  ")]
+    assert len({*told}) == len(told)
+    assert "recaption" in told

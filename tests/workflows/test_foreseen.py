@@ -236,4 +236,32 @@ def test_a_recipes_file_names_its_field(tmp_path, capsys):
     (tmp_path / "mine.json").write_text(json.dumps(recipe))
     with pytest.raises(SystemExit):
         main(["plan", str(tmp_path / "mine.json")])
-    assert 'rescribe: prior.train.steps: expected a whole number, found "many"' in capsys.readouterr().err
+    assert 'mine.json: prior.train.steps: expected a whole number, found "many"' in capsys.readouterr().err
+
+
+def test_a_plan_names_what_is_given_and_what_only_is_named(tmp_path, capsys):
+    def told(*line) -> dict[str, str]:
+        main(["plan", *line, "--store", str(tmp_path / "store")])
+        return {each.split()[0]: each for each in capsys.readouterr().out.splitlines()}
+
+    assert told("debug", "--captioner", "http://localhost:1/v1", "--model", "m")["nothing"].endswith(
+        "nothing is trained: m is only named"
+    )
+    store, identity = str(tmp_path / "store"), "1" * 16
+    manifest = {
+        "step": "mix",
+        "id": identity,
+        "version": 2,
+        "config": to_dict(MixConfig()),
+        "inputs": [],
+        "started": "",
+    }
+    storage.write_json(f"{store}/mix/{identity}/manifest.json", manifest | {"summary": {}})
+    assert "RUN: weights.alt 0.1 -> 0.05" in told("debug")["mix"]
+    storage.write_json(f"{store}/names/theirs.json", {"name": "theirs", "artifacts": [f"mix/{identity}"]})
+    assert told("debug")["mix"].endswith("RUN: first time"), "another run made it"
+    given = captions_of(tmp_path / "told", "descriptive")
+    same = manifest | {"config": to_dict(demo().mix), "summary": {}}
+    storage.write_json(f"{store}/mix/{identity}/manifest.json", same)
+    storage.write_json(f"{store}/names/debug.json", {"name": "debug", "artifacts": [f"mix/{identity}"]})
+    assert told("debug", "--captions", given)["mix"].endswith("RUN: new input: ingest, recaption")
