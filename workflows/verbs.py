@@ -1,5 +1,6 @@
 """What `rescribe` does: run and plan recipes, run single steps, retry and caption, draw and export what was made."""
 
+import os
 import shlex
 import time
 from dataclasses import replace
@@ -66,6 +67,7 @@ TRAINED = "train_captioner"  # the step of captioners that were trained here
 def run(arguments: list[str]) -> dict[str, Any]:
     """Run a recipe: `rescribe run demo`. Run it again and it continues, or says that all is done."""
     options = recipe_options(arguments, "run")
+    _check_folder(options.store)
     name = options.recipe.name
     check_name(name)
     check_captions(options.recipe)
@@ -155,6 +157,7 @@ def recaption_corpus(arguments: list[str]) -> dict[str, Any]:
     if "--images" in arguments:  # the plain step, on artifacts
         return run_step(recaption, arguments)
     options = direct_options(arguments)
+    _check_folder(options.out)
     if not options.captioner.startswith(("http://", "https://")) and TRAINED in contents(options.captioner):
         line = rephrased("recaption", arguments, options.captioner, "--captioner")
         options = replace(options, captioner=one(options.captioner, (TRAINED,), line).path)
@@ -215,6 +218,7 @@ def shapes(arguments: list[str]) -> dict[str, Any]:
 def run_step(work: Step, arguments: list[str]) -> dict[str, Any]:
     """Run one step on finished artifacts: `rescribe mix --images captions --captions captions --min-words 4`."""
     parsed = step_options(work, arguments)
+    _check_folder(parsed.store)
     called = getattr(parsed, "name", "")
     if called:
         check_name(called)
@@ -238,6 +242,11 @@ def run_step(work: Step, arguments: list[str]) -> dict[str, Any]:
     else:
         say(artifact.path)
     return {**artifact.summary, "artifact": artifact.path}
+
+
+def _check_folder(store: str) -> None:
+    if storage.is_local(store) and os.path.isfile(storage.absolute(store)):
+        raise ValueError(f"{store} is a file, but what is made goes to a folder.")
 
 
 def _captioned(given: str, line: Line) -> Artifact:

@@ -217,3 +217,17 @@ def test_every_word_of_a_line_is_told_once(capsys):
     told = [line.split()[0] for line in run(capsys, "--help")[1].splitlines() if line.startswith("  ")]
     assert len({*told}) == len(told)
     assert "recaption" in told
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("run", "debug", "--store"),
+        ("ingest", "--corpus", "c", "--store"),
+        ("recaption", "--corpus", "c", "--captioner", "x", "--out"),
+    ],
+)
+def test_a_file_in_the_place_of_a_store(capsys, tmp_path, line):
+    file = tmp_path / "afile"
+    file.write_text("")
+    assert run(capsys, *line, str(file)) == (1, "", f"rescribe: {file} is a file, but what is made goes to a folder.\n")
