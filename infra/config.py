@@ -50,7 +50,9 @@ def to_dict(config: Any) -> Any:
 
 
 def from_dict(cls: Any, data: Any) -> Any:
-    """The value of type `cls` that `to_dict` wrote as `data`.
+    """The value of type `cls` that `to_dict` wrote as `data`, of the same fingerprint.
+
+    An integer in the field of a float stays one, as Python lets it.
 
     Raises FieldError, naming the nearest field, where `data` has a key that `cls` lacks; a typo is never ignored.
     """
@@ -68,6 +70,11 @@ def fingerprint(config: Any) -> str:
     type_ = type(config) if dataclasses.is_dataclass(config) else _UNKNOWN
     text = json.dumps(_plain(config, type_, brief=True), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def with_floats(config: Any) -> Any:
+    """`config` with floats for the integers in its fields of floats: so `from_dict` read them before 0.2."""
+    return _floats(config, type(config))
 
 
 _UNKNOWN = object()  # the type of what stands in no field
@@ -95,11 +102,28 @@ def _plain(value: Any, hint: Any, was: type | None = None, brief: bool = False) 
     raise TypeError(f"A config holds dataclasses, dicts, lists, strings and numbers, but no {type(value).__name__}.")
 
 
+def _floats(value: Any, hint: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        hints = _hints(type(value))
+        told = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return dataclasses.replace(value, **{name: _floats(each, hints[name]) for name, each in told.items()})
+    if isinstance(value, dict):
+        inner = _inside(hint, dict)
+        return {key: _floats(each, inner(1)) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        inner = _inside(hint, list, tuple)
+        return type(value)(_floats(each, inner(place)) for place, each in enumerate(value))
+    kinds = _kinds(hint)
+    if isinstance(value, int) and not isinstance(value, bool) and float in kinds and int not in kinds:
+        return float(value)
+    return value
+
+
 def _table(value: Any, hint: Any, was: type | None, brief: bool) -> dict[str, Any]:
     cls, hints, table = type(value), _hints(type(value)), {}
     for field in dataclasses.fields(value):
         plain = _plain(getattr(value, field.name), hints[field.name], field.metadata.get("was"), brief)
-        if not (brief and field.metadata.get("since") and _same(plain, _default(field, hints[field.name]))):
+        if not (brief and field.metadata.get("since") and same(plain, _default(field, hints[field.name]))):
             table[field.name] = plain
     if hint is _UNKNOWN:
         return {"class": cls.__name__, **table}
@@ -120,7 +144,7 @@ def _default(field: dataclasses.Field, hint: Any) -> Any:
     return _plain(default, hint, field.metadata.get("was"), brief=True)
 
 
-def _same(a: Any, b: Any) -> bool:
+def same(a: Any, b: Any) -> bool:
     """Whether plain data is the same, 1 and True being two things."""
     return json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
 
@@ -167,7 +191,7 @@ def _read(cls: Any, data: Any, was: type | None) -> Any:
             raise _expected(cls, data)
         return {key: _read_at(key, args[1], value, was) for key, value in data.items()}
     if cls is float and isinstance(data, int) and not isinstance(data, bool):
-        return float(data)
+        return data  # as it was written: a float would be another choice to `fingerprint`
     if isinstance(cls, type) and cls is not object and not isinstance(data, cls):
         raise _expected(cls, data)
     return data
@@ -235,12 +259,12 @@ def _union_from_dict(hint: Any, data: Any, was: type | None) -> Any:
             continue
     if not found:
         raise _expected(hint, data)
-    # An integer is read as a float, too: what says the same again comes first.
-    return next((value for value in found if _same(_plain(value, hint, was), data)), found[0])
+    # What may be read in several ways is read as what says the same again.
+    return next((value for value in found if same(_plain(value, hint, was), data)), found[0])
 
 
 _WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
-_CONTAINERS = {dict: "a table", list: "a list", tuple: "a list"}
+_CONTAINERS = {dict: "an object", list: "a list", tuple: "a list"}
 
 
 def _expected(hint: Any, data: Any) -> FieldError:
@@ -254,7 +278,7 @@ def _words(hint: Any) -> str:
         return "one of " + ", ".join(json.dumps(each) for each in args)
     if classes := _classes(hint):
         others = [_words(kind) for kind in args if kind not in classes.values()]
-        return " or ".join([*others, f"a table ({' or '.join(classes)})"])
+        return " or ".join([*others, f"an object ({' or '.join(classes)})"])
     if origin in (typing.Union, types.UnionType):
         return " or ".join(dict.fromkeys(map(_words, args)))
     return _CONTAINERS.get(origin or hint) or _WORDS.get(hint) or str(getattr(hint, "__name__", hint))

@@ -5,8 +5,9 @@ import os
 import platform
 import re
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from operator import eq
 from typing import Any, overload
 
 from infra import storage, strict
@@ -16,7 +17,7 @@ from infra.artifact import Artifact as Artifact
 from infra.artifact import by_shard as by_shard
 from infra.artifact import step as step
 from infra.cluster import Cluster
-from infra.config import from_dict, to_dict
+from infra.config import fingerprint, from_dict, same, to_dict, with_floats
 from infra.data.revision import revise
 from infra.gauges import Gauges
 from infra.lease import Lease
@@ -51,12 +52,14 @@ class Store:
         """
         if config is None:
             return None
-        if isinstance(config, str):
-            return self._keep(Artifact.open(storage.absolute(config)))
-        identity = work.identity(config, inputs)
         number = f"[{len(self.made) + 1}/{self._steps}] " if self._steps else ""
+        if isinstance(config, str):
+            given = Artifact.open(storage.absolute(config))
+            self._progress(work, given.id, number).close(f"given: {given.path}")
+            return self._keep(given)
+        identity, newest = _there(self.root, work, config, inputs)
         progress = self._progress(work, identity, number)
-        if newest := newest_revision(self.root, work.name, identity):
+        if newest:
             progress.close(f"done already: {newest}")
             return self._keep(Artifact.open(newest))
         return self._keep(self._make(work, config, inputs, identity, progress))
@@ -136,11 +139,12 @@ class Store:
 class Plan:
     """Stands where a Store stands and makes nothing: it writes down what would run, and why.
 
-    `before`, artifacts by `<step>/<id>`, are what it is compared with; without them it is the newest of each step.
+    `before`, artifacts by `<step>/<id>`, are what it is compared with; without them it is the newest of each step that
+    is not `apart`.
     """
 
-    def __init__(self, root: str, before: Collection[str] = ()) -> None:
-        self.root, self._before = _folder(root), before
+    def __init__(self, root: str, before: Collection[str] = (), apart: Collection[str] = ()) -> None:
+        self.root, self._before, self._apart = _folder(root), before, apart
         self.lines: list[tuple[str, str, str]] = []  # step, id, "done" or the reason to run
         self.told: dict[str, list[str]] = {}  # by id, what a step says besides
 
@@ -157,8 +161,9 @@ class Plan:
             self.lines.append((made.step, made.id, "done"))
             self.told[made.id] = [f"given: {made.path}"]
             return made
-        identity, there = work.identity(config, inputs), [artifact for artifact in inputs if artifact is not None]
-        path = newest_revision(self.root, work.name, identity) or storage.join(self.root, work.name, identity)
+        there = [artifact for artifact in inputs if artifact is not None]
+        identity, newest = _there(self.root, work, config, inputs)
+        path = newest or storage.join(self.root, work.name, identity)
         identity = storage.name(path)
         made_of = {"step": work.name, "id": identity, "version": work.version, "config": to_dict(config), "summary": {}}
         made_of["inputs"] = [artifact.path.removeprefix(self.root + "/") for artifact in there]
@@ -184,6 +189,7 @@ class Plan:
         folder = path.rsplit("/", 1)[0]
         others = [storage.join(folder, name, MANIFEST) for name in storage.list_names(folder)]
         finished = [storage.read_json(url) for url in others if storage.exists(url)]
+        finished = [each for each in finished if f"{each['step']}/{each['id']}" not in self._apart]
         if not finished:
             return "first time"
         own = [each for each in finished if f"{each['step']}/{each['id']}" in self._before]
@@ -218,6 +224,17 @@ def _swept(path: str) -> Iterator[None]:
         raise
 
 
+def _there(root: str, work: Step, config: Any, inputs: Sequence[Artifact | None]) -> tuple[str, str | None]:
+    """The id of `work(config, *inputs)`, and where its newest finished revision lies, if there is one.
+
+    One that was made of the same config, read from a file before 0.2, will do.
+    """
+    ids, older = [work.identity(config, inputs)], with_floats(config)
+    if fingerprint(older) != fingerprint(config):
+        ids.append(work.identity(older, inputs))
+    return ids[0], next(filter(None, (newest_revision(root, work.name, each) for each in ids)), None)
+
+
 def newest_revision(root: str, step: str, identity: str) -> str | None:
     """Where the newest finished revision of an artifact lies: `<id>`, or `<id>.1`, `<id>.2`, ... after retries."""
     found = [re.fullmatch(rf"{identity}(?:\.(\d+))?", name) for name in storage.list_names(storage.join(root, step))]
@@ -243,22 +260,27 @@ def libraries() -> dict[str, str]:
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     if old["version"] != new["version"]:
         return f"version {old['version']} -> {new['version']}"
-    changes = [f"{name} {was} -> {now}" for name, was, now in _changes(old["config"], new["config"])]
-    if changes:
-        return ", ".join(changes[:3]) + (f" and {len(changes) - 3} more" if len(changes) > 3 else "")
-    fresh = [path.split("/")[0] for path in new["inputs"] if path not in old["inputs"]]
-    return f"new input: {', '.join(fresh)}" if fresh else "what it reads has changed"
+    if changes := _changes(old["config"], new["config"], eq):
+        return _told(changes)
+    if fresh := [path.split("/")[-2] for path in new["inputs"] if path not in old["inputs"]]:
+        return f"new input: {', '.join(fresh)}"
+    return _told(_changes(old["config"], new["config"], same)) or "what it reads has changed"  # 1 or 1.0, at last
 
 
-def _changes(old: Any, new: Any, name: str = "") -> list[tuple[str, str, str]]:
+def _told(changes: list[tuple[str, str, str]]) -> str:
+    told = ", ".join(f"{name} {was} -> {now}" for name, was, now in changes[:3])
+    return told + (f" and {len(changes) - 3} more" if len(changes) > 3 else "")
+
+
+def _changes(old: Any, new: Any, equal: Callable[[Any, Any], bool], name: str = "") -> list[tuple[str, str, str]]:
     """Leaves that differ, by dotted name."""
     if isinstance(old, dict) and isinstance(new, dict):
-        keys = dict.fromkeys([*old, *new])
-        return [c for key in keys for c in _changes(old.get(key), new.get(key), f"{name}.{key}" if name else key)]
-    return [] if old == new else [(name, strict.dumps(old)[:40], strict.dumps(new)[:40])]
+        inner = {key: f"{name}.{key}" if name else key for key in [*old, *new]}
+        return [each for key, full in inner.items() for each in _changes(old.get(key), new.get(key), equal, full)]
+    return [] if equal(old, new) else [(name, strict.dumps(old)[:40], strict.dumps(new)[:40])]
 
 
 def _brief(summary: dict[str, Any]) -> str:
     plain = {key: value for key, value in summary.items() if isinstance(value, (int, float, str)) and key != "seconds"}
     shown = [f"{key} {value:,.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in plain.items()]
-    return "  ".join(shown[:6])
+    return "  ".join(shown[:8])

@@ -48,6 +48,8 @@ def captioner_of(name: str, model: str = "", key_variable: str = "", **pace: Any
     fields of an `EndpointConfig`.
     """
     if name.startswith(("http://", "https://")):
+        if not model:
+            raise ValueError(f"Name the model that {name} is to caption with: --model NAME.")
         taken: str | Backend = EndpointConfig(base_url=name, model=model, key_variable=key_variable, **pace)
     elif name.startswith(VLLM):
         taken = VLLMConfig(model=name.removeprefix(VLLM))

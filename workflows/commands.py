@@ -4,11 +4,13 @@ import ast
 import difflib
 import gc
 import importlib
+import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from importlib.metadata import entry_points
+from itertools import takewhile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -70,6 +72,7 @@ OPTIONS = {
     "--captioner WHO": "a model's name or folder, vllm:NAME, a server (and its --model), an artifact, or none",
     "--captions FOLDER": "captions that are there",
     "--captions.batch N": "images that are captioned together",
+    "--mix.weights STYLE=SHARE ...": "how often each style is read, in all 1; alt: the corpus's own texts",
     "--mix.min-words N": "of a caption that is read",
     "--tokenizer.train.steps N": "and --captioner.base.steps, --prior.train.steps",
     "--prior.optim.lr RATE": "and --tokenizer.optim.lr",
@@ -120,7 +123,9 @@ def overview() -> str:
     verbs = [place.split(".") for place in VERBS.values()]
     told = {
         "Commands (each with --help)": zip(VERBS, [_first_line(_functions(m)[n]) for m, n in verbs], strict=True),
-        "Steps (on finished artifacts)": [(n, _first_line(_functions(m)[n])) for n, m in STEPS.items()],
+        "Steps (on finished artifacts)": [
+            (n, _first_line(_functions(m)[n])) for n, m in STEPS.items() if n not in VERBS
+        ],
         "Recipes": recipes().items(),
     }
     return "\n".join(line for title, lines in told.items() for line in ("", f"{title}:", *columns(lines)))
@@ -143,6 +148,25 @@ def choose(name: str, known: dict[str, Any], what: str) -> Any:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"Did you mean '{near[0]}'?" if near else f"There are: {', '.join(known)}."
     raise ValueError(f"There is no {what} '{name}'. {hint}")
+
+
+def check_quoted(arguments: Sequence[str]) -> None:
+    """ValueError where a shell has put the names of many files in the place of a pattern."""
+    for place, word in enumerate(arguments):
+        if word not in ("--corpus", "--corpus.corpus"):
+            continue
+        given = list(takewhile(lambda each: not each.startswith("-"), arguments[place + 1 :]))
+        if len(given) > 1:
+            folders, endings = ({part(name) for name in given} for part in (os.path.dirname, _ending))
+            ending = endings.pop() if len(endings) == 1 else ""
+            pattern = os.path.join(folders.pop() if len(folders) == 1 else "*", f"*{ending}")
+            raise ValueError(
+                f"{word} has {len(given)} values, as when the shell spells out a pattern. Quote it: {word} '{pattern}'"
+            )
+
+
+def _ending(name: str) -> str:
+    return os.path.splitext(name)[1]
 
 
 def numbered(names: Iterable[str]) -> list[str]:

@@ -15,7 +15,7 @@ from workflows.commands import DECODE
 from workflows.encode_text import EncodeTextConfig
 from workflows.kinds import Part, Recipe, parts_of
 from workflows.line import strings
-from workflows.mix import MixConfig
+from workflows.mix import MixConfig, weights_of
 from workflows.recaption import RecaptionConfig, check_asked
 from workflows.train_captioner import Backend, TrainCaptionerConfig
 
@@ -33,7 +33,7 @@ def check_captions(recipe: Recipe) -> None:
     """ValueError where a style is read that nobody writes, or the captioner cannot be asked for one."""
     parts = parts_of(recipe)
     captions = _config_of("recaption", parts)
-    written = _written(captions, _config_of("train_captioner", parts))
+    written = written_styles(captions, _config_of("train_captioner", parts))
     if written is None:
         return
     if not written and isinstance(captions, RecaptionConfig):
@@ -48,6 +48,21 @@ def check_captions(recipe: Recipe) -> None:
                 f"{field} reads captions of the style '{unwritten[0]}', which nobody writes; there are "
                 f"{', '.join(there)}. Change {field}, or have captions.styles name it."
             )
+
+
+def unread(recipe: Recipe) -> list[str]:
+    """Of captions that are made, or given, and of which no style is read: a sentence for each mixture."""
+    parts = parts_of(recipe)
+    written = written_styles(_config_of("recaption", parts), _config_of("train_captioner", parts)) or ()
+    told = list[str]()
+    for field, styles in _read(parts):
+        if written and field.endswith("weights") and {*written}.isdisjoint(styles):
+            example = " ".join(f"{style}={weight:.3g}" for style, weight in weights_of(written, {}).items())
+            told.append(
+                f"{field} reads none of the captions ({', '.join(written)}), only {', '.join(styles)}. "
+                f"To learn from them: --{field} {example}"
+            )
+    return told
 
 
 def lacks(recipe: Recipe, cluster: Cluster, doing: Collection[str]) -> list[str]:
@@ -102,7 +117,7 @@ def _is_folder(name: str) -> bool:
     return name.startswith(("/", "./", "../", "~", "file://", "s3://")) or name.endswith("/")
 
 
-def _written(captions: Any, captioner: Any) -> Sequence[str] | None:
+def written_styles(captions: Any, captioner: Any) -> Sequence[str] | None:
     """The styles that a recipe's captions come in; None where that is not to be known yet."""
     if captions is None:
         return ()

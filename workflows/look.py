@@ -60,7 +60,9 @@ def list_artifacts(arguments: list[str]) -> dict[str, Any]:
         if contents(place):  # what is there was begun, and that is said
             raise
         there = f"There is nothing finished in {place} yet." if storage.exists(place) else f"There is no store {place}."
-        raise FileNotFoundError(f"{there} Start with `rescribe run debug`.") from None
+        raise FileNotFoundError(
+            f"{there} Start with `rescribe run debug`, or on pictures of yours: `rescribe run own --corpus FOLDER`."
+        ) from None
     roots = {artifact.path.rsplit("/", 2)[0] for artifact in found}
     named = {name: {*made_by(root, name)} for root in roots for name in names(root)}
     known: dict[str, list[Artifact]] = {}

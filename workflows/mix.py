@@ -1,6 +1,7 @@
 """Decide which captions a text-to-image model learns from: thresholds and shares, never a model."""
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,8 @@ TOO_SHORT, TOO_LONG, UNLIKELY, UNMATCHED, MISSING = "too short", "too long", "un
 ALT, ALTS = "alt", "captions_alt?"
 SCORES = {"logp": "logps_alt?", "match": "matches_alt?"}  # of all alt texts of a row that has several
 DUPLICATE, DUPLICATE_KIND, UNFIT = "duplicate_of", "duplicate_kind", "unfit_"  # columns of `deduplicate` and `examine`
+READ = {ALT: 0.05, "short": 0.15, "descriptive": 0.8}  # of captions that a recipe has no shares for; of alt, DALL-E 3's
+UNTOLD = ("no caption", "empty caption")  # what `ingest` says of rows without a text
 JUDGED = ("keep", "keep_reason")  # counted in a shard's record; the weights are summed there
 LANGUAGES = "unfit_languages?"  # by `examine`, of all alt texts of a row that has several
 
@@ -64,7 +67,38 @@ class MixConfig:
             )
 
 
-@step(version=2, shards=by_shard)
+def weights_of(styles: Sequence[str], weights: Mapping[str, float]) -> dict[str, float]:
+    """How often captions of these styles are read: `weights`, if they read some of them and nothing else but alt texts.
+
+    Otherwise the styles have the shares that `weights` or else READ give them, one that neither names as much as all
+    others, and the alt texts a little.
+    """
+    read = {style for style, weight in weights.items() if weight > 0} - {ALT}
+    if not styles or (read and read <= {*styles}):
+        return dict(weights)
+    shares = {style: weights.get(style) or READ.get(style) or 1.0 for style in styles}
+    scale = (1 - READ[ALT]) / sum(shares.values())
+    return {ALT: READ[ALT]} | {style: round(share * scale, 9) for style, share in shares.items()}
+
+
+def without_texts(config: MixConfig, captions: Artifact) -> str:
+    """What is wrong where only the corpus's own texts are read, and no row has one, a sentence; "" if it is not so."""
+    rows = captions.summary.get("accepted", 0)
+    untold = sum(captions.summary.get("alt_faults", {}).get(fault, 0) for fault in UNTOLD)
+    if captions.step != "ingest" or _styles(config) != [ALT] or not rows or untold < rows:
+        return ""
+    return (
+        f"None of the {rows:,} pictures has a text to learn from. Have them captioned: --captioner WHO, a model's name "
+        "or a server, or --captions FOLDER, captions that are there."
+    )
+
+
+def told(config: MixConfig, inputs: Sequence[Artifact], made: Artifact | None) -> list[str]:
+    """For a plan: that there is nothing to be read, as far as that is known yet."""
+    return [said] if (said := without_texts(config, inputs[1])) else []
+
+
+@step(version=2, shards=by_shard, told=told)
 def mix(
     config: MixConfig,
     images: Artifact,
@@ -81,6 +115,8 @@ def mix(
     `verdicts` are any of `deduplicate` and `examine`, in any number and order: the rows that they mark are not kept. Of
     several copies the first in the corpus may stay, and none does where its own captions are unfit.
     """
+    if said := without_texts(config, captions):
+        raise ValueError(said)
     inputs = (images.path, captions.path, *(artifact.path for artifact in verdicts))
     names = joined_names(inputs)
     for artifact in verdicts if names else ():

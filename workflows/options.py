@@ -5,29 +5,33 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable
-from typing import Annotated, Any, get_args, get_type_hints
+from itertools import chain
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import tyro
 
 from infra import storage
 from infra.cluster import CLUSTERS, Cluster, laptop, this_machine
+from infra.config import FieldError
 from infra.store import Step
 from t2i.priors.sampling import SamplingConfig
 from t2i.priors.task import sampling_of
 from workflows import recipes
 from workflows.asked import captioner_of
 from workflows.caption_with import caption_with
-from workflows.commands import choose
+from workflows.commands import check_quoted, choose
 from workflows.corpora.shapes import ShapesConfig
 from workflows.deduplicate import deduplicate, hash_images
 from workflows.direct import DirectOptions
 from workflows.encode_text import encode_text
 from workflows.examine import examine
 from workflows.export import ExportOptions
+from workflows.foreseen import written_styles
 from workflows.ingest import IngestConfig
 from workflows.kinds import Recipe, read
 from workflows.lookup import MAKERS, STORE, in_store, one
-from workflows.sample import SampleConfig
+from workflows.mix import MixConfig, weights_of
+from workflows.sample import SampleConfig, sample
 from workflows.text_to_image import STEPS
 from workflows.train_clip import train_clip
 from workflows.train_tokenizer import MODEL
@@ -93,13 +97,17 @@ def recipe_options(arguments: list[str], verb: str) -> RecipeOptions:
     """`NAME [--corpus PATH] [--seed N] [--cluster NAME]` and any field of the recipe, as `--prior.train.steps 100`."""
     if not arguments or arguments[0].startswith("-"):
         raise ValueError(f"Say which recipe: rescribe {verb} {'|'.join(recipes.RECIPES)}, or a .json file of `show`.")
+    check_quoted(arguments)
     name, rest = arguments[0], arguments[1:]
     cluster, rest = _named_cluster(rest)
     if name.endswith(".json"):
-        recipe = read(storage.read_json(name))
+        try:
+            recipe = read(storage.read_json(name))
+        except FieldError as error:
+            raise ValueError(f"{name}: {error}") from error
     else:
         make = choose(name, recipes.RECIPES, "recipe")
-        given, rest = _take_parameters(make, name, rest)
+        given, rest = _take_parameters(make, name, rest, looks=verb in ("show", "settings"))
         recipe = make(**given)
     kind = type(recipe)
     if get_type_hints(kind).get("corpus") is IngestConfig:
@@ -107,8 +115,20 @@ def recipe_options(arguments: list[str], verb: str) -> RecipeOptions:
     texts, rest = _take_texts(kind, rest)
     captioned, rest = _captioned(kind, texts, rest)
     options = _options_of(kind)
-    default = options(recipe=_put(recipe, texts | captioned), cluster=cluster)
+    recipe = _put(recipe, texts | captioned)
+    if captioned.get("captions") and "weights" not in texts.get("mix", {}):
+        recipe = _reading(recipe)
+    default = options(recipe=recipe, cluster=cluster)
     return tyro.cli(options, default=default, args=rest, prog=f"rescribe {verb} {name}", config=ONE_KIND)
+
+
+def _reading(recipe: Any) -> Any:
+    """The recipe, with captions that are there, reads styles that these have."""
+    mixing = getattr(recipe, "mix", None)
+    if not isinstance(mixing, MixConfig):
+        return recipe
+    weights = weights_of(written_styles(recipe.captions, recipe.captioner) or (), mixing.weights)
+    return dataclasses.replace(recipe, mix=dataclasses.replace(mixing, weights=weights))
 
 
 def _options_of(kind: type) -> type[RecipeOptions]:
@@ -129,6 +149,7 @@ def retry_options(arguments: list[str]) -> RetryOptions:
 
 def direct_options(arguments: list[str]) -> NamedOptions:
     """Of `recaption --corpus`."""
+    check_quoted(arguments)
     cluster, arguments = _named_cluster(_renamed(arguments, "--corpus.", "--"))
     default = NamedOptions(corpus=tyro.MISSING, captioner=tyro.MISSING, out=tyro.MISSING, cluster=cluster)
     return tyro.cli(NamedOptions, default=default, args=arguments, prog="rescribe recaption", config=ONE_KIND)
@@ -136,6 +157,7 @@ def direct_options(arguments: list[str]) -> NamedOptions:
 
 def step_options(work: Step, arguments: list[str]) -> Any:
     """Of a step: the fields of its `config`, its inputs by name, and where the store is."""
+    check_quoted(arguments)
     cluster, arguments = _named_cluster(arguments)
     hints = get_type_hints(work.work)
     config = next(iter(hints.values()))
@@ -143,9 +165,12 @@ def step_options(work: Step, arguments: list[str]) -> Any:
         arguments = _renamed(arguments, "--corpus.", "--")
     texts, arguments = _take_texts(config, arguments)
     if config is SampleConfig:
+        table, arguments = _take_table("--told", str, arguments)
+        arguments += ["--told", *chain(*table.items())] if table else []
         texts["sampling"] = _sampling(arguments)
     fields: list[Any] = [("config", Annotated[config, _FLAT], *([config(**texts)] if texts else []))]
-    fields += [(name, str, *([""] if optional else [])) for name, optional in work.input_names.items()]
+    known = ("tokenizer",) if work is sample else ()  # that of the prior
+    fields += [(name, str, *([""] if none or name in known else [])) for name, none in work.input_names.items()]
     fields += [(name, tuple[str, ...], ()) for name in further_inputs(work)]
     fields += [("store", str, STORE), ("cluster", Cluster, cluster), ("json", bool, False)]
     if "name" not in {field.name for field in dataclasses.fields(config)}:  # it names what it makes: features
@@ -181,14 +206,20 @@ def export_options(arguments: list[str]) -> ExportOptions:
     return tyro.cli(ExportOptions, default=default, args=arguments, prog="rescribe export", config=ONE_KIND)
 
 
-def _take_parameters(make: Callable, name: str, arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """The parameters of a recipe's function (`--seed 1`, `--corpus PATH`), taken out of the arguments."""
+def _take_parameters(
+    make: Callable, name: str, arguments: list[str], looks: bool = False
+) -> tuple[dict[str, Any], list[str]]:
+    """The parameters of a recipe's function (`--seed 1`, `--corpus PATH`), taken out of the arguments.
+
+    Who only `looks` does without what is to be given: `<corpus>`.
+    """
     given: dict[str, Any] = {}
+    looks = looks or not {"-h", "--help"}.isdisjoint(arguments)
     for parameter in inspect.signature(make).parameters.values():
         value, arguments = _take(f"--{parameter.name.replace('_', '-')}", arguments)
         if value is not None:
             given[parameter.name] = int(value) if parameter.annotation is int else value
-        elif parameter.default is parameter.empty and not {"-h", "--help"} & set(arguments):
+        elif parameter.default is parameter.empty and not looks:
             raise ValueError(
                 f"The recipe '{name}' needs --{parameter.name}, as in: rescribe run {name} --{parameter.name} PATH."
             )
@@ -198,8 +229,8 @@ def _take_parameters(make: Callable, name: str, arguments: list[str]) -> tuple[d
 
 
 def _take_texts(kind: type, arguments: list[str], prefix: str = "--") -> tuple[dict[str, Any], list[str]]:
-    """Texts for fields that hold either a text or a config (`--corpus PATH`, `--captioner.model NAME`), out of the
-    arguments, by field: tyro keeps such a field as its default has it.
+    """What tyro would keep as its default has it, out of the arguments, by field: texts for fields that hold either a
+    text or a config (`--corpus PATH`, `--captioner.model NAME`), and tables of numbers (`--mix.weights short=1`).
     """
     texts: dict[str, Any] = {}
     for name, hint in get_type_hints(kind).items():
@@ -207,11 +238,32 @@ def _take_texts(kind: type, arguments: list[str], prefix: str = "--") -> tuple[d
         configs = [each for each in (hint, *get_args(hint)) if dataclasses.is_dataclass(each)]
         if str in get_args(hint) and configs:
             value, arguments = _take(prefix + name, arguments)
+        if get_origin(hint) is dict and get_args(hint) == (str, float):
+            value, arguments = _take_table(f"{prefix}{name}", float, arguments)
         for each in [] if value else configs:
             found, arguments = _take_texts(each, arguments, f"{prefix}{name}.")  # type: ignore[arg-type]
             value = (value or {}) | found
         texts |= {name: value} if value else {}
     return texts, arguments
+
+
+def _take_table(flag: str, kind: type, arguments: list[str]) -> tuple[dict[str, Any] | None, list[str]]:
+    """A table of numbers or texts, `FLAG KEY=VALUE ...`, in the place of all that the default has."""
+    flags = [word.replace("_", "-") for word in arguments]
+    start = flags.index(flag.replace("_", "-")) if flag.replace("_", "-") in flags else len(flags)
+    end = start + 1
+    while end < len(arguments) and "=" in arguments[end] and not arguments[end].startswith("--"):
+        end += 1
+    if end <= start + 1:
+        return None, arguments
+    table = dict[str, Any]()
+    for word in arguments[start + 1 : end]:
+        key, _, value = word.partition("=")
+        try:
+            table[key] = kind(value)
+        except ValueError:
+            raise ValueError(f"{flag}: expected a number after {key}=, found {value!r}.") from None
+    return table, arguments[:start] + arguments[end:]
 
 
 def _captioned(kind: type, texts: dict[str, Any], arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
@@ -230,7 +282,11 @@ def _captioned(kind: type, texts: dict[str, Any], arguments: list[str]) -> tuple
 
 
 def _put(config: Any, texts: dict[str, Any]) -> Any:
-    chosen = {n: _put(getattr(config, n), value) if isinstance(value, dict) else value for n, value in texts.items()}
+    if config is None:
+        raise ValueError(f"The recipe leaves out what has the field {next(iter(texts))}.")
+    now = {name: getattr(config, name) for name in texts}
+    nested = {n for n, value in texts.items() if isinstance(value, dict) and not isinstance(now[n], dict)}
+    chosen = {name: _put(now[name], value) if name in nested else value for name, value in texts.items()}
     return dataclasses.replace(config, **chosen)
 
 

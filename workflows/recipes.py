@@ -20,7 +20,7 @@ from workflows.corpora.shapes import ShapesConfig
 from workflows.encode import EncodeConfig
 from workflows.evaluate import ReportConfig
 from workflows.ingest import IngestConfig
-from workflows.mix import MixConfig
+from workflows.mix import READ, MixConfig
 from workflows.recaption import RecaptionConfig
 from workflows.sample import SampleConfig
 from workflows.text_to_image import Recipe
@@ -190,7 +190,7 @@ def own(corpus: str, captioner: str = "none", model: str = "", key_variable: str
     """
     recipe, size = demo(seed), (64, 64)
     who = None if captioner == "none" else captioner_of(captioner, model, key_variable)
-    captions, weights = RecaptionConfig(), {"alt": 0.05, "short": 0.15, "descriptive": 0.8}
+    captions, weights = RecaptionConfig(), dict(READ)
     if isinstance(who, TrainCaptionerConfig) and isinstance(who.model, str):  # BLIP as it was published knows no style
         captions, weights = RecaptionConfig(styles=(SHORT,)), {"alt": 0.05, "short": 0.95}
     return replace(

@@ -53,7 +53,6 @@ class LinkConfig:
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
     """How many pictures, of what, and how they are drawn.
-
     `prompts_file` is a text with a prompt a line, JSONL, GenEval's metadata, DPG-Bench's folder, or COCO's captions.
     """
 
@@ -63,7 +62,7 @@ class SampleConfig:
     batch: int = 64  # pictures drawn together, of which other sizes make the same but for rounding
     seed: int = 0
     negative: str = setting("", since="0.2")  # a prompt of what is not wanted, where guidance else puts the null
-    told: dict[str, str] = setting(default_factory=dict, since="0.2")  # of prompts of one's own: class_label = cat
+    told: dict[str, str] = setting(default_factory=dict, since="0.2")  # to further conditions: class_label=cat
     prompts_file: str = setting("", since="0.2")  # or those that a file holds, local or s3://
     pictures: int = setting(1, since="0.2")  # of a prompt that does not say how many
     precision: Literal["fp32", "bf16"] = setting("fp32", since="0.2")
@@ -125,6 +124,9 @@ def sample(
 
     The mixture, of which held-out captions are taken, is not wanted where there are prompts. Further priors and their
     tokenizers, by turns, are the links of a chain. A row that cannot be drawn is failed, with its reason.
+
+    The command finds the prior's tokenizer by itself, and draws with the guidance, temperature and so on of the recipe
+    that trained the prior, whatever defaults stand below, but for those `--sampling` options that are given.
     """
     if mixture is None and not config.own:
         raise ValueError("Say what to draw: give prompts, or a mixture, whose held-out captions stand for them.")
@@ -283,6 +285,15 @@ def as_trained(config: SampleConfig, prior: Artifact, given: Collection[str]) ->
     told = ", ".join(f"{name} {value:g}" for name, value in drawn_by.items())
     say(f"Drawn as {newest.path} was: {told}.")
     return replace(config, sampling=sampling, links=config.links or theirs.links[place:])
+
+
+def tokenizer_of(prior: Artifact) -> Artifact:
+    """That whose codes a prior was trained on; ValueError where it is not to be found."""
+    with suppress(OSError):  # it is not where the prior is
+        for made in prior.inputs:
+            if made.step == "train_tokenizer":
+                return made
+    raise ValueError(f"The tokenizer of {prior.path} is not beside it: give --tokenizer FOLDER.")
 
 
 def with_links(config: SampleConfig, chain: Sequence[Artifact]) -> SampleConfig:

@@ -1,5 +1,7 @@
 """What `rescribe` does: run and plan recipes, run single steps, retry and caption, draw and export what was made."""
 
+import os
+import shlex
 import time
 from dataclasses import replace
 from typing import Any
@@ -11,12 +13,13 @@ from infra.config import from_dict
 from infra.data.ledger import LEDGER
 from infra.store import Artifact, Plan, Step, Store
 from infra.trouble import explained
+from workflows import text_to_image
 from workflows.commands import COUNTS, say
 from workflows.corpora.shapes import write_shards
 from workflows.direct import direct
 from workflows.export import export
 from workflows.export_samples import export_samples
-from workflows.foreseen import check_captions, lacks
+from workflows.foreseen import check_captions, lacks, unread
 from workflows.gallery import gallery as draw_gallery
 from workflows.kinds import written
 from workflows.lookup import (
@@ -32,6 +35,7 @@ from workflows.lookup import (
     inputs_of,
     keep_name,
     made_by,
+    names,
     one,
     only,
     rephrased,
@@ -52,7 +56,7 @@ from workflows.options import (
     step_options,
 )
 from workflows.recaption import recaption
-from workflows.sample import as_trained, sample, with_links
+from workflows.sample import as_trained, sample, tokenizer_of, with_links
 from workflows.samples import IMAGES
 from workflows.settings import settings_of
 
@@ -63,9 +67,12 @@ TRAINED = "train_captioner"  # the step of captioners that were trained here
 def run(arguments: list[str]) -> dict[str, Any]:
     """Run a recipe: `rescribe run demo`. Run it again and it continues, or says that all is done."""
     options = recipe_options(arguments, "run")
+    _check_folder(options.store)
     name = options.recipe.name
     check_name(name)
     check_captions(options.recipe)
+    for sentence in unread(options.recipe):
+        say(sentence)
     plan = Plan(options.store)
     options.recipe.run(plan)
     if lacking := lacks(options.recipe, options.cluster, [line[0] for line in plan.lines if line[2] != "done"]):
@@ -83,6 +90,9 @@ def run(arguments: list[str]) -> dict[str, Any]:
     }
     done = "All was done already." if all(line[2] == "done" for line in plan.lines) else "Done."
     say(f"{done} Open {results['report']}" if "report" in results else f"{done} {last.path}")
+    if isinstance(options.recipe, text_to_image.Recipe):
+        beside = "" if options.store == STORE else f" --store {shlex.quote(options.store)}"
+        say(f'Draw what you like: rescribe sample --prior {name} --prompts "..."{beside}')
     return results
 
 
@@ -90,12 +100,16 @@ def plan(arguments: list[str]) -> dict[str, Any]:
     """Say what `run` would do, and why: `rescribe plan demo --mix.min-words 4`."""
     options = recipe_options(arguments, "plan")
     check_captions(options.recipe)
-    drawn = Plan(options.store, before=[tail(path) for path in made_by(options.store, options.recipe.name)])
+    held = {name: {*map(tail, made_by(options.store, name))} for name in names(options.store)}
+    before = held.pop(options.recipe.name, set())
+    drawn = Plan(options.store, before, apart=set().union(*held.values()) - before)
     options.recipe.run(drawn)
     for step, identity, reason in drawn.lines:
         print(f"{step:<16} {identity}  {'done' if reason == 'done' else 'RUN: ' + reason}")
         for line in drawn.told[identity]:
             print(f"{'':<16} {line}")
+    for sentence in unread(options.recipe):
+        say(sentence)
     lacking = lacks(options.recipe, options.cluster, [line[0] for line in drawn.lines if line[2] != "done"])
     for sentence in lacking:
         say(f"`run` would refuse: {sentence}")
@@ -143,6 +157,7 @@ def recaption_corpus(arguments: list[str]) -> dict[str, Any]:
     if "--images" in arguments:  # the plain step, on artifacts
         return run_step(recaption, arguments)
     options = direct_options(arguments)
+    _check_folder(options.out)
     if not options.captioner.startswith(("http://", "https://")) and TRAINED in contents(options.captioner):
         line = rephrased("recaption", arguments, options.captioner, "--captioner")
         options = replace(options, captioner=one(options.captioner, (TRAINED,), line).path)
@@ -203,6 +218,7 @@ def shapes(arguments: list[str]) -> dict[str, Any]:
 def run_step(work: Step, arguments: list[str]) -> dict[str, Any]:
     """Run one step on finished artifacts: `rescribe mix --images captions --captions captions --min-words 4`."""
     parsed = step_options(work, arguments)
+    _check_folder(parsed.store)
     called = getattr(parsed, "name", "")
     if called:
         check_name(called)
@@ -214,6 +230,7 @@ def run_step(work: Step, arguments: list[str]) -> dict[str, Any]:
         inputs += inputs_of(name, in_store(path, parsed.store), line) if path else [None]
     config = parsed.config
     if work is sample and (prior := inputs[1]):
+        inputs[2] = inputs[2] or tokenizer_of(prior)
         chain = [each for each in inputs[3:] if each is not None]
         config = with_links(as_trained(config, prior, named_fields(arguments, "--sampling.")), chain)
     artifact = Store(parsed.store, parsed.cluster).step(work, config, *inputs)
@@ -225,6 +242,11 @@ def run_step(work: Step, arguments: list[str]) -> dict[str, Any]:
     else:
         say(artifact.path)
     return {**artifact.summary, "artifact": artifact.path}
+
+
+def _check_folder(store: str) -> None:
+    if storage.is_local(store) and os.path.isfile(storage.absolute(store)):
+        raise ValueError(f"{store} is a file, but what is made goes to a folder.")
 
 
 def _captioned(given: str, line: Line) -> Artifact:

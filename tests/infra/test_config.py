@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from infra.config import FieldError, fingerprint, from_dict, setting, to_dict
+from infra.config import FieldError, fingerprint, from_dict, setting, to_dict, with_floats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +89,10 @@ class Deep:
         ({"must": 1.5}, "deep.must: expected a whole number, found 1.5"),
         ({"maybe": {"inner": {"lr": None}}}, "deep.maybe.inner.lr: expected a number, found null"),
         ({"some": [{}, {"name": 3}]}, "deep.some.1.name: expected a text, found 3"),
-        ({"some": [{}, []]}, "deep.some.1: expected a table (Outer), found []"),
+        ({"some": [{}, []]}, "deep.some.1: expected an object (Outer), found []"),
         ({"named": {"x": {"class": "Nobody"}}}, 'deep.named.x: expected "class": one of Inner, Other, found "Nobody"'),
         ({"named": {"x": {"class": [1]}}}, 'deep.named.x: expected "class": one of Inner, Other, found [1]'),
-        ({"maybe": {"either": 4}}, "deep.maybe.either: expected a text or a table (Other or Inner), found 4"),
+        ({"maybe": {"either": 4}}, "deep.maybe.either: expected a text or an object (Other or Inner), found 4"),
         ({"kind": "c"}, 'deep.kind: expected one of "a", "b", found "c"'),
         ({"on": 1}, "deep.on: expected true or false, found 1"),
         ({"maybe": {"iner": 1}}, "deep.maybe: Outer has no field 'iner'. Did you mean 'inner'?"),
@@ -113,6 +113,22 @@ def test_a_field_that_is_left_out_is_named():
 
 def test_an_integer_serves_as_a_float():
     assert from_dict(Inner, {"lr": 1}).lr == 1.0
+
+
+numbers = st.one_of(finite, st.integers())  # Python lets both stand in the field of a float
+
+
+@given(
+    st.builds(
+        Outer,
+        inner=st.builds(Inner, lr=numbers, betas=st.tuples(numbers, numbers)),
+        weights=st.dictionaries(st.text(), numbers),
+    )
+)
+@example(Outer(inner=Inner(lr=1)))
+def test_what_is_read_back_has_the_fingerprint_of_what_was_written(config):
+    written = json.loads(json.dumps(to_dict(config)))
+    assert fingerprint(from_dict(Outer, written)) == fingerprint(config)
 
 
 def test_what_is_no_config_is_refused():
@@ -244,7 +260,7 @@ def test_a_word_is_no_list_of_letters():
         from_dict(Outer, {"sizes": "12"})
     with pytest.raises(ValueError, match="betas: expected 2 values"):
         from_dict(Inner, {"betas": [0.5]})
-    with pytest.raises(ValueError, match="weights: expected a table"):
+    with pytest.raises(ValueError, match="weights: expected an object"):
         from_dict(Outer, {"weights": [1.0]})
 
 
@@ -290,3 +306,11 @@ def test_a_later_field_has_a_default_and_what_was_a_class_becomes_no_dict():
         setting(since="0.2")
     with pytest.raises(TypeError, match="could be read as one"):
         to_dict(make_dataclass("C", [("one", Inner | dict[str, float], setting(was=Inner))])(one=Inner()))
+
+
+@given(st.builds(Inner, lr=st.integers(-9, 9), betas=st.tuples(st.integers(-9, 9), st.booleans())))
+def test_integers_become_the_floats_that_they_were_read_as(inner):
+    found = with_floats(Outer(inner=inner, either=inner, sizes=(1,), weights={"a": 1}))
+    assert [type(each) for each in (found.inner.lr, found.inner.betas[0], found.weights["a"])] == [float] * 3
+    assert [type(each) for each in (found.inner.betas[1], found.sizes[0])] == [bool, int]
+    assert found.either == found.inner == inner

@@ -10,7 +10,7 @@ import pytest
 
 from infra import storage
 from infra.cluster import Cluster
-from infra.config import setting
+from infra.config import from_dict, setting, to_dict
 from infra.lease import Lease
 from infra.store import Artifact, Plan, Step, Store, step
 
@@ -21,6 +21,11 @@ CALLS: list[str] = []
 @dataclass(frozen=True, kw_only=True)
 class NumberConfig:
     value: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalfConfig:
+    value: float
 
 
 LISTING = {"files": 3}
@@ -132,6 +137,29 @@ def test_the_plan_compares_with_what_it_is_told_to(root):
         plan = Plan(root, before=[f"{each.step}/{each.id}" for each in compared])
         workflow(plan, add=7)
         assert plan.lines[1][2] == wanted
+
+
+def test_an_integer_in_the_field_of_a_float(tmp_path):
+    """What was made of one is found by it; so is what was made of a file, in which it was read as a float before."""
+
+    @step()
+    def halve(config: HalfConfig, *, out, cluster, report):
+        return {"value": config.value / 2}
+
+    store = Store(str(tmp_path / "a"), CLUSTER)
+    made = store.step(halve, HalfConfig(value=1))
+    plan = Plan(store.root)
+    plan.step(halve, from_dict(HalfConfig, json.loads(json.dumps(to_dict(HalfConfig(value=1))))))
+    assert plan.lines == [("halve", made.id, "done")]
+    plan.step(halve, HalfConfig(value=1.0))
+    assert plan.lines[1][2] == "value 1 -> 1.0"
+
+    store = Store(str(tmp_path / "b"), CLUSTER)
+    before = store.step(halve, HalfConfig(value=1.0))
+    plan = Plan(store.root)
+    plan.step(halve, HalfConfig(value=1))
+    assert plan.lines == [("halve", before.id, "done")]
+    assert store.step(halve, HalfConfig(value=1)).path == before.path
 
 
 def test_the_plan_says_why(root):

@@ -15,6 +15,8 @@ from workflows.options import WORK, recipe_options, step_options
 from workflows.recipes import RECIPES, demo
 from workflows.text_to_image import STEPS
 
+WHOLE = "'photos/*.png'"
+
 
 def run(capsys, *arguments):
     code = 0
@@ -50,6 +52,16 @@ def test_errors_are_sentences(capsys, tmp_path, monkeypatch, arguments, wanted):
     assert "Traceback" not in err
     assert len(err) < 700
     assert out == ""
+
+
+@pytest.mark.parametrize("line", [("run", "own"), ("plan", "own"), ("recaption", "--out", "o"), ("ingest",)])
+def test_a_pattern_that_the_shell_spelled_out(capsys, line):
+    code, _, err = run(capsys, *line, "--corpus", *(f"photos/{n}.png" for n in range(500)), "--captioner", "x")
+    assert code == 1
+    assert (
+        err
+        == f"rescribe: --corpus has 500 values, as when the shell spells out a pattern. Quote it: --corpus {WHOLE}\n"
+    )
 
 
 def test_an_unknown_option_is_named(capsys):
@@ -201,3 +213,31 @@ def test_a_field_of_a_text_or_a_config_takes_a_text(tmp_path, capsys):
     assert recipe.captioner.model == name
     assert recipe.captioner.matching.match == 1
     assert recipe_options(["demo"], "run").recipe == demo()
+
+
+def test_a_recipe_is_shown_before_a_corpus_is_there(capsys):
+    code, out, err = run(capsys, "show", "own")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["corpus"]["corpus"] == "<corpus>"
+    assert run(capsys, "settings", "own")[0] == 0
+    assert "needs --corpus" in run(capsys, "plan", "own")[2]
+
+
+def test_every_word_of_a_line_is_told_once(capsys):
+    told = [line.split()[0] for line in run(capsys, "--help")[1].splitlines() if line.startswith("  ")]
+    assert len({*told}) == len(told)
+    assert "recaption" in told
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("run", "debug", "--store"),
+        ("ingest", "--corpus", "c", "--store"),
+        ("recaption", "--corpus", "c", "--captioner", "x", "--out"),
+    ],
+)
+def test_a_file_in_the_place_of_a_store(capsys, tmp_path, line):
+    file = tmp_path / "afile"
+    file.write_text("")
+    assert run(capsys, *line, str(file)) == (1, "", f"rescribe: {file} is a file, but what is made goes to a folder.\n")

@@ -5,6 +5,8 @@ import json
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from captioner.backends.endpoint import EndpointConfig
 from captioner.backends.pretrained import TransformersConfig
@@ -18,7 +20,9 @@ from t2i.tokenizers.vqgan import VQGANConfig
 from tests.captioner.backends import server, tiny
 from workflows.__main__ import main
 from workflows.encode_text import EncodeTextConfig
-from workflows.foreseen import check_captions, lacks
+from workflows.foreseen import check_captions, lacks, unread
+from workflows.mix import READ, MixConfig, weights_of
+from workflows.options import WORK, recipe_options, step_options
 from workflows.recaption import RecaptionConfig
 from workflows.recipes import demo, own
 from workflows.text_to_image import STEPS, Recipe
@@ -113,6 +117,67 @@ def test_styles_of_what_is_there(tmp_path):
     check_captions(replace(demo(), captioner=f"{tmp_path}/none"))  # the plan says that it is not there
 
 
+def captions_of(folder, *styles) -> str:
+    """What stands where captions of these styles were made."""
+    manifest = {"step": "recaption", "id": "0" * 16, "inputs": [], "config": {}, "started": ""}
+    told = {"styles": [{"name": style} for style in styles]}
+    storage.write_json(f"{folder}/recaption/{'0' * 16}/manifest.json", manifest | {"summary": told})
+    return str(folder)
+
+
+OWN = ["own", "--corpus", "pictures"]
+
+
+def read(line) -> dict[str, float]:
+    recipe = recipe_options(line, "plan").recipe
+    check_captions(recipe)
+    return recipe.mix.weights
+
+
+def test_captions_that_are_given_are_read(tmp_path):
+    one, two = captions_of(tmp_path / "one", "short"), captions_of(tmp_path / "two", "short", "descriptive")
+    loud = captions_of(tmp_path / "loud", "loud")
+    assert read(OWN) == {"alt": 1.0}
+    assert read([*OWN, "--captions", two]) == READ
+    assert read([*OWN, "--captions", one]) == {"alt": 0.05, "short": 0.95}
+    assert read([*OWN, "--captions", loud]) == {"alt": 0.05, "loud": 0.95}
+    assert read(["demo", "--captions", two]) == demo().mix.weights, "which read some of them already"
+    assert read(["demo", "--captions", one]) == {"alt": 0.05, "short": 0.95}
+    assert read([*OWN, "--captions", two, "--mix.weights.short", "0.75", "--mix.weights.descriptive", "0.2"]) == {
+        "alt": 0.05,
+        "short": 0.75,
+        "descriptive": 0.2,
+    }
+
+
+@given(st.lists(st.text(min_size=1), min_size=1, unique=True), st.sampled_from([{}, READ, {"alt": 1.0}, {"short": 1}]))
+def test_weights_of_any_styles_can_be_read(styles, weights):
+    styles = [style for style in styles if style != "alt"] or ["short"]
+    found = MixConfig(weights=weights_of(styles, weights)).weights
+    assert {*found} <= {*styles, *weights, "alt"}
+    assert any(found.get(style, 0) > 0 for style in styles)
+
+
+def test_weights_on_the_line(tmp_path):
+    line = [*OWN, "--captions", captions_of(tmp_path, "short")]
+    assert read([*line, "--mix.weights", "short=1", "--mix.min-words", "2"]) == {"short": 1.0}
+    assert read([*line, "--mix.weights", "short=0.5", "alt=0.5"]) == {"short": 0.5, "alt": 0.5}
+    options = step_options(WORK["mix"], ["--images", "i", "--captions", "c", "--weights", "short=1"])
+    assert options.config.weights == {"short": 1.0}
+    options = step_options(WORK["mix"], ["--images", "i", "--captions", "c", "--min_match", "short=0.5"])
+    assert options.config.min_match == {"short": 0.5}
+    with pytest.raises(ValueError, match=r"mix.weights: expected a number after short=, found 'much'"):
+        read([*line, "--mix.weights", "short=much"])
+
+
+def test_captions_that_nobody_reads(tmp_path, capsys):
+    line = [*OWN, "--captions", captions_of(tmp_path, "short")]
+    assert unread(recipe_options(line, "plan").recipe) == unread(recipe_options(OWN, "plan").recipe) == []
+    (said,) = unread(recipe_options([*line, "--mix.weights", "alt=1"], "plan").recipe)
+    assert said.startswith("mix.weights reads none of the captions (short), only alt. ")
+    assert said.endswith("--mix.weights alt=0.05 short=0.95")
+
+
 @pytest.mark.parametrize(
     ("recipe", "field", "step"),
     [
@@ -196,4 +261,32 @@ def test_a_recipes_file_names_its_field(tmp_path, capsys):
     (tmp_path / "mine.json").write_text(json.dumps(recipe))
     with pytest.raises(SystemExit):
         main(["plan", str(tmp_path / "mine.json")])
-    assert 'rescribe: prior.train.steps: expected a whole number, found "many"' in capsys.readouterr().err
+    assert 'mine.json: prior.train.steps: expected a whole number, found "many"' in capsys.readouterr().err
+
+
+def test_a_plan_names_what_is_given_and_what_only_is_named(tmp_path, capsys):
+    def told(*line) -> dict[str, str]:
+        main(["plan", *line, "--store", str(tmp_path / "store")])
+        return {each.split()[0]: each for each in capsys.readouterr().out.splitlines()}
+
+    assert told("debug", "--captioner", "http://localhost:1/v1", "--model", "m")["nothing"].endswith(
+        "nothing is trained: m is only named"
+    )
+    store, identity = str(tmp_path / "store"), "1" * 16
+    manifest = {
+        "step": "mix",
+        "id": identity,
+        "version": 2,
+        "config": to_dict(MixConfig()),
+        "inputs": [],
+        "started": "",
+    }
+    storage.write_json(f"{store}/mix/{identity}/manifest.json", manifest | {"summary": {}})
+    assert "RUN: weights.alt 0.1 -> 0.05" in told("debug")["mix"]
+    storage.write_json(f"{store}/names/theirs.json", {"name": "theirs", "artifacts": [f"mix/{identity}"]})
+    assert told("debug")["mix"].endswith("RUN: first time"), "another run made it"
+    given = captions_of(tmp_path / "told", "descriptive")
+    same = manifest | {"config": to_dict(demo().mix), "summary": {}}
+    storage.write_json(f"{store}/mix/{identity}/manifest.json", same)
+    storage.write_json(f"{store}/names/debug.json", {"name": "debug", "artifacts": [f"mix/{identity}"]})
+    assert told("debug", "--captions", given)["mix"].endswith("RUN: new input: ingest, recaption")

@@ -90,7 +90,7 @@ def test_a_file_without_a_kind_is_of_the_first():
         read({**written(demo()), "class": "Cascade"})
     with pytest.raises(FieldError, match="no field 'links'"):
         read({"name": "a", "links": []})
-    with pytest.raises(FieldError, match="a table"):
+    with pytest.raises(FieldError, match="an object"):
         read(["demo"])
 
 

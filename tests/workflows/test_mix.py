@@ -19,7 +19,7 @@ from workflows.__main__ import main
 from workflows.deduplicate import DeduplicateConfig, HashConfig, deduplicate, hash_images
 from workflows.examine import ExamineConfig, examine
 from workflows.ingest import IngestConfig, ingest
-from workflows.mix import MISSING, TOO_LONG, TOO_SHORT, UNLIKELY, UNMATCHED, MixConfig, MixWork, judge, mix
+from workflows.mix import MISSING, TOO_LONG, TOO_SHORT, UNLIKELY, UNMATCHED, MixConfig, MixWork, judge, mix, told
 
 INDEX = {
     "sample_id": ["00", "01", "02", "03", "04", "05"],
@@ -257,3 +257,17 @@ def test_planted_duplicates_and_unfit_rows_from_corpus_to_mixture(ray_cluster, t
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["artifact"] == mixture.path
     with pytest.raises(ValueError, match="was made by spoken and marks no rows"):
         store.step(mix, config, images, captions, captions)
+
+
+def test_pictures_without_texts_are_said_before_work_starts():
+    def index(**faults):
+        return Artifact("/i", {"step": "ingest", "id": "i", "summary": {"accepted": 4, "alt_faults": faults}})
+
+    alone, bare = MixConfig(weights={"alt": 1.0, "short": 0.0}), index(**{"no caption": 3, "empty caption": 1})
+    with pytest.raises(ValueError, match=r"None of the 4 pictures has a text to learn from.*--captioner WHO"):
+        mix.work(alone, bare, bare, out="/nowhere", cluster=None, report=None)
+    assert [line[:24] for line in told(alone, [bare, bare], None)] == ["None of the 4 pictures h"]
+    unknown = Artifact("/i", {"step": "ingest", "id": "i", "summary": {}})
+    for images in (index(**{"no caption": 3}), index(), unknown):
+        assert told(alone, [images, images], None) == []
+    assert told(MixConfig(), [bare, bare], None) == [], "the columns of other styles are asked for by themselves"

@@ -117,7 +117,7 @@ def test_of_any_object_the_annotations_are_found_however_it_is_cut(members, list
     [
         (b"a\n\xff\xfe", "Line 2 of .* is not UTF-8"),
         ('{"prompt": "a"}\n{"prompt": "b"', "Line 2 of .* is no JSON"),
-        ('{"prompt": "a"}\n[]', "Line 2 of .*: expected a table, found \\[\\]|Line 2 of .* found"),
+        ('{"prompt": "a"}\n[]', "Line 2 of .*: expected an object, found \\[\\]|Line 2 of .* found"),
         ('{"prompt": "a"}\n\n{"promt": "b"}', "Line 3 of .*no field 'promt'. Did you mean 'prompt'"),
         ('{"prompt": 3}', "Line 1 of .*: prompt: expected a text, found 3"),
         ('{"prompt": "a", "count": 0}', "Line 1 of .*: count is of pictures, at least 1, but it is 0"),

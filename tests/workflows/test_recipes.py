@@ -78,7 +78,7 @@ def test_what_stands_in_place_of_a_config(tmp_path):
 
 def test_a_captioner_by_a_word(tmp_path):
     line = ["debug", "--captioner", "http://localhost:1/v1"]
-    with pytest.raises(ValueError, match="Name the model"):
+    with pytest.raises(ValueError, match=r"Name the model.*: --model NAME"):
         recipe_options(line, "plan")
     none = recipe_options(["debug", "--captioner", "none"], "plan").recipe
     assert (none.captioner, none.captions) == (None, None)

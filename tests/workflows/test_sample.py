@@ -36,7 +36,7 @@ from tests import kills
 from tests.t2i.clip import tiny
 from tests.t2i.house.spot import trained
 from workflows import look, samples
-from workflows.options import WORK, named_fields
+from workflows.options import WORK, named_fields, step_options
 from workflows.sample import LinkConfig, SampleConfig, as_trained, links_of, sample, with_links
 
 DATA = Path(__file__).parents[1] / "data" / "d3c69f4" / "store"
@@ -62,8 +62,7 @@ def sampling_of(path: str) -> SamplingConfig:
 
 
 def draw(root: str, *more: str) -> tuple[Any, Any, str]:
-    prior, tokenizer = (only(root, step) for step in ("train_prior", "train_tokenizer"))
-    return kills.here("sample", "--prior", prior, "--tokenizer", tokenizer, "--store", root, *more, "--json")
+    return kills.here("sample", "--prior", only(root, "train_prior"), "--store", root, *more, "--json")
 
 
 def test_without_a_mixture_as_the_recipe_draws(root):
@@ -79,6 +78,19 @@ def test_without_a_mixture_as_the_recipe_draws(root):
     assert [row["prompt"] for row in listed] == ["a large red circle", "a small blue cross"]
     assert all(Path(made.url(row["image"])).exists() for row in listed)
     assert draw(root, "--prompts", "a large red circle", "a small blue cross")[1] == results, "it is found again"
+
+
+def test_a_tokenizer_that_is_not_beside_its_prior(root):
+    shutil.rmtree(only(root, "train_tokenizer"))
+    code, _, said = draw(root, "--prompts", "a circle")
+    assert code == 1
+    assert said.rstrip().endswith("is not beside it: give --tokenizer FOLDER.")
+
+
+def test_what_is_told_by_name_on_the_line(root):
+    line = ["--prior", "p", "--prompts", "a", "--told", "class_label=cat", "place=a b"]
+    assert step_options(sample, line).config.told == {"class_label": "cat", "place": "a b"}
+    assert step_options(sample, [*line[:4], "--told", "class_label", "cat"]).config.told == {"class_label": "cat"}
 
 
 def test_options_stand_before_the_recipe_and_other_prompts_are_no_recipe(root):
