@@ -97,11 +97,12 @@ def train_prior(
     `more` are features of these captions by frozen text encoders, which are then not computed again, and codes of the
     images by other tokenizers, in columns of their own.
     """
+    if codes is not None:
+        check_sizes(config.model, list(codes.summary.get("grids", ())))
     images = mixture.inputs[0]
     if codes is None:
         space, column = _pixels(images, tokenizer), PICTURE
     else:
-        check_sizes(config.model, list(codes.summary.get("grids", ())))
         space = Space(tuple(codes.summary["grid"]), codes=codes.summary["codebook_size"])
         column = _column(codes)
     other = [each for each in more if each.step == "encode"]

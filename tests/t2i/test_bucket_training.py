@@ -205,9 +205,9 @@ def test_reconstructions_of_pictures_of_several_sizes(tmp_path):
         save_tokenizer(build_tokenizer(MODELS["patch vqgan"]), str(tmp_path / "model"))
     tokenizer = Artifact(str(tmp_path), {})
     pictures = [picture(number, *size_of(number)) for number in range(10)]
-    found = reconstruct(tokenizer, pictures, batch=2)
+    found, _ = reconstruct(tokenizer, pictures, batch=2)
     for rebuilt, pixels in zip(found, pictures, strict=True):
-        (alone,) = reconstruct(tokenizer, [pixels])
+        (alone,), _ = reconstruct(tokenizer, [pixels])
         assert rebuilt.shape == pixels.shape
         assert np.abs(rebuilt.astype(int) - alone).max() <= 1
     assert reconstruction_scores(pictures, found)["n"] == 10

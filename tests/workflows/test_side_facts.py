@@ -30,7 +30,7 @@ from t2i.protocol import Space
 from t2i.vocabulary import TextVocabulary
 from tests.infra.data.zoo import encode, picture, tar
 from tests.workflows import test_export as plain  # its steps need no Ray
-from workflows import evaluate, examine, look, mix, sample, train_captioner, train_prior, verbs
+from workflows import evaluate, examine, held_out, look, mix, train_captioner, train_prior, verbs
 from workflows.corpora import scoring
 from workflows.export import export
 from workflows.mix import MixConfig, MixWork
@@ -344,7 +344,7 @@ def test_only_known_splits_are_trained_on_and_tested_with(tmp_path, model):
     task = BaseTask(source=config, vocabulary=words, image_size=(16, 16), max_length=40, optim=OptimConfig())
     chosen = [ShardReader([images.path], name).columns(["key", *task.where_reads]) for name in shard_names(images.path)]
     assert [key for each in chosen for key in each["key"][task.where(each)]] == ["0", "3"]
-    assert [prompt.text for prompt in sample.held_out(images, 9)] == ["a tree"]
+    assert [prompt.text for prompt in held_out.held_out(images, 9)] == ["a tree"]
     assert [row["caption_alt"] for row in evaluate.held_out(images, captions, 9)] == ["a tree"]
     found = list(train_captioner._captions(TrainCaptionerConfig(styles=()), images))
     assert sorted(found) == sorted([*ROWS["0"][0], *ROWS["3"][0]])

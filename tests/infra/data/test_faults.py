@@ -12,6 +12,7 @@ from itertools import cycle
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -97,7 +98,7 @@ def no_ray():
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(os, "fsync", lambda _: None)
         patched.setattr(os, "_exit", end)
-        patched.setattr(run.ray, "is_initialized", lambda: True)
+        patched.setattr(ray, "is_initialized", lambda: True)
         patched.setattr(actor, "_place", lambda: here[0])
         patched.setattr(run, "WAIT_SECONDS", 0)
         yield

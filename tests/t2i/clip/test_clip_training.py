@@ -39,7 +39,7 @@ def test_micro_batches_change_nothing(tmp_path, reference, micro_steps):
 
 def test_partners_of_a_micro_batch_alone_would_show(tmp_path, reference, monkeypatch):
     """The comparison above means something."""
-    monkeypatch.setattr(turn, "_acquainted", lambda engine, micro_batches: micro_batches)
+    monkeypatch.setattr(turn, "acquainted", lambda engine, micro_batches: micro_batches)
     _, log = toy.plain(str(tmp_path), tiny.task(), 2, **STEPS)
     assert abs(log[0]["clip/contrastive"] / reference[1][0]["clip/contrastive"] - 1) > 0.05
 
