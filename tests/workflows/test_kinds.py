@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 import pytest
 
@@ -117,7 +118,9 @@ def test_the_options_of_a_cascade():
         replace(RECIPES["cascade"](), links=())
 
 
-@pytest.mark.parametrize("work", [work for work in WORK.values() if work.name.startswith("train_")], ids=str)
+@pytest.mark.parametrize(
+    "work", [work for work in WORK.values() if work.name.startswith("train_")], ids=attrgetter("name")
+)
 def test_what_a_step_trains_is_known_before(work):
     assert isinstance(work.config_class.trainings, property)
 
