@@ -212,7 +212,7 @@ def test_strangers_words_stay_words(hostile, tmp_path):
     assert seen.ids == [row.sample_id for row in ROWS[:48]]
     for text in (*HOSTILE[:4], HOSTILE[7], "drawkcab", "قطة سوداء 黒猫 🐈‍⬛", "(+96,000 characters)"):
         assert text in seen.text, text
-    assert "44 of 1,000,000 kept, 43 of 43 rejected, 43 of 43 failed" in seen.text
+    assert "44 of 1,000,000 that are kept, 43 of 43 that are rejected, 43 of 43 that are failed" in seen.text
     assert "130 of 130 rows, 1 to 48 shown" in seen.text
     cut = sum(len(text) > 4000 for row in ROWS for text in (row.captions["alt"],))
     assert re.search(
