@@ -36,7 +36,7 @@ class Store:
 
     def __init__(self, root: str, cluster: Cluster, steps: int = 0) -> None:
         check_installed(cluster.track)
-        self.root, self.cluster = _folder(root), cluster
+        self.root, self.cluster = as_folder(root), cluster
         self.made: list[Artifact] = []
         self._steps = steps  # of the whole run, for the progress line; 0: not known
 
@@ -144,7 +144,7 @@ class Plan:
     """
 
     def __init__(self, root: str, before: Collection[str] = (), apart: Collection[str] = ()) -> None:
-        self.root, self._before, self._apart = _folder(root), before, apart
+        self.root, self._before, self._apart = as_folder(root), before, apart
         self.lines: list[tuple[str, str, str]] = []  # step, id, "done" or the reason to run
         self.told: dict[str, list[str]] = {}  # by id, what a step says besides
 
@@ -199,7 +199,7 @@ class Plan:
         return _difference(newest, wanted)
 
 
-def _folder(root: str) -> str:
+def as_folder(root: str) -> str:
     """Where a store is, absolute; NotADirectoryError where a file is."""
     if storage.is_local(root) and os.path.isfile(root.removeprefix("file://")):
         raise NotADirectoryError(f"{root} is a file. Give a folder.")

@@ -1,5 +1,6 @@
 """Draw rows of a recaptioned corpus, rejected and failed ones too, and put them on a page to be looked at."""
 
+import re
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ from workflows.habits import habits
 CAPTION = "caption_"
 SCORES = ("logp_", "match_", "clip_", "flag_")
 KEEP, KEEP_REASON, WEIGHT = "keep", "keep_reason", "weight_"  # what `mix` decided
+HEAD = 4096  # bytes of a page, in which its title stands
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,7 @@ def gallery(
     alike they are and what is wrong with them, for which all are read. Images are read of the drawn rows only.
     `mixture` tells which rows are kept and how often each of their captions is read; without one every accepted row is.
     """
+    check_page(out)
     limits = Limits(rows=count, edge=edge, megabytes=megabytes)
     inputs = [artifact.path for artifact in (images, captions, mixture) if artifact is not None]
     drawn, found = draw(inputs, count, seed), habits(images, captions) if whole else None
@@ -71,6 +74,16 @@ def gallery(
         file.flush()
         storage.upload(file.name, out)
     return {"page": out, **counts, "drawn_from": drawn.totals}
+
+
+def check_page(out: str) -> None:
+    """ValueError where a page would stand in the place of a file of somebody else's."""
+    if not storage.exists(out):
+        return
+    with storage.open_read(out) as file:
+        ours = re.search(rb"<title>[^<]* Rescribe</title>", file.read(HEAD))
+    if not ours:
+        raise ValueError(f"{out} is there and is no page of Rescribe's: give --out another name, or remove it.")
 
 
 def draw(inputs: list[str], count: int, seed: int) -> Drawn:

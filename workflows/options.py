@@ -112,6 +112,7 @@ def recipe_options(arguments: list[str], verb: str) -> RecipeOptions:
     kind = type(recipe)
     if get_type_hints(kind).get("corpus") is IngestConfig:
         rest = _renamed(rest, "--", "--corpus.")
+        rest = [re.sub(r"^--corpus(?==|$)", "--corpus.corpus", word) for word in rest]
     texts, rest = _take_texts(kind, rest)
     captioned, rest = _captioned(kind, texts, rest)
     options = _options_of(kind)

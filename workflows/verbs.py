@@ -1,6 +1,5 @@
 """What `rescribe` does: run and plan recipes, run single steps, retry and caption, draw and export what was made."""
 
-import os
 import shlex
 import time
 from dataclasses import replace
@@ -11,7 +10,7 @@ import tyro
 from infra import storage, strict
 from infra.config import from_dict
 from infra.data.ledger import LEDGER
-from infra.store import Artifact, Plan, Step, Store
+from infra.store import Artifact, Plan, Step, Store, as_folder
 from infra.trouble import explained
 from workflows import text_to_image
 from workflows.commands import COUNTS, say
@@ -67,7 +66,7 @@ TRAINED = "train_captioner"  # the step of captioners that were trained here
 def run(arguments: list[str]) -> dict[str, Any]:
     """Run a recipe: `rescribe run demo`. Run it again and it continues, or says that all is done."""
     options = recipe_options(arguments, "run")
-    _check_folder(options.store)
+    as_folder(options.store)
     name = options.recipe.name
     check_name(name)
     check_captions(options.recipe)
@@ -157,7 +156,7 @@ def recaption_corpus(arguments: list[str]) -> dict[str, Any]:
     if "--images" in arguments:  # the plain step, on artifacts
         return run_step(recaption, arguments)
     options = direct_options(arguments)
-    _check_folder(options.out)
+    as_folder(options.out)
     if not options.captioner.startswith(("http://", "https://")) and TRAINED in contents(options.captioner):
         line = rephrased("recaption", arguments, options.captioner, "--captioner")
         options = replace(options, captioner=one(options.captioner, (TRAINED,), line).path)
@@ -189,6 +188,7 @@ def gallery(arguments: list[str]) -> dict[str, Any]:
 def export_corpus(arguments: list[str]) -> dict[str, Any]:
     """Write a captioned corpus for others to read: `rescribe export captions --out set`."""
     options = export_options(arguments)
+    as_folder(options.out)
     if options.format == "geneval":
         drawn = one(options.path or STORE, MAKERS["samples"], rephrased("export", arguments, options.path or STORE))
         summary = export_samples(drawn, options)["summary"]
@@ -218,7 +218,7 @@ def shapes(arguments: list[str]) -> dict[str, Any]:
 def run_step(work: Step, arguments: list[str]) -> dict[str, Any]:
     """Run one step on finished artifacts: `rescribe mix --images captions --captions captions --min-words 4`."""
     parsed = step_options(work, arguments)
-    _check_folder(parsed.store)
+    as_folder(parsed.store)
     called = getattr(parsed, "name", "")
     if called:
         check_name(called)
@@ -242,11 +242,6 @@ def run_step(work: Step, arguments: list[str]) -> dict[str, Any]:
     else:
         say(artifact.path)
     return {**artifact.summary, "artifact": artifact.path}
-
-
-def _check_folder(store: str) -> None:
-    if storage.is_local(store) and os.path.isfile(storage.absolute(store)):
-        raise ValueError(f"{store} is a file, but what is made goes to a folder.")
 
 
 def _captioned(given: str, line: Line) -> Artifact:

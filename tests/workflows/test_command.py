@@ -8,12 +8,13 @@ from dataclasses import replace
 import pytest
 from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager as Nvidia
 
-from infra import device
+from infra import device, storage
 from infra.cluster import CLUSTERS, laptop
 from workflows.__main__ import main
 from workflows.options import WORK, recipe_options, step_options
 from workflows.recipes import RECIPES, demo
 from workflows.text_to_image import STEPS
+from workflows.verbs import recipe_of
 
 WHOLE = "'photos/*.png'"
 
@@ -62,6 +63,19 @@ def test_a_pattern_that_the_shell_spelled_out(capsys, line):
         err
         == f"rescribe: --corpus has 500 values, as when the shell spells out a pattern. Quote it: --corpus {WHOLE}\n"
     )
+
+
+@pytest.mark.parametrize("said", [["--corpus", "x/*.tar"], ["--corpus=x/*.tar"], ["--corpus.corpus", "x/*.tar"]])
+def test_any_recipe_takes_another_corpus(tmp_path, said):
+    storage.write_json(str(tmp_path / "mine.json"), recipe_of(["demo"]))
+    for recipe in ("demo", str(tmp_path / "mine.json")):
+        assert recipe_options([recipe, *said], "plan").recipe.corpus.corpus == "x/*.tar"
+
+
+def test_an_export_is_no_file(tmp_path, capsys):
+    (tmp_path / "afile").write_text("mine")
+    code, _, err = run(capsys, "export", "told", "--out", str(tmp_path / "afile"))
+    assert (code, err.strip().endswith("is a file. Give a folder.")) == (1, True)
 
 
 def test_an_unknown_option_is_named(capsys):
@@ -240,4 +254,4 @@ def test_every_word_of_a_line_is_told_once(capsys):
 def test_a_file_in_the_place_of_a_store(capsys, tmp_path, line):
     file = tmp_path / "afile"
     file.write_text("")
-    assert run(capsys, *line, str(file)) == (1, "", f"rescribe: {file} is a file, but what is made goes to a folder.\n")
+    assert run(capsys, *line, str(file)) == (1, "", f"rescribe: {file} is a file. Give a folder.\n")

@@ -245,3 +245,14 @@ def test_a_broken_count_is_refused_before_anything_is_read(tmp_path):
     images, captions, mixture = make(str(tmp_path), rows=20)
     with pytest.raises(ValueError, match="at least one row"):
         gallery(images, captions, mixture, out=str(tmp_path / "page.html"), count=0)
+
+
+def test_a_file_of_somebody_else_s_stays(tmp_path):
+    images, captions, mixture = make(str(tmp_path), rows=20)
+    mine = tmp_path / "mine.html"
+    mine.write_text("<!doctype html><title>Mine</title>")
+    with pytest.raises(ValueError, match="is no page of Rescribe's"):
+        gallery(images, captions, mixture, out=str(mine))
+    assert "Mine" in mine.read_text()
+    for _ in range(2):  # a page of ours is made anew
+        gallery(images, captions, mixture, out=str(tmp_path / "ours.html"))
