@@ -13,7 +13,7 @@ import time
 import psutil
 import pytest
 
-from infra import lease, storage
+from infra import lease, notice, storage
 from infra.lease import Lease
 
 
@@ -140,5 +140,6 @@ def test_a_second_ctrl_c_does_not_wait_for_a_store_that_does_not_answer(tmp_path
         signal.raise_signal(signal.SIGINT)
         raise AssertionError("it went on")
 
+    monkeypatch.setattr(notice, "ECHO_SECONDS", 0)
     with pytest.raises(KeyboardInterrupt), Lease(str(tmp_path)):
         monkeypatch.setattr(storage, "remove", silent)

@@ -16,7 +16,7 @@ from infra.train.checkpoint import read_commit, write_commit
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("infra", "captioner", "t2i", "workflows")
 # Where JSON is compared, hashed, shown or read, and not written.
-FREE = {("infra/config.py", "_same"), ("captioner/backends/http.py", "_message"), ("infra/train/spare.py", "ask")}
+FREE = {("infra/config.py", "same"), ("captioner/backends/http.py", "_message"), ("infra/train/spare.py", "ask")}
 FREE |= {("infra/data/parquet.py", "_plain"), ("infra/data/growth.py", "_hash"), ("infra/data/readers.py", "_digest")}
 FREE |= {("infra/config.py", "_words"), ("infra/config.py", "_shown")}
 FREE |= {("infra/older.py", "_choices"), ("workflows/judge.py", "read_meta"), ("workflows/judge.py", "read_split")}

@@ -93,7 +93,7 @@ def test_the_help_of_a_recipe_is_short_and_true(capsys):
     code, whole, _ = run(capsys, "run", "--help-all")
     assert code == 0
     there = set(re.findall(r"--[a-z][\w.-]*", whole))
-    there |= {"--seed", "--cluster", "--corpus", "--captioner.model"}  # taken out before tyro looks
+    there |= {"--seed", "--cluster", "--corpus", "--captioner.model", "--mix.weights"}  # taken out before tyro looks
     assert (
         set(re.findall(r"(--[a-z][\w.-]*[a-z])", short)) - {"--help-all", "--captioner", "--captions", "--model"}
         <= there
