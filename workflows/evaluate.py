@@ -188,6 +188,7 @@ def reconstruct(tokenizer: Artifact, images: Sequence[np.ndarray], batch: int = 
     """(H, W, 3) uint8 images through the tokenizer and back, those of one size together; and how it uses its codes."""
     import torch  # slow to import: `plan` does without
 
+    from t2i.pixels import scale, to_pixels
     from t2i.tokenizers.task import load_tokenizer
 
     model = load_tokenizer(tokenizer.url(MODEL))
@@ -196,12 +197,11 @@ def reconstruct(tokenizer: Artifact, images: Sequence[np.ndarray], batch: int = 
         places = [place for place, image in enumerate(images) if image.shape == shape]
         for start in range(0, len(places), batch):
             part = places[start : start + batch]
-            pixels = torch.from_numpy(np.stack([images[place] for place in part])).permute(0, 3, 1, 2).float()
+            pixels = torch.from_numpy(np.stack([images[place] for place in part])).permute(0, 3, 1, 2)
             with torch.inference_mode():
-                values = model.encode(pixels / 127.5 - 1)
-                decoded = model.decode(values)
+                values = model.encode(scale(pixels))
+                made = to_pixels(model.decode(values))
             codes += list(values.numpy())
-            made = ((decoded + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
             for place, image in zip(part, made, strict=True):
                 rebuilt[place] = image
     size = model.space(images[0].shape[:2]).codes if images else 0
