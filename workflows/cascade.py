@@ -20,7 +20,7 @@ from workflows.encode_text import EncodeTextConfig, encode_text
 from workflows.evaluate import ReportConfig, evaluate
 from workflows.ingest import IngestConfig, ingest
 from workflows.mix import MixConfig, mix
-from workflows.recaption import RecaptionConfig, recaption
+from workflows.recaption import RecaptionConfig, check_written, recaption
 from workflows.recipes import demo
 from workflows.sample import LinkConfig, SampleConfig, sample
 from workflows.train_captioner import TrainCaptionerConfig, train_captioner
@@ -52,8 +52,7 @@ class CascadeRecipe:
     text_features: tuple[EncodeTextConfig, ...] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.captions, RecaptionConfig) and self.captioner is None:
-            raise ValueError("Nobody writes the captions: give a `captioner`, or no `captions`.")
+        check_written(self.captions, self.captioner)
         if not self.links:
             raise ValueError("A cascade has at least one link.")
         sizes = self.corpus.sizes

@@ -9,7 +9,7 @@ from infra.train.optim import OptimConfig
 from t2i.clip.model import clip_shapes
 from workflows.ingest import IngestConfig, ingest
 from workflows.mix import MixConfig, mix
-from workflows.recaption import RecaptionConfig, recaption
+from workflows.recaption import RecaptionConfig, check_written, recaption
 from workflows.recipes import demo
 from workflows.train_captioner import TrainCaptionerConfig, train_captioner
 from workflows.train_clip import TrainClipConfig, train_clip
@@ -27,8 +27,7 @@ class ClipRecipe:
     clip: TrainClipConfig
 
     def __post_init__(self) -> None:
-        if isinstance(self.captions, RecaptionConfig) and self.captioner is None:
-            raise ValueError("Nobody writes the captions: give a `captioner`, or no `captions`.")
+        check_written(self.captions, self.captioner)
 
     def run(self, store: Store | Plan) -> Artifact:
         """Make what the recipe describes, or find it; returns the CLIP."""

@@ -103,6 +103,12 @@ def recaption(
     }
 
 
+def check_written(captions: RecaptionConfig | str | None, captioner: Any) -> None:
+    """ValueError where a recipe has captions written, and nobody to write them."""
+    if isinstance(captions, RecaptionConfig) and captioner is None:
+        raise ValueError("Nobody writes the captions: give a `captioner`, or no `captions`.")
+
+
 def check_asked(config: RecaptionConfig, backend: Backend) -> tuple[Style, ...]:
     """The styles that somebody else's model is asked for; ValueError where it cannot be."""
     styles = config.styles or (SHORT, DESCRIPTIVE)

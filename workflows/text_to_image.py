@@ -12,7 +12,7 @@ from workflows.encode_text import EncodeTextConfig, encode_text
 from workflows.evaluate import ReportConfig, evaluate
 from workflows.ingest import IngestConfig, ingest
 from workflows.mix import MixConfig, mix
-from workflows.recaption import RecaptionConfig, recaption
+from workflows.recaption import RecaptionConfig, check_written, recaption
 from workflows.sample import SampleConfig, sample
 from workflows.train_captioner import TrainCaptionerConfig, train_captioner
 from workflows.train_prior import TrainPriorConfig, train_prior
@@ -41,8 +41,7 @@ class Recipe:
     text_features: tuple[EncodeTextConfig, ...] = setting((), since="0.2")
 
     def __post_init__(self) -> None:
-        if isinstance(self.captions, RecaptionConfig) and self.captioner is None:
-            raise ValueError("Nobody writes the captions: give a `captioner`, or no `captions`.")
+        check_written(self.captions, self.captioner)
         sizes = self.corpus.sizes
         if not sizes:
             raise ValueError("To be trained on, pictures come to a size: give corpus.image_size, such as 256 256.")
