@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from t2i.nn.weights import begins, identity, normal, uniform
 from t2i.tokenizers.autoencoder import Quantized
+from t2i.tokenizers.gaussian import Gaussian, GaussianConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +132,15 @@ class FiniteScalar(nn.Module):
         """Code vectors (B, D, h, w)."""
         return self._values(codes_Bhw[..., None] // self._radix % self._levels).permute(0, 3, 1, 2)
 
+    def before(self, z_BDhw: torch.Tensor) -> torch.Tensor:
+        """Values before they are rounded, (B, D, h, w)."""
+        return self._bound(z_BDhw.permute(0, 2, 3, 1).float()).permute(0, 3, 1, 2)
+
+    def after(self, values_BDhw: torch.Tensor) -> torch.Tensor:
+        """The nearest values that codes stand for, (B, D, h, w)."""
+        values_BhwD = values_BDhw.permute(0, 2, 3, 1).float().clamp(-1, 1)
+        return self._values(self._digits(values_BhwD)).permute(0, 3, 1, 2)
+
     def _bound(self, z: torch.Tensor) -> torch.Tensor:
         return torch.tanh(z)
 
@@ -141,6 +151,8 @@ class FiniteScalar(nn.Module):
         return digits * (2.0 / (self._levels - 1)) - 1
 
 
-def build_quantizer(config: CodebookConfig | FiniteScalarConfig) -> Codebook | FiniteScalar:
-    """The quantizer that a config describes."""
+def build_quantizer(config: CodebookConfig | FiniteScalarConfig | GaussianConfig) -> Codebook | FiniteScalar | Gaussian:
+    """The bottleneck that a config describes."""
+    if isinstance(config, GaussianConfig):
+        return config.build()
     return Codebook(config) if isinstance(config, CodebookConfig) else FiniteScalar(config)

@@ -22,6 +22,10 @@ PUBLISHED = {
     "ldm_vq_f8": 67_717_295,
     "ldm_vq_f8_256": 67_652_783,
     "ldm_vq_f16": 69_593_371,
+    "kl_f4": 55_312_063,
+    "kl_f8": 83_653_863,
+    "kl_f16": 69_610_963,
+    "kl_f32": 103_880_131,
     "mar_b": 207_924_768,
     "mar_l": 478_326_304,
     "mar_h": 942_403_104,
@@ -93,6 +97,7 @@ def test_list_models(capsys):
         "hears": "label",
     }
     assert by_name["vqgan_f16_1024"]["draws"] == "codes of 1,024, each of 16x16 pixels"
+    assert by_name["kl_f8"]["draws"] == "latents of 4, each of 8x8 pixels"
     assert by_name["autoregressive_shapes"]["hears"] == "text"
     assert run(capsys, "list", "models", "--help")[0] == 0
     assert run(capsys, "list", "models", "--jsom")[0] == 2
