@@ -29,7 +29,7 @@ from workflows.lookup import tail
 from workflows.prompt_rows import write_rows
 from workflows.prompts import Prompt, digest_of, read_prompts
 from workflows.samples import FEW, show
-from workflows.train_tokenizer import MODEL
+from workflows.train_tokenizer import MODEL, clip_at
 
 WORDS_OF = 1000  # prompts whose words are looked up in the vocabulary
 
@@ -196,18 +196,12 @@ def links_of(config: SampleConfig, *models: Artifact) -> tuple[LinkAt, ...]:
             space=tokenizer.id,
             sampling=link.sampling,
             candidates=link.candidates,
-            judge=_clip(link.judge),
+            judge=clip_at(link.judge),
             model=f"{prior.step}/{prior.id}",
             sha256=_weights(prior),
         )
         for prior, tokenizer, link in zip(models[::2], models[1::2], config.every_link, strict=True)
     )
-
-
-def _clip(named: str) -> str:
-    """The folder of a judge, where it is named by that of its artifact; else its name."""
-    own = storage.join(named, MODEL) if named else ""
-    return storage.absolute(own) if own and storage.exists(own) else storage.anchored(named)
 
 
 def _weights(prior: Artifact) -> str:

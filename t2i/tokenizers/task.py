@@ -16,6 +16,7 @@ from infra.others import with_others
 from infra.train.optim import OptimConfig
 from infra.train.task import Draw, Update
 from t2i.task import TRAIN, updates_of
+from t2i.tokenizers.clip import ClipConfig
 from t2i.tokenizers.critic import Critic, CriticConfig
 from t2i.tokenizers.losses import LossConfig
 from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
@@ -25,7 +26,7 @@ from t2i.tokenizers.scale import Scale
 from t2i.tokenizers.turns import GeneratorTurn
 from t2i.tokenizers.vqgan import VQGANConfig
 
-TokenizerConfig = VQGANConfig | PatchVQGANConfig | PixelsConfig | PublishedConfig
+TokenizerConfig = VQGANConfig | PatchVQGANConfig | PixelsConfig | PublishedConfig | ClipConfig
 if not TYPE_CHECKING:
     TokenizerConfig = with_others(TokenizerConfig, "rescribe.tokenizers")  # of other packages: docs/python.md
 
