@@ -9,6 +9,8 @@ from infra.data.fitting import Size, bucket_name
 from infra.data.run import run_stages
 from infra.metrics import Report
 from infra.store import Artifact, by_shard, step
+from t2i.diffusion.prior import DiffusionConfig
+from t2i.priors.autoregressive import AutoregressiveConfig
 from t2i.protocol import Space
 from t2i.stages import Encode, code_dtype
 from t2i.tokenizers.pixels import Pixels
@@ -75,6 +77,24 @@ def _space(config: EncodeConfig, model: Any, tokenizer: Artifact, size: Size) ->
     if not hasattr(model, "latent_space"):
         raise ValueError(f"The tokenizer {tokenizer.path} shows nothing before its codes: leave out latents.")
     return model.latent_space(size)
+
+
+def check_values(config: EncodeConfig, tokenizer: Any, prior: Any) -> None:
+    """ValueError where, by their configs, a prior does not draw what is written of a tokenizer's values.
+
+    Of a tokenizer or a prior that says nothing of codes in its config it is told when it is built.
+    """
+    size = getattr(getattr(tokenizer, "quantizer", None), "size", None)
+    if size and config.deviations:
+        raise ValueError("A tokenizer with codes says no distribution of its values: leave out codes.deviations.")
+    if size == 0 and isinstance(prior, AutoregressiveConfig):
+        raise ValueError(
+            "The prior draws codes, but the tokenizer has none: choose a prior of latents, as a diffusion."
+        )
+    if size and not config.latents and isinstance(prior, DiffusionConfig):
+        raise ValueError("The prior draws latents, but codes are written of pictures: give codes.latents.")
+    if size and config.latents and isinstance(prior, AutoregressiveConfig):
+        raise ValueError("The prior draws codes, but latents are written of pictures: leave out codes.latents.")
 
 
 def space_of(encoded: Artifact) -> Space:

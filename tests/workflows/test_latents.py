@@ -36,6 +36,7 @@ from workflows import train_tokenizer as module
 from workflows.api import load
 from workflows.encode import EncodeConfig, encode
 from workflows.evaluate import reconstruct
+from workflows.recipes import debug
 from workflows.sample import SampleConfig, sample
 from workflows.scaling import measure_scale
 from workflows.train_prior import TrainPriorConfig, train_prior
@@ -147,6 +148,28 @@ def test_what_cannot_be_encoded_is_told(store, untrained):
     with pytest.raises(ValueError, match="trained by train_clip"):
         TrainTokenizerConfig(model=ClipConfig(path="clip"))
     assert rebuilds(kl)
+
+
+@pytest.mark.parametrize(
+    ("model", "codes", "prior", "why"),
+    [
+        (KL, EncodeConfig(), AutoregressiveConfig(), "the tokenizer has none"),
+        (VQ, EncodeConfig(), DiffusionConfig(network=NET), "give codes.latents"),
+        (VQ, EncodeConfig(latents=True), AutoregressiveConfig(), "leave out codes.latents"),
+        (VQ, EncodeConfig(latents=True, deviations=True), DiffusionConfig(network=NET), "leave out codes.deviations"),
+    ],
+    ids=["no codes", "codes", "latents", "deviations"],
+)
+def test_a_recipe_whose_prior_draws_other_values_is_refused(model, codes, prior, why):
+    recipe = debug()
+    tokenizer = replace(recipe.tokenizer, model=model)
+    with pytest.raises(ValueError, match=why):
+        replace(recipe, tokenizer=tokenizer, codes=codes, prior=replace(recipe.prior, model=prior))
+    fits = {
+        "codes": replace(codes, deviations=False),
+        "prior": replace(recipe.prior, model=DiffusionConfig(network=NET)),
+    }
+    assert replace(recipe, tokenizer=replace(tokenizer, model=KL), **fits)
 
 
 def test_latents_are_rebuilt_and_have_no_usage(store, untrained):
