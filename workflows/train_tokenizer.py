@@ -7,9 +7,9 @@ from typing import Any
 from infra import storage
 from infra.cluster import Cluster
 from infra.data.fitting import Size
-from infra.metrics import Report
+from infra.metrics import FLOPS, Report
 from infra.store import Artifact, step
-from infra.train.fit import FLOPS, Training, fit
+from infra.train.fit import Training, fit
 from infra.train.loop import TrainConfig, Trained, is_loss
 from infra.train.optim import OptimConfig
 from t2i.tokenizers.losses import CriticConfig, LossConfig

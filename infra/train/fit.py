@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra import storage, strict
 from infra.cluster import Cluster, connect
-from infra.metrics import Report
+from infra.metrics import FLOPS, Report
 from infra.notice import Notice, Teller
 from infra.train import checkpoint, held_out
 from infra.train.board import Board
@@ -23,7 +23,6 @@ from infra.train.worker import FINISHED, Job, Training
 if TYPE_CHECKING:
     from infra.train.group import Group
 
-FLOPS = ("training_flops", "frozen_flops")  # what a training took
 PAUSES = (1, 5, 15, 30, 60)  # seconds between questions to a store that is away
 
 __all__ = ["Training", "fit"]

@@ -186,7 +186,8 @@ class Count(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         cost = _COSTS.get(getattr(func, "_overloadpacket", func))
-        if cost is None and torch.is_inference_mode_enabled():  # there operations come whole
+        # There operations come whole, as torch's own counter knows, too.
+        if cost is None and torch.is_inference_mode_enabled() and isinstance(func, torch._ops.OpOverload):
             with self:
                 if (out := func.decompose(*args, **(kwargs or {}))) is not NotImplemented:
                     return out

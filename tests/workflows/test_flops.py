@@ -123,7 +123,8 @@ def check(told, config, **given):
     return expected
 
 
-@pytest.mark.parametrize("micro_steps", [1, pytest.param(3, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("micro_steps", [1, 3])
 def test_a_vqgan_whose_critic_wakes_late(store, images, monkeypatch, micro_steps):
     monkeypatch.setitem(globals(), "MICRO_STEPS", micro_steps)
     config = replace(TOKENIZER, seed=micro_steps)
@@ -132,7 +133,8 @@ def test_a_vqgan_whose_critic_wakes_late(store, images, monkeypatch, micro_steps
     assert expected.by_row[13] > 1.1 * expected.by_row[0]
 
 
-@pytest.mark.parametrize("micro_steps", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("micro_steps", [1, 2])
 def test_an_autoregressive_prior_whose_captions_differ_in_length(
     store, images, mixture, captions, monkeypatch, micro_steps
 ):
@@ -146,6 +148,7 @@ def test_an_autoregressive_prior_whose_captions_differ_in_length(
     assert short.of(9) < 0.9 * expected.of(9), "lengths count"
 
 
+@pytest.mark.long
 def test_a_diffusion_of_pixels(store, images, mixture, captions):
     pixels = store.step(train_tokenizer.train_tokenizer, PIXELS, images)
     assert "training_flops" not in pixels.summary
