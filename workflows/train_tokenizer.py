@@ -12,7 +12,8 @@ from infra.store import Artifact, step
 from infra.train.fit import Training, fit
 from infra.train.loop import TrainConfig, Trained, is_loss
 from infra.train.optim import OptimConfig
-from t2i.tokenizers.losses import CriticConfig, LossConfig
+from t2i.tokenizers.critic import CriticConfig
+from t2i.tokenizers.losses import LossConfig
 from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
 from t2i.tokenizers.pixels import PixelsConfig
 from t2i.tokenizers.task import TokenizerConfig, TokenizerTask, build_tokenizer, save_tokenizer

@@ -15,9 +15,11 @@ from infra.others import with_others
 from infra.train.optim import OptimConfig
 from infra.train.task import Draw, Update
 from t2i.task import TRAIN, updates_of
-from t2i.tokenizers.losses import Critic, CriticConfig, GeneratorTurn, LossConfig
+from t2i.tokenizers.critic import Critic, CriticConfig
+from t2i.tokenizers.losses import LossConfig
 from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
 from t2i.tokenizers.pixels import PixelsConfig
+from t2i.tokenizers.turns import GeneratorTurn
 from t2i.tokenizers.vqgan import VQGANConfig
 
 TokenizerConfig = VQGANConfig | PatchVQGANConfig | PixelsConfig
@@ -66,8 +68,9 @@ class TokenizerTask:
         return {}
 
     def collate(self, rows: dict[str, list], draw: Draw) -> dict[str, np.ndarray]:
-        """Images (B, 3, H, W) uint8; the module scales them, so that a quarter of the bytes travels."""
-        return {"images": np.stack(rows["pixels"]).transpose(0, 3, 1, 2)}
+        """Images (B, 3, H, W) uint8, which the module scales: less travels; and a `noise_key` a row."""
+        keys = (draw("noise") * 2.0**53).astype(np.int64)
+        return {"images": np.stack(rows["pixels"]).transpose(0, 3, 1, 2), "noise_key": keys}
 
     def export(self, modules: dict[str, torch.nn.Module], folder: str) -> None:
         """The tokenizer alone."""

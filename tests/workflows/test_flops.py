@@ -15,7 +15,7 @@ from t2i.diffusion.prior import DiffusionConfig
 from t2i.diffusion.unet import UNetConfig
 from t2i.priors.autoregressive import AutoregressiveConfig
 from t2i.stages import Encode
-from t2i.tokenizers.losses import CriticConfig
+from t2i.tokenizers.critic import CriticConfig
 from t2i.tokenizers.pixels import PixelsConfig
 from t2i.tokenizers.quantizers import FiniteScalarConfig
 from t2i.tokenizers.vqgan import VQGANConfig
