@@ -171,7 +171,8 @@ def _counted(
     shapes = [tuple((name, column.shape) for name, column in sorted(each.items())) for each in batches]
     of_shape = dict(zip(shapes, batches, strict=True))
     by_row: dict[int, float] = {}
-    for start in sorted({0, *(update.start_step for update in updates)}):
+    starts = {each.start_step for each in (*updates, *getattr(task, "critics", ()))}
+    for start in sorted({0} | starts):
         awake = [update for update in updates if update.start_step <= start]
         costs = {shape: sum(_row(update, each, start, batch) for update in awake) for shape, each in of_shape.items()}
         by_row[start] = sum(costs[shape] for shape in shapes) / len(shapes)
