@@ -124,6 +124,7 @@ def check(told, config, **given):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("micro_steps", [1, 3])
 def test_a_vqgan_whose_critic_wakes_late(store, images, monkeypatch, micro_steps):
     monkeypatch.setitem(globals(), "MICRO_STEPS", micro_steps)
@@ -134,6 +135,7 @@ def test_a_vqgan_whose_critic_wakes_late(store, images, monkeypatch, micro_steps
 
 
 @pytest.mark.long
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("micro_steps", [1, 2])
 def test_an_autoregressive_prior_whose_captions_differ_in_length(
     store, images, mixture, captions, monkeypatch, micro_steps
@@ -149,6 +151,7 @@ def test_an_autoregressive_prior_whose_captions_differ_in_length(
 
 
 @pytest.mark.long
+@pytest.mark.timeout(240)
 def test_a_diffusion_of_pixels(store, images, mixture, captions):
     pixels = store.step(train_tokenizer.train_tokenizer, PIXELS, images)
     assert "training_flops" not in pixels.summary

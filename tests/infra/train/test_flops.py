@@ -325,6 +325,7 @@ def test_backward_costs_twice_the_forward_less_the_gradient_of_the_input(layers,
 
 
 @pytest.mark.long
+@pytest.mark.timeout(300)
 def test_workers_and_stages_tell_the_same(tmp_path):
     jobs = [{"folder": str(tmp_path / f"{{}}-{stage}"), "stage": stage, "micro_steps": 2} for stage in (0, 1, 2, 3)]
     jobs += [{"folder": str(tmp_path / "{}-bf16"), "stage": 2, "config": {"precision": "bf16"}}]
@@ -338,6 +339,7 @@ def test_workers_and_stages_tell_the_same(tmp_path):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(120)
 def test_a_training_cut_on_one_worker_goes_on_on_two(tmp_path):
     job = {"folder": str(tmp_path / "cut"), "stage": 1, "task": f"{__name__}:Grows"}
     config = {"steps": 24, "save_every_steps": 3}
