@@ -120,11 +120,7 @@ class ProbeStore(Plan):
     def _probe(self, work: Step, config: Any, made: Planned, given: Sequence[Piece | None]) -> Estimate:
         inputs = [None if each is None else each.artifact for each in given]
         if (server := _served(work, inputs)) and not self._cluster.max_requests:
-            styles = check_asked(config, server)
-            images = next(each for each in given if each is not None)
-            self._pieces[made.path] = images._replace(
-                artifact=stand_in(work, made, inputs, styles, storage.join(self._scratch, "made"))
-            )
+            self._put_texts(work, config, server, made, given)
             raise ValueError(
                 f"{server.model} is not asked, since each answer costs: give --max-requests, and as many are. In what "
                 "follows the corpus's own texts stand for its captions."
@@ -132,7 +128,9 @@ class ProbeStore(Plan):
         if getattr(config, "trainings", None):
             return self._training(work, config, made, inputs)
         if server:
-            inputs = self._affordable(config, server, inputs)
+            found = self._sharded(work, config, made, self._affordable(config, server, inputs), given)
+            self._put_texts(work, config, server, made, given)  # of more rows than may be asked for
+            return found
         if isinstance(config, SampleConfig):
             return self._drawing(work, config, made, inputs, given)
         return self._sharded(work, config, made, inputs, given)
@@ -175,7 +173,7 @@ class ProbeStore(Plan):
         inputs: Sequence[Artifact | None],
         given: Sequence[Piece | None],
     ) -> Estimate:
-        most = self._shards * config.batch
+        most = max(1, self._shards * config.batch // config.pictures)
         short = replace(config, prompts=config.prompts[:most], count=min(config.count, most))
         taken = self._take(work, short, inputs)
         drawn, asked = taken.made.summary["rows_in"], len(config.prompts) * config.pictures
@@ -205,8 +203,8 @@ class ProbeStore(Plan):
             times = source.rows / own if source and own else 1.0
             return self._alone(made, taken, lambda root: self._halved(work, config, inputs, root), times, [])
         done = min(len(taken.names), self._shards)
-        times = source.rows / own if source and own else len(taken.names) / done
         rows, tests = rows_in(taken.made.path)
+        times = source.rows / max(rows, 1) if source else len(taken.names) / done
         in_all = source or Piece(taken.made, rows * times, tests * times)
         piece = taken.made
         if source is None:
@@ -294,6 +292,14 @@ class ProbeStore(Plan):
         rows = min(self._sizes.rows, max(1, self._cluster.max_requests // asked))
         place = storage.join(self._scratch, "asked")
         return [cut(e, place, shard_names(e.path), rows) if e is not None and has_rows(e) else e for e in inputs]
+
+    def _put_texts(
+        self, work: Step, config: Any, server: EndpointConfig, made: Planned, given: Sequence[Piece | None]
+    ) -> None:
+        images, inputs = given[0], [None if each is None else each.artifact for each in given]
+        assert images is not None, "captions are of pictures"
+        texts = stand_in(work, made, inputs, check_asked(config, server), storage.join(self._scratch, "texts"))
+        self._pieces[made.path] = images._replace(artifact=texts)
 
     def _estimate(
         self,
@@ -448,7 +454,7 @@ def _left(made: Planned, shards: int) -> float:
     there = {*shard_names(made.path)}
     if foreseen := made.foreseen:
         return sum(record is None and name not in there for name, record in foreseen.items()) / len(foreseen)
-    return 1 - len(there) / max(shards, len(there), 1)
+    return 1 - len(there) / max(shards, len(there)) if shards else 1.0
 
 
 def _ray_is_up() -> bool:
