@@ -6,6 +6,7 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -54,6 +55,12 @@ def scratch(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     return tmp_path / "temporary"
+
+
+def own_captioner():
+    found = debug().captioner
+    assert isinstance(found, TrainCaptionerConfig)
+    return found
 
 
 def left(folder):
@@ -107,7 +114,7 @@ def test_a_price_is_of_an_hour():
 def test_a_training_is_shortened_and_nothing_else():
     recipe = debug()
     config = replace(
-        recipe.captioner, base=TrainConfig(steps=1000, batch=8, save_every_steps=7), finetune=TrainConfig(steps=3)
+        own_captioner(), base=TrainConfig(steps=1000, batch=8, save_every_steps=7), finetune=TrainConfig(steps=3)
     )
     short = shortened(config, 16)
     assert short.base == TrainConfig(steps=16, batch=8, save_every_steps=16, log_every_steps=2)
@@ -172,10 +179,11 @@ def test_few_shards_are_done_of_many(tmp_path):
             return {"n": [1] * len(columns["sample_id"])}
 
     out = str(tmp_path / "out")
+    stages: Any = [Nothing()]
     with few(1) as asked:
-        counts = run_here([Nothing()], [images.path], out, batch_size=8)
+        counts = run_here(stages, [images.path], out, batch_size=8)
     assert (asked.names, counts["shards"], shard_names(out)) == (["000000", "000001"], 1, ["000000"])
-    assert run_here([Nothing()], [images.path], out, batch_size=8)["shards"] == 2  # outside of it, all
+    assert run_here(stages, [images.path], out, batch_size=8)["shards"] == 2  # outside of it, all
 
 
 def test_texts_of_the_corpus_stand_for_captions_that_cost(tmp_path):
@@ -326,7 +334,7 @@ def a_cascade():
         replace(link, prior=replace(link.prior, train=SHORT, model=replace(link.prior.model, net=NET)))
         for link in recipe.links
     )
-    captioner = replace(debug().captioner, base=SHORT, finetune=SHORT)
+    captioner = replace(own_captioner(), base=SHORT, finetune=SHORT)
     return replace(recipe, corpus=MADE, captioner=captioner, links=links, sample=replace(recipe.sample, count=8))
 
 
@@ -334,7 +342,7 @@ def a_clip():
     tower = TowerConfig(width=16, layers=1, heads=2)
     recipe = clip()
     model = replace(recipe.clip.model, vision=tower, text=tower, width=8, vocabulary_size=600)
-    captioner = replace(debug().captioner, base=SHORT, finetune=SHORT)
+    captioner = replace(own_captioner(), base=SHORT, finetune=SHORT)
     return replace(recipe, corpus=MADE, captioner=captioner, clip=replace(recipe.clip, model=model, train=SHORT))
 
 
@@ -365,7 +373,7 @@ def test_ctrl_c_while_a_model_trains_leaves_nothing(tmp_path):
     folder.mkdir()
     line = ("plan", "debug", "--probe", "--store", str(tmp_path / "store"))
     with kills.started(*line, TMPDIR=str(folder), RAY_TMPDIR="/tmp") as (process, _):
-        while "train_captioner" not in (said := process.stderr.readline()):
+        while "train_captioner" not in (said := str(process.stderr and process.stderr.readline())):
             assert said, "it ended"
         assert left(folder)
         process.send_signal(signal.SIGINT)
