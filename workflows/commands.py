@@ -80,6 +80,13 @@ OPTIONS = {
     "--json": "the results as one object, last on standard output",
 }
 
+# Those of `plan` alone.
+PLAN_OPTIONS = {
+    "--probe": "run a piece of each step that is not done, and tell what all of it takes; nothing of it stays",
+    "--price N": "of an hour of this machine, for the cost",
+    "--probe-steps N": "of each training that are run (40); --probe-rows N of a shard (1,000)",
+}
+
 
 class ChoiceError(ValueError):
     """Several artifacts fit; the text has a line for each."""
@@ -136,7 +143,7 @@ def help_of(verb: str) -> str:
     about = _first_line(_functions("verbs")[verb])
     lines = [about, "", f"usage: rescribe {verb} RECIPE [options]"]
     lines += ["", "Recipes, or a .json file that `show` wrote:", *columns(recipes().items())]
-    lines += ["", "Options:", *columns(OPTIONS.items())]
+    lines += ["", "Options:", *columns((OPTIONS | (PLAN_OPTIONS if verb == "plan" else {})).items())]
     lines += ["", f"Any field of the recipe and of the cluster is one: rescribe {verb} RECIPE --help-all"]
     return "\n".join(lines)
 

@@ -57,6 +57,16 @@ class RecipeOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanOptions(RecipeOptions):  # noqa: D101 -- its base's
+    __doc__ = RecipeOptions.__doc__
+
+    probe: bool = False  # run a piece of each step here, and tell what all of it takes
+    probe_steps: int = 40  # of each training, that are run
+    probe_rows: int = 1000  # of a shard, likewise
+    price: float = 0.0  # of an hour of this machine, in your money
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class NamedOptions(DirectOptions):  # noqa: D101 -- its base's
     __doc__ = DirectOptions.__doc__
 
@@ -116,7 +126,7 @@ def recipe_options(arguments: list[str], verb: str) -> RecipeOptions:
         rest = [re.sub(r"^--corpus(?==|$)", "--corpus.corpus", word) for word in rest]
     texts, rest = _take_texts(kind, rest)
     captioned, rest = _captioned(kind, texts, rest)
-    options = _options_of(kind)
+    options = _options_of(kind, PlanOptions if verb == "plan" else RecipeOptions)
     recipe = _put(recipe, texts | captioned)
     if captioned.get("captions") and "weights" not in texts.get("mix", {}):
         recipe = _reading(recipe)
@@ -133,13 +143,11 @@ def _reading(recipe: Any) -> Any:
     return dataclasses.replace(recipe, mix=dataclasses.replace(mixing, weights=weights))
 
 
-def _options_of(kind: type) -> type[RecipeOptions]:
+def _options_of(kind: type, base: type[RecipeOptions]) -> type[RecipeOptions]:
     """The options of recipes of a kind."""
     recipe = ("recipe", Annotated[kind, _FLAT])
     told = {"__doc__": RecipeOptions.__doc__}
-    return dataclasses.make_dataclass(
-        "Options", [recipe], bases=(RecipeOptions,), frozen=True, kw_only=True, namespace=told
-    )
+    return dataclasses.make_dataclass("Options", [recipe], bases=(base,), frozen=True, kw_only=True, namespace=told)
 
 
 def retry_options(arguments: list[str]) -> RetryOptions:

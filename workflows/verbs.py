@@ -114,7 +114,12 @@ def plan(arguments: list[str]) -> dict[str, Any]:
         say(f"`run` would refuse: {sentence}")
     steps = [dict(zip(("step", "id", "reason"), line, strict=True)) for line in drawn.lines]
     steps = [each | ({"told": told} if (told := drawn.told[each["id"]]) else {}) for each in steps]
-    return {"steps": steps} | ({"lacks": lacking} if lacking else {})
+    results: dict[str, Any] = {"steps": steps} | ({"lacks": lacking} if lacking else {})
+    if getattr(options, "probe", False):
+        from workflows.probe import told_of  # what it needs is slow to import, and a plan by itself does without
+
+        results["probe"] = told_of(options)
+    return results
 
 
 def recipe_of(arguments: list[str]) -> dict[str, Any]:

@@ -4,10 +4,12 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from infra import storage
 from infra.data import wide
@@ -30,6 +32,57 @@ MAX_COUNTED = 20_000  # shards whose rows are looked up before work begins; of m
 PIECES = 3  # of rows for each actor, where there are fewer shards than actors
 SHARES = 1000  # of the shards that are left, a portion is one of so many shares
 WAIT_SECONDS = 2.0  # before what failed once is tried again; twice as long where it failed twice
+
+
+class Pace(NamedTuple):
+    """How long an actor was at some rows, what its process took, and whether they were the first that it saw."""
+
+    rows: int
+    seconds: float
+    cpu_seconds: float
+    first: bool
+
+
+@dataclass
+class Few:
+    """Of all shards that `names` are, no more than the first `most` are done; `paces` are told as these end."""
+
+    most: int
+    names: list[str] = field(default_factory=list)
+    paces: list[Pace] = field(default_factory=list)
+
+
+_FEW: ContextVar[Few | None] = ContextVar("few", default=None)
+
+
+@contextmanager
+def few(most: int) -> Iterator[Few]:
+    """What is run in here does a few shards and ends as if there were no others; for who tries a step on a piece."""
+    asked = Few(most)
+    token = _FEW.set(asked)
+    try:
+        yield asked
+    finally:
+        _FEW.reset(token)
+
+
+def first_few(names: Sequence[str]) -> Sequence[str]:
+    """The shards that are to be done: all, but within `few`."""
+    if (asked := _FEW.get()) is None:
+        return names
+    asked.names = list(names)
+    return names[: asked.most]
+
+
+def _note(result: Mapping[str, Any]) -> None:
+    """Tell who tries a few shards how an item went, if it went well."""
+    asked = _FEW.get()
+    if asked is None or result["ended"] != WELL:
+        return
+    record, (_, rows), pace = json.loads(result["record"]), read_item(result["name"]), json.loads(result["pace"])
+    if rows or record:
+        count = rows[1] - rows[0] if rows else record["rows_in"]
+        asked.paces.append(Pace(count, pace["seconds"], pace["cpu"], "load" in json.loads(result["seconds"])))
 
 
 def run_shards(
@@ -57,6 +110,7 @@ def run_shards(
     import ray.exceptions
 
     assert ray.is_initialized(), "call infra.cluster.connect first: Ray Data would start a cluster of its own making"
+    names = first_few(names)
     left = pending(out, names)
     storage.remove(storage.join(out, ATTEMPTS))
     counts = work.counts() if isinstance(work, PartWork) and len(names) <= MAX_COUNTED else {}
@@ -72,6 +126,7 @@ def run_shards(
                 with closing(_results(work, items, out, cpus, gpus, actors, bool(parts), run.health.out)) as results:
                     for result in results:
                         run.hear(result)
+                        _note(result)
                         if run.health.over or len(run.health.out) > avoided:
                             break
                 if left := pending(out, left):
@@ -129,7 +184,7 @@ def run_here(
 ) -> dict[str, Any]:
     """Do what `run_stages` does in this process, without Ray: for rows so few that actors are not worth their start."""
     work, ledger = StageWork(tuple(stages), tuple(inputs), batch_size, Redo.of_folder(out)), Ledger(out)
-    names = joined_names(inputs)
+    names = first_few(joined_names(inputs))
     left = pending(out, names)
     if left:
         work.load()
