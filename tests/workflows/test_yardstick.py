@@ -15,6 +15,7 @@ from infra.train.optim import OptimConfig
 from t2i.evaluate.extractor import ExtractorConfig
 from t2i.evaluate.scenes import Scene, describe
 from tests.workflows.test_evaluate import make, shapes_row
+from workflows import real_pictures
 from workflows import yardstick as module
 from workflows.corpora.shapes import ShapesConfig, render, scenes_of
 from workflows.ingest import IngestConfig
@@ -145,15 +146,15 @@ def test_what_has_no_yardstick(tmp_path, monkeypatch):
     images = make(tmp_path, "ingest", shards=[[row | {"reference_descriptive": None}]])
     with pytest.raises(ValueError, match=r"No training row of .* has a scene"):
         module.train_extractor.work(TrainExtractorConfig(), images, out="", cluster=CLUSTER, report=silent)
-    monkeypatch.setattr(module, "TRIES", 10)
+    monkeypatch.setattr(real_pictures, "TRIES", 10)
     few = ShapesConfig(max_objects=1, test_fraction=0.01)
     with pytest.raises(ValueError, match=r"Two sets of 10 .* only 1. were found"):  # a hundredth of 1,280 scenes
-        module.two_sets(few, 10, np.random.default_rng(0))
+        real_pictures.two_sets(few, 10, np.random.default_rng(0))
 
 
 def test_both_sets_are_of_one_kind():
     """Though there are some 250 held-out scenes of one object, and a third of all draws are of these."""
-    sets = module.two_sets(SHAPES, 300, np.random.default_rng(0))
+    sets = real_pictures.two_sets(SHAPES, 300, np.random.default_rng(0))
     one, other = (np.bincount([len(scene.objects) for scene in scenes], minlength=4) for scenes in sets)
     assert one.sum() == other.sum() == 300
     assert np.abs(one - other).max() < 35
