@@ -11,7 +11,8 @@ from infra.cluster import Cluster
 from infra.config import from_dict
 from infra.metrics import Report
 from infra.store import Artifact, step
-from t2i.evaluate import distances
+from t2i.evaluate import distances, intervals
+from t2i.evaluate.intervals import Estimate
 from t2i.evaluate.reconstruction import reconstruction_scores
 from t2i.evaluate.yardstick import Measured, distances_of, table
 from workflows.compare import parameters_of
@@ -57,7 +58,7 @@ def rebuild(
         rebuilt, codes = reconstruct(tokenizer, pictures)
         found = extract(rebuilt)
         name = config.names[number] if config.names else f"{tokenizer.step} {tokenizer.id}"
-        scores = distances_of(features["second"], found) | {"rfid": distances.fid(features["first"], found)}
+        scores = distances_of(features["second"], found) | {"rfid": rfid(features["first"], found)}
         measured.append(Measured(name=name, yardstick=by, scores=scores))
         sizes = sizes_of(tokenizer, pictures[0].shape[:2])
         told.append(reconstruction_scores(pictures, rebuilt) | codes | seen(corpus, rows, rebuilt) | sizes)
@@ -65,6 +66,16 @@ def rebuild(
     lines = [line | beside for line, beside in zip(table(measured), told, strict=True)]
     storage.write_json(storage.join(out, TABLE), lines)
     return {"tokenizers": len(tokenizers), "table": lines}
+
+
+def rfid(features: np.ndarray, rebuilt: np.ndarray) -> Estimate:
+    """FID of rebuilt pictures from these very pictures, features (N, D); each is drawn together with what became of it."""
+    real, found = np.asarray(features, np.float64), np.asarray(rebuilt, np.float64)
+
+    def of(drawn: np.ndarray) -> float:
+        return distances.frechet_distance(real[drawn], found[drawn])
+
+    return intervals.of_sets(of, np.arange(len(real)))
 
 
 def seen(corpus: Corpus, rows: Sequence[Row], pictures: Sequence[np.ndarray]) -> Scores:

@@ -6,6 +6,7 @@ import pytest
 from infra import storage
 from infra.cluster import Cluster
 from infra.store import Store
+from t2i.evaluate import distances
 from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
 from t2i.tokenizers.quantizers import FiniteScalarConfig
 from t2i.tokenizers.task import build_tokenizer, save_tokenizer
@@ -13,7 +14,7 @@ from tests.workflows.test_evaluate import make
 from tests.workflows.test_yardstick import calibrated, silent  # noqa: F401 -- a fixture
 from workflows import rebuild as module
 from workflows.options import WORK, further_inputs
-from workflows.rebuild import RebuildConfig, rebuild
+from workflows.rebuild import RebuildConfig, rebuild, rfid
 
 CLUSTER = Cluster(name="test", actors=(1, 1))
 
@@ -74,6 +75,16 @@ def test_a_tokenizer_of_ours(calibrated, tmp_path):  # noqa: F811
     assert line["rfid"] > 0
     assert line["n"] == 60
     assert store.step(rebuild, RebuildConfig(), calibrated, tokenizer).path == made.path
+
+
+def test_rfid_draws_a_picture_with_what_became_of_it():
+    """A shift of all features is the same in every draw, however much pictures differ; two sets apart would not say."""
+    real = np.random.default_rng(0).normal(size=(300, 6))
+    found = rfid(real, real + 0.1)
+    assert found.value == pytest.approx(6 * 0.1**2)
+    assert found.interval == pytest.approx((found.value, found.value), abs=1e-9)
+    low, high = distances.fid(real, real + 0.1).interval
+    assert high - low > 0.05
 
 
 def test_what_cannot_be_rebuilt_is_said(calibrated, tmp_path):  # noqa: F811
