@@ -69,7 +69,7 @@ def rebuild(
 
 
 def rfid(features: np.ndarray, rebuilt: np.ndarray) -> Estimate:
-    """FID of rebuilt pictures from these very pictures, features (N, D); each is drawn together with what became of it."""
+    """FID of rebuilt pictures from these very ones, features (N, D): each is drawn with what became of it."""
     real, found = np.asarray(features, np.float64), np.asarray(rebuilt, np.float64)
 
     def of(drawn: np.ndarray) -> float:

@@ -33,7 +33,9 @@ def through(**changes):
 
 
 def test_what_nothing_is_lost_of_is_real_pictures(calibrated, tmp_path, monkeypatch):  # noqa: F811
-    kept, dark, black = (make(tmp_path / name, "train_tokenizer") for name in ("kept", "dark", "black"))
+    kept, dark, black = (
+        make(tmp_path / name, "train_tokenizer", config={"model": {}}) for name in ("kept", "dark", "black")
+    )
     monkeypatch.setattr(
         module, "reconstruct", through(kept=lambda i: i, dark=lambda i: i // 8 * 7, black=np.zeros_like)
     )
@@ -60,9 +62,8 @@ def test_what_nothing_is_lost_of_is_real_pictures(calibrated, tmp_path, monkeypa
 def test_a_tokenizer_of_ours(calibrated, tmp_path):  # noqa: F811
     """That has learned nothing, through the store, and found again."""
     config = PatchVQGANConfig(patch=8, channels=16, quantizer=FiniteScalarConfig(levels=(3, 3)))
-    tokenizer = make(tmp_path, "train_tokenizer", config={"train": {}})
+    tokenizer = make(tmp_path, "train_tokenizer", config={"model": {"class": "PatchVQGANConfig"}})
     model = build_tokenizer(config)
-    storage.list_names(tokenizer.path)
     (tmp_path / "train_tokenizer" / tokenizer.id / "model").mkdir()
     save_tokenizer(model, tokenizer.url("model"))
     store = Store(str(tmp_path / "runs"), CLUSTER)
@@ -90,7 +91,7 @@ def test_rfid_draws_a_picture_with_what_became_of_it():
 def test_what_cannot_be_rebuilt_is_said(calibrated, tmp_path):  # noqa: F811
     with pytest.raises(ValueError, match="at least one tokenizer: 0"):
         table(calibrated, out=tmp_path)
-    pixels = make(tmp_path / "p", "train_tokenizer", config={"train": None})
+    pixels = make(tmp_path / "p", "train_tokenizer", config={"model": {"class": "PixelsConfig"}})
     with pytest.raises(ValueError, match="is of pixels"):
         table(calibrated, pixels, out=tmp_path)
     with pytest.raises(ValueError, match="1, named"):
