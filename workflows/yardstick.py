@@ -179,7 +179,8 @@ def yardstick_of(calibrated: Artifact) -> Yardstick:
     """What a `calibrate` artifact says of itself, for tables."""
     said = calibrated.summary
     real = {name: Estimate(value, (low, high), n) for name, (value, (low, high), n) in said["real"].items()}
-    return Yardstick(corpus=said["corpus"], extractor=said["extractor"], rows=said["rows"], real=real)
+    named = {name: said[name] for name in ("corpus", "extractor", "rows")}
+    return Yardstick(**named, real=real, yardstick=f"{calibrated.step}/{calibrated.id}")
 
 
 def extract_by(calibrated: Artifact) -> Extract:

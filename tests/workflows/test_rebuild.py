@@ -43,7 +43,7 @@ def test_what_nothing_is_lost_of_is_real_pictures(calibrated, tmp_path, monkeypa
     lines = table(calibrated, kept, dark, black, out=tmp_path / "out", names=("kept", "dark", "black"))
     real, same, darker, none = lines
     assert [line["name"] for line in lines] == ["real pictures", "kept", "dark", "black"]
-    by = {"corpus", "extractor", "rows"}
+    by = {"corpus", "extractor", "rows", "yardstick"}
     assert {name: real[name] for name in by} == {name: same[name] for name in by}
     for name in ("fid", "kid", "precision", "recall", "density", "coverage"):
         assert same[name] == real[name] == calibrated.summary["real"][name][0]

@@ -24,7 +24,7 @@ from workflows.clips import key_of
 from workflows.corpora.shapes import ShapesConfig, render, scenes_of
 from workflows.ingest import IngestConfig
 from workflows.options import recipe_options
-from workflows.recipes import emoji
+from workflows.recipes import demo, emoji
 from workflows.yardstick import CalibrateConfig, MeasureConfig, TrainExtractorConfig, YardstickRecipe
 
 SHAPES = ShapesConfig(samples=400, labelled=20, test_fraction=0.2, shard_size=200)
@@ -100,7 +100,8 @@ def test_a_better_model_is_nearer_and_real_against_real_stands_beside(calibrated
     assert found[1]["fid"] == pytest.approx(found[0]["fid"], rel=0.1)
     assert found[2]["fid"] > 2 * found[0]["fid"]
     assert found[2]["kid"] > found[1]["kid"]
-    assert found[0]["extractor"] == f"train_extractor {calibrated.inputs[1].id}"
+    assert {line["extractor"] for line in found} == {f"train_extractor {calibrated.inputs[1].id}"}
+    assert {line["yardstick"] for line in found} == {f"calibrate/{calibrated.id}"}
     assert storage.read_json(str(tmp_path / "table" / module.TABLE))[2]["fid"] == found[2]["fid"]
 
 
@@ -174,6 +175,7 @@ def test_the_recipe_is_one_a_corpus_and_plans_without_a_store(tmp_path):
     assert [line[0] for line in plan.lines] == ["ingest", "train_extractor", "calibrate"]
     assert recipe.extractor.model.size == (32, 32)
     assert recipe.sets.rows == 2000
+    assert demo().sample.count == 256  # the prompts of all other scores
 
 
 def by_clip(root, named="", extractor=None):
