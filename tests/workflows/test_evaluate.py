@@ -120,6 +120,15 @@ def test_scores_and_page(shapes, tmp_path):
     assert json.loads((tmp_path / "out" / "scores.json").read_text())["caption_f1"] == scores["caption_f1"]
 
 
+def test_every_score_has_an_interval_about_it(shapes, tmp_path):
+    scores = run(shapes, tmp_path / "out")
+    told = [name for name, value in scores.items() if isinstance(value, float) and not name.endswith("_n")]
+    assert len(told) > 20
+    for name in told:
+        low, high = scores[f"{name}_interval"]
+        assert low <= scores[name] <= high, name
+
+
 def test_pictures_have_a_line_each_as_geneval_writes_it(shapes, tmp_path):
     run(shapes, tmp_path / "out")
     lines = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
