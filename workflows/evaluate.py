@@ -47,8 +47,10 @@ HEADLINES = {  # score: its name on the page, and the score that it is to be rea
     "retrieval_text_r@1": ("Sampled pictures that find their prompt", ("real_retrieval_text_r@1",)),
     "reconstruction_psnr": ("Reconstruction, PSNR", ()),
 }
-SECTIONS = dict.fromkeys(("scene", "object", "clip", "retrieval_text"), "samples")  # others are of captions
-SECTIONS["reconstruction"] = "reconstructions"
+SECTIONS: dict[str, str] = {  # others are of captions
+    **dict.fromkeys(("scene", "object", "clip", "retrieval_text"), "samples"),
+    "reconstruction": "reconstructions",
+}
 SCALES = {"clip_score": 100.0, "reconstruction_psnr": None}  # of others the highest is 1
 BASELINES = {
     "alt_text_f1": "the alt texts",

@@ -76,7 +76,7 @@ def shapes(tmp_path, monkeypatch):
     storage.write_bytes(storage.join(captioner.path, "metrics.jsonl"), metrics.encode())
     styles = {"styles": [{"name": "short"}, {"name": "descriptive"}]}
     captions = make(tmp_path, "recaption", [images, captioner], [told[:20], told[20:]], summary=styles)
-    tokenizer = make(tmp_path, "train_tokenizer", [images], config={"seed": 0, "train": {}})
+    tokenizer = make(tmp_path, "train_tokenizer", [images], config={"seed": 0, "train": {}, "model": {}})
     prior = make(tmp_path, "train_prior", [tokenizer])
     samples = make(tmp_path, "sample", [prior])
     listed = []
