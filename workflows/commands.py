@@ -23,6 +23,7 @@ VERBS = {
     "settings": "verbs.settings",
     "list": "look.list_artifacts",
     "shapes": "verbs.shapes",
+    "prompts": "prompted.write_prompts",
     "verify": "look.verify",
     "retry": "verbs.retry",
     "recaption": "verbs.recaption_corpus",
@@ -53,6 +54,7 @@ STEPS = {
     "train_extractor": "yardstick",
     "calibrate": "yardstick",
     "measure": "yardstick",
+    "rebuild": "rebuild",
 }
 # Recipes of other kinds than those of `recipes.py`: functions of the recipe's own name, and the module of each.
 KINDS = {"cascade": "cascade", "clip": "clip", "yardstick": "yardstick"}

@@ -11,11 +11,12 @@ import numpy as np
 
 from infra import storage
 from infra.cluster import Cluster
+from infra.config import setting
 from infra.data.images import decode, encode_png
 from infra.metrics import Report
 from infra.store import Artifact, step
 from t2i.evaluate import comparison, intervals
-from t2i.evaluate.alignment import clip_rows
+from t2i.evaluate.alignment import clip_rows, ranks
 from t2i.evaluate.comparison import Cell, between, figure
 from t2i.evaluate.intervals import Estimate, Interval
 from t2i.evaluate.skills import skill_rows
@@ -36,6 +37,7 @@ NAMES = {
     "scene_score": ("Pictures wholly right", ""),
     "object_score": ("Objects right", ""),
     "clip_score": ("CLIP score", "100 times the cosine of picture and prompt, from 0 to 100"),
+    "retrieval": ("Pictures that find their prompt", "by CLIP, nearest among all prompts"),
     "parameters": ("Parameters", "of the priors"),
     "tokenizer_parameters": ("Parameters", "of the tokenizers"),
     "training_flops": ("Training FLOPs", "of the priors"),
@@ -67,10 +69,13 @@ class CompareConfig:
     corpus: Corpus = "words"  # scenes of Shapes are read back from pixels
     clip: str = ""  # folder or hub's name of a CLIP that scores pictures against their prompts
     shown: int = 24  # prompts on the page and on the sheet
+    retrieval: bool = setting(False, since="0.2")  # whether the CLIP also finds each picture's prompt among all
 
     def __post_init__(self) -> None:
         if self.shown < 1:
             raise ValueError(f"At least one prompt is shown, but shown is {self.shown}.")
+        if self.retrieval and not self.clip:
+            raise ValueError("Prompts are found by a CLIP: give clip, too.")
 
 
 @step(version=1)
@@ -93,7 +98,7 @@ def compare(
     for number, rows in enumerate(drawn):
         pictures = [decode(row["image"]) for row in rows]
         seen = picture_scores(config.corpus, [asked_of(row) for row in rows], pictures)
-        columns.append(_columns(seen, rows, pictures, config.clip))
+        columns.append(_columns(seen, rows, pictures, config))
         judged.append(seen.right)
         report(number + 1, len(samples), "models")
     distances = storage.read_json(measured.url(TABLE)) if measured is not None else []
@@ -199,16 +204,17 @@ def parameters_of(model: Artifact) -> int:
     )
 
 
-def _columns(seen: Pictures, rows: Sequence[Row], pictures: Sequence[np.ndarray], clip: str) -> Columns:
+def _columns(seen: Pictures, rows: Sequence[Row], pictures: Sequence[np.ndarray], config: CompareConfig) -> Columns:
     by_score = skill_rows(seen.judged) if seen.judged else {}
     columns = {name: (np.array(right), np.array(asked)) for name, (right, asked) in by_score.items()}
-    if clip:
+    if config.clip:
         from t2i.clip.embedder import Embedder  # brings transformers
 
-        embedder = Embedder(clip)
-        texts = embedder.embed_texts([row["prompt"] for row in rows])
-        cosines = clip_rows(embedder.embed_images(pictures).numpy(), texts.numpy())
-        columns["clip_score"] = (cosines, np.ones(len(rows)))
+        embedder, prompts, each = Embedder(config.clip), [row["prompt"] for row in rows], np.ones(len(rows))
+        images, texts = embedder.embed_images(pictures).numpy(), embedder.embed_texts(prompts).numpy()
+        columns["clip_score"] = clip_rows(images, texts), each
+        if config.retrieval:
+            columns["retrieval"] = (ranks(images, texts, prompts, prompts) < 1).astype(float), each
     return columns
 
 

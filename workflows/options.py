@@ -32,6 +32,7 @@ from workflows.ingest import IngestConfig
 from workflows.kinds import Recipe, read
 from workflows.lookup import MAKERS, STORE, in_store, one
 from workflows.mix import MixConfig, weights_of
+from workflows.rebuild import rebuild
 from workflows.sample import SampleConfig, sample
 from workflows.text_to_image import STEPS
 from workflows.train_clip import train_clip
@@ -39,7 +40,7 @@ from workflows.train_tokenizer import MODEL, TrainTokenizerConfig
 from workflows.yardstick import calibrate, measure, train_extractor
 
 BRIEF = ("max-requests", "max-tokens", "token-prices")  # fields of the cluster that are options by themselves
-FURTHER = (encode_text, train_clip, hash_images, deduplicate, examine, train_extractor, calibrate, measure)
+FURTHER = (encode_text, train_clip, hash_images, deduplicate, examine, train_extractor, calibrate, measure, rebuild)
 WORK: dict[str, Step] = {work.name: work for work in (*STEPS, *FURTHER)}
 OLDER: dict[str, Step] = {caption_with.name: caption_with}  # steps of before, whose artifacts can be retried
 ONE_KIND = (tyro.conf.AvoidSubcommands,)  # a field of several types keeps that of its default
