@@ -5,6 +5,7 @@ Shapes: B rows, D width of a code vector, h by w grid, N = B * h * w, K codebook
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from torch.nn import functional
 
 from t2i.nn.weights import begins, identity, normal, uniform
 from t2i.tokenizers.autoencoder import Quantized
+from t2i.tokenizers.gumbel import GumbelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,15 @@ class CodebookConfig:
     def __post_init__(self) -> None:
         if self.size < 2 or self.width < 1:
             raise ValueError("A codebook needs at least 2 codes of at least width 1.")
+
+    @property
+    def takes(self) -> int:
+        """Channels of what it quantizes."""
+        return self.width
+
+    def build(self) -> "Codebook":
+        """The quantizer, with fresh weights."""
+        return Codebook(self)
 
 
 class Codebook(nn.Module):
@@ -102,6 +113,15 @@ class FiniteScalarConfig:
         """How many axes."""
         return len(self.levels)
 
+    @property
+    def takes(self) -> int:
+        """Channels of what it quantizes."""
+        return self.width
+
+    def build(self) -> "FiniteScalar":
+        """The quantizer."""
+        return FiniteScalar(self)
+
 
 class FiniteScalar(nn.Module):
     """Each axis is squashed to its range and rounded; codes are mixed-radix numbers, the first axis the fastest."""
@@ -141,6 +161,10 @@ class FiniteScalar(nn.Module):
         return digits * (2.0 / (self._levels - 1)) - 1
 
 
-def build_quantizer(config: CodebookConfig | FiniteScalarConfig) -> Codebook | FiniteScalar:
-    """The quantizer that a config describes."""
-    return Codebook(config) if isinstance(config, CodebookConfig) else FiniteScalar(config)
+QuantizerConfig = CodebookConfig | FiniteScalarConfig | GumbelConfig
+"""All kinds of bottlenecks with codes. A config says `size`, `width` of a code's vector, and channels that it takes."""
+
+
+def build_quantizer(config: QuantizerConfig) -> Any:
+    """The quantizer that a config describes, with fresh weights."""
+    return config.build()

@@ -14,6 +14,7 @@ from t2i.pixels import resized, scale
 from t2i.protocol import Space
 from t2i.stages import Encode
 from t2i.tokenizers.critic import Critic, CriticConfig
+from t2i.tokenizers.gumbel import Gumbel, GumbelConfig
 from t2i.tokenizers.losses import LossConfig
 from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
 from t2i.tokenizers.pixels import PixelsConfig
@@ -30,6 +31,7 @@ QUANTIZERS = {
     "codebook on the sphere": CodebookConfig(size=16, width=4, normalize=True),
     "linear codebook": CodebookConfig(size=16, width=4, linear=True),
     "finite scalar": FiniteScalarConfig(levels=(4, 3, 2)),
+    "gumbel": GumbelConfig(size=16, width=4),
 }
 TOKENIZERS = {
     "vqgan": VQGANConfig(**PYRAMID, quantizer=QUANTIZERS["codebook"]),
@@ -38,6 +40,7 @@ TOKENIZERS = {
     "patch vqgan, patches alone": PatchVQGANConfig(
         **SMALL, patch=2, encoder_kernel=1, encoder_blocks=0, quantizer=QUANTIZERS["finite scalar"]
     ),
+    "patch vqgan, gumbel": PatchVQGANConfig(**SMALL, patch=2, quantizer=QUANTIZERS["gumbel"]),
     "patch vqgan, sphere": PatchVQGANConfig(**SMALL, patch=2, quantizer=QUANTIZERS["codebook on the sphere"]),
 }
 
@@ -145,7 +148,7 @@ def test_four_pictures_are_learned(config):
     pairs = torch.tensor([[0, 1, 1, 0], [1, 2, 2, 1], [2, 3, 3, 2], [3, 0, 0, 3]])
     quarters = colors[pairs].view(4, 2, 2, 3).permute(0, 3, 1, 2)
     pictures = quarters.repeat_interleave(4, 2).repeat_interleave(4, 3)
-    batch = {"images": pictures, "weight": torch.ones(4), "step": torch.tensor(0)}
+    batch = {"images": pictures, "weight": torch.ones(4), "step": torch.tensor(0), "noise_key": torch.arange(4)}
     turn = GeneratorTurn(build(config), LossConfig(distance="l2"))
     optimizer = torch.optim.Adam(turn.parameters(), lr=3e-3)
     weights = LossConfig().weights()
@@ -159,7 +162,7 @@ def test_four_pictures_are_learned(config):
 
 
 def test_lookup_is_the_inverse(quantizer):
-    z = torch.randn(5, quantizer.width, 4, 4, generator=torch.Generator().manual_seed(0))
+    z = torch.randn(5, quantizer.config.takes, 4, 4, generator=torch.Generator().manual_seed(0))
     quantized = quantizer(z)
     close(quantizer.lookup(quantized.codes), quantized.vectors)
 
@@ -170,6 +173,8 @@ def test_every_code_is_its_own_nearest(quantizer):
     assert len(vectors.flatten(2)[0].T.unique(dim=0)) == quantizer.size
     if isinstance(quantizer, FiniteScalar):
         vectors = torch.atanh(vectors.clamp(-0.999, 0.999))  # what the quantizer squashes
+    if isinstance(quantizer, Gumbel):
+        vectors = functional.one_hot(codes, quantizer.size).permute(0, 3, 1, 2)  # its logits
     assert torch.equal(quantizer(vectors).codes, codes)
 
 
