@@ -140,7 +140,8 @@ class AveragedCodebook(Codebook):
         """Sums over positions of rows that count, in float64: so in what order they are added hardly shows."""
         weight_B = torch.ones(len(codes_BP), device=z_ND.device) if noise.weight is None else noise.weight
         weight_N = weight_B[:, None].expand_as(codes_BP).flatten()
-        seen = dict(zip(("counts", "sums"), self._summed(z_ND, codes_BP.flatten(), weight_N), strict=True))
+        counts_K, sums_KD = self._summed(z_ND, codes_BP.flatten(), weight_N)
+        seen = {"counts": counts_K, "sums": sums_KD}
         if self.config.dead_below:
             # Each position draws a cell of about as many as there are positions; the first K are those of the codes.
             # Which vector a code would take so depends on no position's place in a batch.
@@ -148,8 +149,7 @@ class AveragedCodebook(Codebook):
             cells_BP = uniforms(noise.keys, codes_BP.shape[1:], "candidate", noise.step, dtype=torch.float64) * cells
             cells_N = cells_BP.long().flatten()
             drawn = cells_N < self.size
-            found = self._summed(z_ND[drawn], cells_N[drawn], weight_N[drawn])
-            seen |= dict(zip(("candidates", "candidate"), found, strict=True))
+            seen["candidates"], seen["candidate"] = self._summed(z_ND[drawn], cells_N[drawn], weight_N[drawn])
         return seen
 
     def _summed(

@@ -22,9 +22,9 @@ def test_the_published_size_by_hand():
 
 
 def test_imagenet_at_128_pixels_is_32_by_32_codes():
-    with torch.device("meta"):
-        model = vq_vae_imagenet().build()
-        codes, pictures = model.encode(torch.empty(1, 3, 128, 128)), model.decode(torch.empty(1, 32, 32).long())
+    model = vq_vae_imagenet().build()
+    codes = model.encode(torch.zeros(1, 3, 128, 128))
+    pictures = model.decode(codes)
     assert codes.shape == (1, *model.space((128, 128)).shape) == (1, 32, 32)
     assert model.codebook_size == 512
     assert pictures.shape == (1, 3, 128, 128)
