@@ -107,6 +107,8 @@ def test_show_model(capsys):
     assert shown["config"]["quantizer"] == {"class": "CodebookConfig", "size": 256, "width": 4} | {
         "normalize": False,
         "linear": False,
+        "ema": 0.0,
+        "dead_below": 0.0,
     }
     assert "CompVis/latent-diffusion" in shown["about"]
     assert json.loads(run(capsys, "show", "model", "ldm_vq_f8_256", "--json")[1]) == shown

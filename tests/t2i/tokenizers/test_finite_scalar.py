@@ -26,7 +26,7 @@ def test_values_are_those_of_the_published_code_in_numpy():
     assert found.codes.flatten().tolist() == ((whole + levels // 2) * basis).sum(1).astype(int).tolist()
 
 
-@pytest.mark.parametrize("levels", [LEVELS, (8, 8, 8, 5, 5, 5), (7, 5, 5, 5, 5)], ids=str)
+@pytest.mark.parametrize("levels", [(8, 5, 4, 3), (8, 8, 8, 5, 5, 5), (7, 5, 5, 5, 5)], ids=str)
 def test_codes_vectors_and_gradients_are_those_of_vector_quantize_pytorch(levels):
     theirs = pytest.importorskip("vector_quantize_pytorch").FSQ(list(levels), channel_first=True)
     ours, z = shifted(levels), 2 * torch.randn(3, len(levels), 6, 6, generator=CHANCE)
