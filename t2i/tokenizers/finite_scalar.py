@@ -24,6 +24,8 @@ class FiniteScalarConfig:
     def __post_init__(self) -> None:
         if not self.levels or min(self.levels) < 2:
             raise ValueError(f"Every axis needs at least 2 levels, but levels={self.levels}.")
+        if self.shifted and 2 in self.levels:  # the shift would set 0 where tanh is flat: atanh(1 / 1.001)
+            raise ValueError(f"With shifted=True every axis needs at least 3 levels, but levels={self.levels}.")
 
     @property
     def size(self) -> int:
