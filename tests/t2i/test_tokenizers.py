@@ -13,13 +13,18 @@ from t2i.nn.weights import initialize
 from t2i.pixels import resized, scale
 from t2i.protocol import Space
 from t2i.stages import Encode
+from t2i.tokenizers.codebook import CodebookConfig
 from t2i.tokenizers.critic import Critic, CriticConfig
+from t2i.tokenizers.finite_scalar import FiniteScalar, FiniteScalarConfig
+from t2i.tokenizers.gumbel import Gumbel, GumbelConfig
+from t2i.tokenizers.lookup_free import LookupFreeConfig
 from t2i.tokenizers.losses import LossConfig
 from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
 from t2i.tokenizers.pixels import PixelsConfig
-from t2i.tokenizers.quantizers import CodebookConfig, FiniteScalar, FiniteScalarConfig, build_quantizer
+from t2i.tokenizers.quantizers import build_quantizer
 from t2i.tokenizers.task import TokenizerTask, build_tokenizer, load_tokenizer, save_tokenizer
 from t2i.tokenizers.turns import GeneratorTurn
+from t2i.tokenizers.vq_vae import VQVAEConfig
 from t2i.tokenizers.vqgan import VQGANConfig
 
 pytestmark = pytest.mark.family("config", "quantizer")
@@ -30,6 +35,9 @@ QUANTIZERS = {
     "codebook on the sphere": CodebookConfig(size=16, width=4, normalize=True),
     "linear codebook": CodebookConfig(size=16, width=4, linear=True),
     "finite scalar": FiniteScalarConfig(levels=(4, 3, 2)),
+    "averaged codebook": CodebookConfig(size=16, width=4, ema=0.9, dead_below=0.5),
+    "gumbel": GumbelConfig(size=16, width=4),
+    "lookup-free": LookupFreeConfig(width=4, group=2, temperature=0.5),
 }
 TOKENIZERS = {
     "vqgan": VQGANConfig(**PYRAMID, quantizer=QUANTIZERS["codebook"]),
@@ -38,6 +46,9 @@ TOKENIZERS = {
     "patch vqgan, patches alone": PatchVQGANConfig(
         **SMALL, patch=2, encoder_kernel=1, encoder_blocks=0, quantizer=QUANTIZERS["finite scalar"]
     ),
+    "patch vqgan, lookup-free": PatchVQGANConfig(**SMALL, patch=2, quantizer=QUANTIZERS["lookup-free"]),
+    "vq-vae": VQVAEConfig(channels=8, levels=1, blocks=1, quantizer=QUANTIZERS["averaged codebook"]),
+    "patch vqgan, gumbel": PatchVQGANConfig(**SMALL, patch=2, quantizer=QUANTIZERS["gumbel"]),
     "patch vqgan, sphere": PatchVQGANConfig(**SMALL, patch=2, quantizer=QUANTIZERS["codebook on the sphere"]),
 }
 
@@ -145,21 +156,24 @@ def test_four_pictures_are_learned(config):
     pairs = torch.tensor([[0, 1, 1, 0], [1, 2, 2, 1], [2, 3, 3, 2], [3, 0, 0, 3]])
     quarters = colors[pairs].view(4, 2, 2, 3).permute(0, 3, 1, 2)
     pictures = quarters.repeat_interleave(4, 2).repeat_interleave(4, 3)
-    batch = {"images": pictures, "weight": torch.ones(4), "step": torch.tensor(0)}
+    batch = {"images": pictures, "weight": torch.ones(4), "step": torch.tensor(0), "noise_key": torch.arange(4)}
     turn = GeneratorTurn(build(config), LossConfig(distance="l2"))
     optimizer = torch.optim.Adam(turn.parameters(), lr=3e-3)
     weights = LossConfig().weights()
     for _ in range(240):
-        losses = turn(batch)
+        given = turn(batch)
         optimizer.zero_grad()
-        sum(weights[name] * loss for name, loss in losses.items()).backward()
+        sum(weights[name] * given.pop(name) for name in turn.targets(batch)).backward()
         optimizer.step()
+        if given:
+            with torch.no_grad():
+                turn.stepped(given)
     rebuilt = turn.tokenizer.decode(turn.tokenizer.encode(scale(batch["images"])))
     assert (rebuilt - scale(batch["images"])).square().mean() < 0.03
 
 
 def test_lookup_is_the_inverse(quantizer):
-    z = torch.randn(5, quantizer.width, 4, 4, generator=torch.Generator().manual_seed(0))
+    z = torch.randn(5, quantizer.config.takes, 4, 4, generator=torch.Generator().manual_seed(0))
     quantized = quantizer(z)
     close(quantizer.lookup(quantized.codes), quantized.vectors)
 
@@ -170,6 +184,8 @@ def test_every_code_is_its_own_nearest(quantizer):
     assert len(vectors.flatten(2)[0].T.unique(dim=0)) == quantizer.size
     if isinstance(quantizer, FiniteScalar):
         vectors = torch.atanh(vectors.clamp(-0.999, 0.999))  # what the quantizer squashes
+    if isinstance(quantizer, Gumbel):
+        vectors = functional.one_hot(codes, quantizer.size).permute(0, 3, 1, 2)  # its logits
     assert torch.equal(quantizer(vectors).codes, codes)
 
 

@@ -16,8 +16,8 @@ from t2i.diffusion.unet import UNetConfig
 from t2i.priors.autoregressive import AutoregressiveConfig
 from t2i.stages import Encode
 from t2i.tokenizers.critic import CriticConfig
+from t2i.tokenizers.finite_scalar import FiniteScalarConfig
 from t2i.tokenizers.pixels import PixelsConfig
-from t2i.tokenizers.quantizers import FiniteScalarConfig
 from t2i.tokenizers.vqgan import VQGANConfig
 from tests.infra.train.plainly import PlainFeed
 from tests.infra.train.toy import Figure
