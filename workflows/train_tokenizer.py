@@ -7,7 +7,7 @@ from typing import Any
 from infra import storage
 from infra.cluster import Cluster
 from infra.data.fitting import Size
-from infra.metrics import Report
+from infra.metrics import FLOPS, Report
 from infra.store import Artifact, step
 from infra.train.fit import Training, fit
 from infra.train.loop import TrainConfig, Trained, is_loss
@@ -86,7 +86,7 @@ def train_tokenizer(
         begin=storage.join(out, BEGIN) if published else "",
     )
     figures = fit([Training(task, [images.path], config.train, out)], cluster, report)
-    return {"steps": figures["step"], "rows": figures["rows"], **size, **losses_of(figures), **seen_of(figures)}
+    return {"steps": figures["step"], "rows": figures["rows"], **size, **losses_of(figures), **taken_of(figures)}
 
 
 def image_sizes(images: Artifact) -> list[Size]:
@@ -110,6 +110,10 @@ def losses_of(figures: dict[str, Any]) -> dict[str, float]:
     return {name.split("/")[-1] + "_loss": value for name, value in figures.items() if is_loss(name)}
 
 
-def seen_of(figures: dict[str, Any]) -> dict[str, Any]:
-    """`held_out`: the last losses on held-out rows, and the CPU-seconds that all of these took; where any were seen."""
-    return {"held_out": figures["held_out"]} if "held_out" in figures else {}
+def taken_of(figures: dict[str, Any]) -> dict[str, Any]:
+    """What a training took, and what was seen of held-out rows, as far as it is known.
+
+    `training_flops` and, of frozen models that were asked in it, `frozen_flops`; `held_out`: the last losses on rows
+    that are held out, and the CPU-seconds that all of these took.
+    """
+    return {name: figures[name] for name in (*FLOPS, "held_out") if name in figures}

@@ -12,7 +12,8 @@ from torch.nn import functional
 from t2i.nn.weights import begins, constant
 from t2i.pixels import patches
 from t2i.tokenizers.autoencoder import Autoencoder
-from t2i.tokenizers.quantizers import FiniteScalarConfig, QuantizerConfig, build_quantizer
+from t2i.tokenizers.finite_scalar import FiniteScalarConfig
+from t2i.tokenizers.quantizers import QuantizerConfig, build_quantizer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from t2i.conditions import encoders
-from t2i.tokenizers.quantizers import CodebookConfig
+from t2i.tokenizers.codebook import CodebookConfig
 from t2i.tokenizers.vqgan import VQGAN, VQGANConfig
 
 State = dict[str, torch.Tensor]

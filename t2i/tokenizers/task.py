@@ -25,10 +25,18 @@ from t2i.tokenizers.pixels import PixelsConfig
 from t2i.tokenizers.published import PublishedConfig
 from t2i.tokenizers.turns import GeneratorTurn
 from t2i.tokenizers.vit_vqgan import ViTVQGANConfig
+from t2i.tokenizers.vq_vae import VQVAEConfig
 from t2i.tokenizers.vqgan import VQGANConfig
 
 TokenizerConfig = (
-    VQGANConfig | PatchVQGANConfig | PixelsConfig | PublishedConfig | ViTVQGANConfig | DVAEConfig | MaskGITVQGANConfig
+    VQGANConfig
+    | PatchVQGANConfig
+    | VQVAEConfig
+    | ViTVQGANConfig
+    | DVAEConfig
+    | MaskGITVQGANConfig
+    | PixelsConfig
+    | PublishedConfig
 )
 if not TYPE_CHECKING:
     TokenizerConfig = with_others(TokenizerConfig, "rescribe.tokenizers")  # of other packages: docs/python.md

@@ -14,7 +14,8 @@ from t2i.nn.weights import begins, xavier
 from t2i.pixels import from_unit, patches, to_unit
 from t2i.tokenizers import likelihood
 from t2i.tokenizers.autoencoder import Autoencoder
-from t2i.tokenizers.quantizers import CodebookConfig, QuantizerConfig, build_quantizer
+from t2i.tokenizers.codebook import CodebookConfig
+from t2i.tokenizers.quantizers import QuantizerConfig, build_quantizer
 
 
 @dataclass(frozen=True, kw_only=True)

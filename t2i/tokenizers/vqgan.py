@@ -8,7 +8,8 @@ from torch import nn
 
 from t2i.pixels import patches
 from t2i.tokenizers.autoencoder import Autoencoder
-from t2i.tokenizers.quantizers import CodebookConfig, QuantizerConfig, build_quantizer
+from t2i.tokenizers.codebook import CodebookConfig
+from t2i.tokenizers.quantizers import QuantizerConfig, build_quantizer
 
 
 @dataclass(frozen=True, kw_only=True)

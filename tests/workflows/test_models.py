@@ -23,6 +23,7 @@ PUBLISHED = {
     "ldm_vq_f8": 67_717_295,
     "ldm_vq_f8_256": 67_652_783,
     "ldm_vq_f16": 69_593_371,
+    "vq_vae_imagenet": 4_811_843,
     "vit_vqgan_small": 50_908_195,
     "vit_vqgan_base": 170_664_483,
     "vit_vqgan_large": 613_487_907,
@@ -112,6 +113,8 @@ def test_show_model(capsys):
     assert shown["config"]["quantizer"] == {"class": "CodebookConfig", "size": 256, "width": 4} | {
         "normalize": False,
         "linear": False,
+        "ema": 0.0,
+        "dead_below": 0.0,
     }
     assert "CompVis/latent-diffusion" in shown["about"]
     assert json.loads(run(capsys, "show", "model", "ldm_vq_f8_256", "--json")[1]) == shown
