@@ -16,8 +16,9 @@ from tests.workflows.test_command import run
 from workflows import models
 from workflows.recipes import demo
 
-# Of the authors' own code, where not said: taming-transformers, latent-diffusion, LTH14/mar. Of BLIP the weights that
-# Salesforce published, without the embedding that lies in their file twice.
+# Of the authors' own code, where not said: taming-transformers, latent-diffusion, LTH14/mar, openai/DALL-E; of others'
+# for ViT-VQGAN (thuanz123/enhancing-transformers) and MaskGIT's VQGAN (bytedance/1d-tokenizer). Of BLIP the weights
+# that Salesforce published, without the embedding that lies in their file twice.
 PUBLISHED = {
     "vqgan_f16_1024": 72_141_699,
     "vqgan_f16_16384": 76_073_859,
@@ -26,6 +27,11 @@ PUBLISHED = {
     "ldm_vq_f8_256": 67_652_783,
     "ldm_vq_f16": 69_593_371,
     "vq_vae_imagenet": 4_811_843,
+    "vit_vqgan_small": 50_908_195,
+    "vit_vqgan_base": 170_664_483,
+    "vit_vqgan_large": 613_487_907,
+    "dalle_dvae": 97_616_006,
+    "maskgit_vqgan": 54_515_587,
     "mar_b": 207_924_768,
     "mar_l": 478_326_304,
     "mar_h": 942_403_104,
