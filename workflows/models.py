@@ -146,8 +146,9 @@ def _told(family: str, config: Any, *beside: Any) -> tuple[str, str]:
         pooled = f", and one of {config.projection} a text" if getattr(config, "projection", 0) else ""
         return f"vectors of {config.width} a token{pooled}", f"texts of {config.length} tokens"
     if family == "tokenizer":
-        side = 256 // config.grid((256, 256))[0]
-        return f"codes of {config.quantizer.size:,}, each of {side}x{side} pixels", "pictures"
+        side, size = 256 // config.grid((256, 256))[0], config.quantizer.size
+        values = f"codes of {size:,}" if size else f"latents of {config.quantizer.width}"
+        return f"{values}, each of {side}x{side} pixels", "pictures"
     if family == "prior":
         space, conditions = beside
         values = f"codes of {space.codes:,}" if space.codes else "pixels" if space.bound else "latents"

@@ -76,6 +76,15 @@ class FiniteScalar(nn.Module):
         """Code vectors (B, D, h, w)."""
         return self._values(codes_Bhw[..., None] // self._radix % self._levels).permute(0, 3, 1, 2)
 
+    def before(self, z_BDhw: torch.Tensor) -> torch.Tensor:
+        """Values before they are rounded, (B, D, h, w)."""
+        return self._bound(z_BDhw.permute(0, 2, 3, 1).float()).permute(0, 3, 1, 2)
+
+    def after(self, values_BDhw: torch.Tensor) -> torch.Tensor:
+        """The nearest values that codes stand for, (B, D, h, w)."""
+        digits_BhwD = self._digits(values_BDhw.permute(0, 2, 3, 1).float()).clamp(min=0)
+        return self._values(torch.minimum(digits_BhwD, self._levels - 1)).permute(0, 3, 1, 2)
+
     def _bound(self, z: torch.Tensor) -> torch.Tensor:
         if not self.config.shifted:
             return torch.tanh(z)

@@ -23,6 +23,7 @@ from t2i.tokenizers.maskgit_vqgan import MaskGITVQGANConfig
 from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
 from t2i.tokenizers.pixels import PixelsConfig
 from t2i.tokenizers.published import PublishedConfig
+from t2i.tokenizers.scale import Scale
 from t2i.tokenizers.turns import GeneratorTurn
 from t2i.tokenizers.vit_vqgan import ViTVQGANConfig
 from t2i.tokenizers.vq_vae import VQVAEConfig
@@ -40,6 +41,8 @@ TokenizerConfig = (
 )
 if not TYPE_CHECKING:
     TokenizerConfig = with_others(TokenizerConfig, "rescribe.tokenizers")  # of other packages: docs/python.md
+
+SCALE = "scale.json"  # beside the weights, where latents have one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,15 +121,24 @@ class _Saved:
 
 
 def save_tokenizer(tokenizer: Any, folder: str) -> None:
-    """Weights and config into a local folder."""
+    """Weights, config and, where it has one, its scale into a local folder."""
     save_model(tokenizer, str(Path(folder) / "model.safetensors"))
     Path(folder, "config.json").write_text(strict.dumps(to_dict(_Saved(model=tokenizer.config)), indent=2) + "\n")
+    if (scale := getattr(tokenizer, "scale", None)) is not None:
+        save_scale(scale, folder)
+
+
+def save_scale(scale: Scale, url: str) -> None:
+    """Into the folder of a tokenizer, local or s3://."""
+    storage.write_json(storage.join(url, SCALE), to_dict(scale))
 
 
 def load_tokenizer(folder: str) -> Any:
     """The tokenizer in a folder, local or s3://, ready for use."""
     with cache.cached(folder) as local:
         tokenizer = build_tokenizer(from_dict(_Saved, storage.read_json(storage.join(local, "config.json"))).model)
+        if storage.exists(scale := storage.join(local, SCALE)):
+            tokenizer.scale = from_dict(Scale, storage.read_json(scale))
     load_weights(tokenizer, folder)
     return tokenizer.eval().requires_grad_(False)
 

@@ -32,6 +32,10 @@ PUBLISHED = {
     "vit_vqgan_large": 613_487_907,
     "dalle_dvae": 97_616_006,
     "maskgit_vqgan": 54_515_587,
+    "kl_f4": 55_312_063,
+    "kl_f8": 83_653_863,
+    "kl_f16": 69_610_963,
+    "kl_f32": 103_880_131,
     "mar_b": 207_924_768,
     "mar_l": 478_326_304,
     "mar_h": 942_403_104,
@@ -146,6 +150,7 @@ def test_list_models(capsys):
         "hears": "label",
     }
     assert by_name["vqgan_f16_1024"]["draws"] == "codes of 1,024, each of 16x16 pixels"
+    assert by_name["kl_f8"]["draws"] == "latents of 4, each of 8x8 pixels"
     assert by_name["autoregressive_shapes"]["hears"] == "text"
     assert by_name["clip_text_bigg14"]["draws"] == "vectors of 1280 a token, and one of 1280 a text"
     assert (by_name["t5_v1_1_xxl"]["family"], by_name["t5_v1_1_xxl"]["hears"]) == ("encoder", "texts of 512 tokens")
