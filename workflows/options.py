@@ -32,6 +32,7 @@ from workflows.ingest import IngestConfig
 from workflows.kinds import Recipe, read
 from workflows.lookup import MAKERS, STORE, in_store, one
 from workflows.mix import MixConfig, weights_of
+from workflows.rebuild import rebuild
 from workflows.sample import SampleConfig, sample
 from workflows.text_to_image import STEPS
 from workflows.train_clip import train_clip
@@ -39,7 +40,7 @@ from workflows.train_tokenizer import MODEL, TrainTokenizerConfig
 from workflows.yardstick import calibrate, measure, train_extractor
 
 BRIEF = ("max-requests", "max-tokens", "token-prices")  # fields of the cluster that are options by themselves
-FURTHER = (encode_text, train_clip, hash_images, deduplicate, examine, train_extractor, calibrate, measure)
+FURTHER = (encode_text, train_clip, hash_images, deduplicate, examine, train_extractor, calibrate, measure, rebuild)
 WORK: dict[str, Step] = {work.name: work for work in (*STEPS, *FURTHER)}
 OLDER: dict[str, Step] = {caption_with.name: caption_with}  # steps of before, whose artifacts can be retried
 ONE_KIND = (tyro.conf.AvoidSubcommands,)  # a field of several types keeps that of its default
@@ -54,6 +55,16 @@ class RecipeOptions:
     store: str = STORE  # folder or s3:// address of all artifacts
     cluster: Cluster = dataclasses.field(default_factory=laptop)
     json: bool = False  # the results as one JSON object, last on standard output
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanOptions(RecipeOptions):  # noqa: D101 -- its base's
+    __doc__ = RecipeOptions.__doc__
+
+    probe: bool = False  # run a piece of each step here, and tell what all of it takes
+    probe_steps: int = 40  # of each training, that are run
+    probe_rows: int = 1000  # of a shard, likewise
+    price: float = 0.0  # of an hour of this machine, in your money
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,7 +127,7 @@ def recipe_options(arguments: list[str], verb: str) -> RecipeOptions:
         rest = [re.sub(r"^--corpus(?==|$)", "--corpus.corpus", word) for word in rest]
     texts, rest = _take_texts(kind, rest)
     captioned, rest = _captioned(kind, texts, rest)
-    options = _options_of(kind)
+    options = _options_of(kind, PlanOptions if verb == "plan" else RecipeOptions)
     recipe = _put(recipe, texts | captioned)
     if captioned.get("captions") and "weights" not in texts.get("mix", {}):
         recipe = _reading(recipe)
@@ -133,13 +144,11 @@ def _reading(recipe: Any) -> Any:
     return dataclasses.replace(recipe, mix=dataclasses.replace(mixing, weights=weights))
 
 
-def _options_of(kind: type) -> type[RecipeOptions]:
+def _options_of(kind: type, base: type[RecipeOptions]) -> type[RecipeOptions]:
     """The options of recipes of a kind."""
     recipe = ("recipe", Annotated[kind, _FLAT])
     told = {"__doc__": RecipeOptions.__doc__}
-    return dataclasses.make_dataclass(
-        "Options", [recipe], bases=(RecipeOptions,), frozen=True, kw_only=True, namespace=told
-    )
+    return dataclasses.make_dataclass("Options", [recipe], bases=(base,), frozen=True, kw_only=True, namespace=told)
 
 
 def retry_options(arguments: list[str]) -> RetryOptions:

@@ -23,13 +23,14 @@ from t2i.priors.asking import CAPTION, Asking
 from t2i.priors.sampling import SamplingConfig
 from t2i.priors.task import SamplingKind, sampling_of
 from t2i.stages import LinkAt, Paint, askings, settled
+from workflows.clips import weights_of
 from workflows.commands import say
 from workflows.held_out import prompts_of
 from workflows.lookup import tail
 from workflows.prompt_rows import write_rows
 from workflows.prompts import Prompt, digest_of, read_prompts
 from workflows.samples import FEW, show
-from workflows.train_tokenizer import MODEL, clip_at
+from workflows.train_tokenizer import MODEL
 
 WORDS_OF = 1000  # prompts whose words are looked up in the vocabulary
 
@@ -196,7 +197,7 @@ def links_of(config: SampleConfig, *models: Artifact) -> tuple[LinkAt, ...]:
             space=tokenizer.id,
             sampling=link.sampling,
             candidates=link.candidates,
-            judge=clip_at(link.judge),
+            judge=weights_of(link.judge),
             model=f"{prior.step}/{prior.id}",
             sha256=_weights(prior),
         )

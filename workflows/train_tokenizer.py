@@ -8,7 +8,7 @@ from infra import storage
 from infra.cluster import Cluster
 from infra.config import setting, to_dict
 from infra.data.fitting import Size
-from infra.metrics import Report
+from infra.metrics import FLOPS, Report
 from infra.store import Artifact, step
 from infra.train.fit import Training, fit
 from infra.train.loop import TrainConfig, Trained, is_loss
@@ -78,7 +78,7 @@ def train_tokenizer(
     demand_rows(images)
     named = config.model
     if isinstance(named, ClipConfig):
-        named = replace(named, path=clip_at(named.path))
+        named = replace(named, path=weights_of(named.path))
     sizes, model = image_sizes(images), build_tokenizer(named)
     for size in sizes:
         model.space(size)  # a size that does not fit is said before anything starts
@@ -108,7 +108,7 @@ def train_tokenizer(
         "rows": figures["rows"],
         **size,
         **losses_of(figures),
-        **seen_of(figures),
+        **taken_of(figures),
         **scale,
     }
 
@@ -131,8 +131,8 @@ def _scaled(
     return {"scale": to_dict(known)} if known is not None else {}
 
 
-def clip_at(named: str) -> str:
-    """The folder of a CLIP, where it is named by that of its artifact; else its name."""
+def weights_of(named: str) -> str:
+    """The folder of a CLIP's weights, where it is named by that of its artifact; else what it is named by."""
     own = storage.join(named, MODEL) if named else ""
     return storage.absolute(own) if own and storage.exists(own) else storage.anchored(named)
 
@@ -163,6 +163,10 @@ def losses_of(figures: dict[str, Any]) -> dict[str, float]:
     return {name.split("/")[-1] + "_loss": value for name, value in figures.items() if is_loss(name)}
 
 
-def seen_of(figures: dict[str, Any]) -> dict[str, Any]:
-    """`held_out`: the last losses on held-out rows, and the CPU-seconds that all of these took; where any were seen."""
-    return {"held_out": figures["held_out"]} if "held_out" in figures else {}
+def taken_of(figures: dict[str, Any]) -> dict[str, Any]:
+    """What a training took, and what was seen of held-out rows, as far as it is known.
+
+    `training_flops` and, of frozen models that were asked in it, `frozen_flops`; `held_out`: the last losses on rows
+    that are held out, and the CPU-seconds that all of these took.
+    """
+    return {name: figures[name] for name in (*FLOPS, "held_out") if name in figures}

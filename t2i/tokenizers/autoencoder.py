@@ -17,11 +17,14 @@ class Noise(NamedTuple):
 
     keys: torch.Tensor  # (B,) int64
     step: int  # of the training, for what is annealed
+    weight: torch.Tensor | None = None  # (B,): a row of 0 is padding, no sum that is `seen` counts it. None: all count
 
 
 def noise_of(batch: Batch, training: bool) -> Noise | None:
     """That of a batch in training, where its task wrote keys."""
-    return Noise(batch["noise_key"], int(batch["step"])) if training and "noise_key" in batch else None
+    if not training or "noise_key" not in batch:
+        return None
+    return Noise(batch["noise_key"], int(batch["step"]), batch["weight"])
 
 
 class Quantized(NamedTuple):
@@ -42,8 +45,8 @@ class Autoencoder(nn.Module):
     A bottleneck is a module with `size`, the number of its codes, 0 where its values are continuous, `width` and
     `losses`, the names of its own. One with codes has `lookup(codes)`, one that says distributions `moments(hidden)`.
     `before(hidden)` makes latents, `after(latents)` what the decoder hears of them; without these hidden is latents.
-    One that draws in training has `draws = True` and takes `Noise` beside its input, one that follows what its inputs
-    were has `stepped(sums)`, as `infra.train.task.Update` describes it.
+    One that draws in training has `draws = True` and takes `Noise` beside its input; so has one that follows what its
+    inputs were, and `stepped(sums)`, as `infra.train.task.Update` describes it.
     """
 
     decodes = True

@@ -25,6 +25,7 @@ class LossConfig:
     perceptual: float = field(default=0.0, metadata={"since": "0.2"})
     network: LPIPSConfig | ClipDistanceConfig | None = field(default=None, metadata={"since": "0.2"})  # which sees it
     kl: float = field(default=1e-6, metadata={"since": "0.2"})  # of what a bottleneck says from its prior
+    entropy: float = field(default=0.1, metadata={"since": "0.2"})  # of lookup-free codes, arXiv 2310.05737
     # What a row's loss is of its pixels' and values'. With "sum" the KL term weighs as in arXiv 2112.10752.
     reduction: Literal["mean", "sum"] = field(default="mean", metadata={"since": "0.2"})
 
@@ -38,7 +39,7 @@ class LossConfig:
 
     def weights(self) -> dict[str, float]:
         """By the names of the losses; an adversarial one brings its weight along."""
-        names = ("reconstruction", "logit_laplace", "perceptual", "codebook", "commitment", "kl")
+        names = ("reconstruction", "logit_laplace", "perceptual", "codebook", "commitment", "kl", "entropy")
         return {name: getattr(self, name) for name in names}
 
     @property

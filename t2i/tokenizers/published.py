@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from t2i.conditions import encoders
-from t2i.tokenizers.quantizers import CodebookConfig
+from t2i.tokenizers.codebook import CodebookConfig
 from t2i.tokenizers.vqgan import VQGAN, VQGANConfig
 
 State = dict[str, torch.Tensor]
@@ -117,7 +117,7 @@ def save_diffusers(tokenizer: VQGAN, folder: str) -> None:
     place.mkdir(parents=True, exist_ok=True)
     state = {_replaced(name, _PARTS): value.contiguous() for name, value in tokenizer.state_dict().items()}
     save_file(state, place / "diffusion_pytorch_model.safetensors")
-    (place / "config.json").write_text(json.dumps(told, indent=2) + "\n")
+    (place / "config.json").write_text(json.dumps(told, indent=2, allow_nan=False) + "\n")
 
 
 def _of_diffusers(place: Path, path: str) -> tuple[VQGANConfig, State]:

@@ -18,15 +18,29 @@ from infra.train.task import Draw, Update
 from t2i.task import TRAIN, updates_of
 from t2i.tokenizers.clip import ClipConfig
 from t2i.tokenizers.critic import Critic, CriticConfig
+from t2i.tokenizers.dvae import DVAEConfig
 from t2i.tokenizers.losses import LossConfig
+from t2i.tokenizers.maskgit_vqgan import MaskGITVQGANConfig
 from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
 from t2i.tokenizers.pixels import PixelsConfig
 from t2i.tokenizers.published import PublishedConfig
 from t2i.tokenizers.scale import Scale
 from t2i.tokenizers.turns import GeneratorTurn
+from t2i.tokenizers.vit_vqgan import ViTVQGANConfig
+from t2i.tokenizers.vq_vae import VQVAEConfig
 from t2i.tokenizers.vqgan import VQGANConfig
 
-TokenizerConfig = VQGANConfig | PatchVQGANConfig | PixelsConfig | PublishedConfig | ClipConfig
+TokenizerConfig = (
+    VQGANConfig
+    | PatchVQGANConfig
+    | VQVAEConfig
+    | ViTVQGANConfig
+    | DVAEConfig
+    | MaskGITVQGANConfig
+    | PixelsConfig
+    | PublishedConfig
+    | ClipConfig
+)
 if not TYPE_CHECKING:
     TokenizerConfig = with_others(TokenizerConfig, "rescribe.tokenizers")  # of other packages: docs/python.md
 

@@ -23,8 +23,8 @@ from t2i.protocol import Space
 from t2i.random import normals
 from t2i.stages import Encode, Measure, code_dtype
 from t2i.tokenizers.clip import ClipConfig
+from t2i.tokenizers.codebook import CodebookConfig
 from t2i.tokenizers.gaussian import GaussianConfig
-from t2i.tokenizers.quantizers import CodebookConfig
 from t2i.tokenizers.scale import Scale, measured, sums_of
 from t2i.tokenizers.task import load_tokenizer, save_tokenizer
 from t2i.tokenizers.vqgan import VQGANConfig

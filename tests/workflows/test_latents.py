@@ -22,10 +22,10 @@ from t2i.diffusion.unet import UNetConfig
 from t2i.nn.weights import initialize
 from t2i.priors.autoregressive import AutoregressiveConfig
 from t2i.tokenizers.clip import ClipConfig
+from t2i.tokenizers.codebook import CodebookConfig
 from t2i.tokenizers.gaussian import GaussianConfig
 from t2i.tokenizers.losses import LossConfig
 from t2i.tokenizers.pixels import PixelsConfig
-from t2i.tokenizers.quantizers import CodebookConfig
 from t2i.tokenizers.scale import Scale, ScaleConfig, measured, sums_of
 from t2i.tokenizers.task import load_tokenizer, save_tokenizer
 from t2i.tokenizers.vqgan import VQGANConfig
@@ -116,6 +116,8 @@ def test_codes_have_a_scale_only_where_it_is_asked_for(store, untrained, channel
     assert found.shift == pytest.approx(wanted.shift, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.long
+@pytest.mark.timeout(240)
 def test_actors_measure_what_one_process_does(ray_cluster, tmp_path, monkeypatch):
     save_tokenizer(tokenizer := KL.build(), str(tmp_path))
     initialize(tokenizer, 0)

@@ -7,10 +7,10 @@ from torch.nn import functional
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from t2i.nn.weights import initialize
+from t2i.tokenizers.finite_scalar import FiniteScalarConfig
 from t2i.tokenizers.losses import LossConfig
 from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
 from t2i.tokenizers.perceptual import LPIPS, ClipDistanceConfig, LPIPSConfig, distance
-from t2i.tokenizers.quantizers import FiniteScalarConfig
 from t2i.tokenizers.turns import GeneratorTurn
 
 CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # places in torchvision's VGG16

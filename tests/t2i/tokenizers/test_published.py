@@ -8,8 +8,9 @@ from diffusers import AutoencoderKL, VQModel
 from safetensors.torch import load_file, save_file
 
 from t2i.pixels import scale
+from t2i.tokenizers.codebook import CodebookConfig
+from t2i.tokenizers.finite_scalar import FiniteScalarConfig
 from t2i.tokenizers.published import PublishedConfig, load_published, read_published, save_diffusers
-from t2i.tokenizers.quantizers import CodebookConfig, FiniteScalarConfig
 from t2i.tokenizers.task import load_tokenizer, save_tokenizer
 from t2i.tokenizers.vqgan import VQGANConfig
 

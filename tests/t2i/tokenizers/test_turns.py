@@ -6,10 +6,10 @@ import torch
 from t2i.nn.critics import judge
 from t2i.nn.weights import initialize
 from t2i.pixels import scale
+from t2i.tokenizers.codebook import CodebookConfig
 from t2i.tokenizers.critic import Critic, CriticConfig
 from t2i.tokenizers.losses import LossConfig
 from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
-from t2i.tokenizers.quantizers import CodebookConfig
 from t2i.tokenizers.turns import CriticTurn, GeneratorTurn
 
 MODEL = PatchVQGANConfig(channels=8, groups=4, patch=2, quantizer=CodebookConfig(size=16, width=4))
