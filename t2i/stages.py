@@ -1,7 +1,7 @@
 """Encoding and drawing as stages: pictures to values, captions to features of a text encoder, prompts to pictures."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -74,7 +74,7 @@ class Encode:
         return (values.flatten(1).cpu().numpy().astype(self.dtype or "int32"),)
 
 
-def alike(pixels: Sequence[np.ndarray], found: Callable[[np.ndarray], Sequence[Sequence]]) -> list[list]:
+def alike(pixels: Sequence[np.ndarray], found: Callable[[np.ndarray], Iterable[Iterable]]) -> list[list]:
     """What a function finds, several lists, of images (N, H, W, 3) of one size, for images of any in their order."""
     columns: list[list] = []
     for shape in dict.fromkeys(image.shape for image in pixels):
@@ -120,7 +120,7 @@ class Measure:
                 pixels[row] = value
         return dict(zip(self.writes, alike(pixels, self._measured), strict=True))
 
-    def _measured(self, pixels: np.ndarray) -> Sequence[Sequence]:
+    def _measured(self, pixels: np.ndarray) -> list[tuple]:
         images = scale(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self._device))
         sums = [sums_of(latents) for latents in self._model.latents(images).cpu().numpy()]
         return list(zip(*sums, strict=True))

@@ -82,6 +82,8 @@ def train_tokenizer(
     sizes, model = image_sizes(images), build_tokenizer(named)
     for size in sizes:
         model.space(size)  # a size that does not fit is said before anything starts
+    if config.scale and not hasattr(model, "latents"):
+        raise ValueError(f"A {type(model).__name__} shows no latents whose scale could be measured: leave out scale.")
     size = {"size": list(sizes[0])} if len(sizes) == 1 else {"sizes": [list(size) for size in sizes]}
     published = isinstance(config.model, PublishedConfig)
     if config.train is None or published:

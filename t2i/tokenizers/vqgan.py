@@ -10,7 +10,7 @@ from t2i.pixels import patches
 from t2i.tokenizers.autoencoder import Autoencoder
 from t2i.tokenizers.codebook import CodebookConfig
 from t2i.tokenizers.gaussian import GaussianConfig
-from t2i.tokenizers.quantizers import QuantizerConfig, build_quantizer
+from t2i.tokenizers.quantizers import QuantizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ class VQGAN(Autoencoder):
         width, double = config.quantizer.width, isinstance(config.quantizer, GaussianConfig)
         self.encoder = Encoder(3, config.latent_channels, down_block_types=down, double_z=double, **shared)
         self.to_codes = nn.Conv2d((1 + double) * config.latent_channels, config.quantizer.takes, 1)
-        self.quantizer = build_quantizer(config.quantizer)
+        self.quantizer = config.quantizer.build()
         self.from_codes = nn.Conv2d(width, config.latent_channels, 1)
         self.decoder = Decoder(config.latent_channels, 3, up_block_types=up, **shared)
 
