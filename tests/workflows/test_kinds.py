@@ -18,6 +18,7 @@ from workflows.kinds import parts_of, read, written
 from workflows.options import WORK, recipe_options
 from workflows.recipes import RECIPES, demo
 from workflows.text_to_image import Recipe
+from workflows.tokenizers import TokenizersRecipe
 from workflows.yardstick import YardstickRecipe
 
 
@@ -158,6 +159,6 @@ def test_every_kind_is_a_frozen_dataclass_with_a_name():
     for name in RECIPES:
         recipe = build(name)
         assert recipe.name == name
-        assert isinstance(recipe, Recipe | CascadeRecipe | ClipRecipe | YardstickRecipe)
+        assert isinstance(recipe, Recipe | CascadeRecipe | ClipRecipe | TokenizersRecipe | YardstickRecipe)
         with pytest.raises(dataclasses.FrozenInstanceError):
             recipe.name = "other"
