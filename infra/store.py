@@ -124,8 +124,10 @@ class Store:
             storage.write_json(storage.join(path, MANIFEST), manifest, overwrite=False)
             if work.shards:
                 storage.remove(storage.join(path, BEGUN))
-        report.close(f"{manifest['seconds']:,.1f} s  {_brief(summary)}")
-        return Artifact(path, manifest)
+        made = Artifact(path, manifest)
+        nothing = work.told(config, there, made) if work.told and not manifest["files"] else []
+        report.close("; ".join(nothing) or f"{manifest['seconds']:,.1f} s  {_brief(summary)}")
+        return made
 
     def _keep(self, artifact: Artifact) -> Artifact:
         self.made.append(artifact)
