@@ -1,6 +1,7 @@
 """Pictures that were drawn, read back one after another; and where they are few, files and a sheet to look at."""
 
 import math
+import re
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -49,18 +50,21 @@ def drawn_in(path: str) -> Iterator[dict[str, Any]]:
 
 
 def check_folder(out: str) -> None:
-    """ValueError where a folder holds other things than pictures that `show` wrote there, which then make room."""
-    folder = storage.absolute(out)
-    there = storage.list_names(folder)
+    """ValueError where a folder holds other things than pictures that `show` wrote there."""
+    there = storage.list_names(storage.absolute(out))
     if there and (SAMPLES not in there or MANIFEST in there):
         raise ValueError(f"{out} holds other things, such as {there[0]}. Give a folder of its own for the pictures.")
-    for row in storage.read_json(storage.join(folder, SAMPLES)) if there else []:
-        storage.remove(storage.join(folder, storage.name(row["image"])))
 
 
 def show(path: str, out: str = "", images: str = IMAGES) -> None:
-    """Write the pictures of an artifact as files into it, or `out`, a list of them and a sheet of the first."""
+    """Write the pictures of an artifact as files into it, or `out`, a list of them and a sheet of the first.
+
+    Those that were shown there before make room.
+    """
     out = out or path
+    for name in storage.list_names(out) if not images else []:
+        if re.fullmatch(r"\d{5,}\.png", name):
+            storage.remove(storage.join(out, name))
 
     def write(row: dict[str, Any]) -> dict[str, Any]:
         name = f"{images}/{row['number']:05d}.png".lstrip("/")
