@@ -192,7 +192,7 @@ class Plan:
         if not storage.is_local(self.root):  # machines of all kinds may share another
             return 0.0
         alike = [each for each in self._finished(work) if _as_much(each, wanted)]
-        return max(alike, key=lambda manifest: manifest["started"], default={"seconds": 0.0})["seconds"]
+        return max(alike, key=lambda manifest: manifest["started"], default={}).get("seconds", 0.0)
 
     def _finished(self, work: Step) -> list[dict[str, Any]]:
         """The manifests of what a step made in this store."""

@@ -125,7 +125,7 @@ def recipe_options(arguments: list[str], verb: str) -> RecipeOptions:
     more = ["--cluster", "--captioner", "--captions", *(f"--{each}".replace("_", "-") for each in taken)]
     made = parse(options, rest, f"rescribe {verb} {name}", default, more)
     if verb not in ("show", "settings"):
-        _check_said(made.recipe, name)
+        _check_said(made.recipe, verb, name)
     return made
 
 
@@ -244,13 +244,13 @@ def _whole(name: str, value: str) -> int:
         raise FieldError(expected(int, "", value), f"--{name}") from None
 
 
-def _check_said(recipe: Recipe, name: str) -> None:
+def _check_said(recipe: Recipe, verb: str, name: str) -> None:
     """ValueError where `show` was not told what a recipe needs, and wrote the name of it in its place."""
     for field, value in strings(recipe):
         if re.fullmatch(r"<\w+>", value):
             raise ValueError(
                 f"{name} does not say {field.partition('.')[0]}: it has {value} there. Give it, as in: "
-                f"rescribe run {name} --{value[1:-1]} PATH."
+                f"rescribe {verb} {name} --{value[1:-1]} PATH."
             )
 
 
