@@ -112,6 +112,8 @@ def _facts(artifact: Artifact, lineage: list[Artifact], named: dict[str, set[str
 def verify(arguments: list[str]) -> dict[str, Any]:
     """Prove that an artifact is whole, row by row, or all of a store: `rescribe verify captions`."""
     options = parse(VerifyOptions, arguments, "rescribe verify")
+    if not options.paths:
+        raise ValueError("Say what to verify: folders of artifacts, of steps or of stores, such as runs.")
     found = {artifact.path: artifact for path in options.paths for artifact in finished(path)}
     told = [_verify(artifact) for artifact in found.values()]
     results = told[0] if len(told) == 1 else {"whole": all(each["whole"] for each in told), "artifacts": told}

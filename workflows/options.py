@@ -281,6 +281,9 @@ def _take_table(flag: str, kind: type, arguments: list[str]) -> tuple[dict[str, 
     while end < len(arguments) and "=" in arguments[end] and not arguments[end].startswith("--"):
         end += 1
     if end <= start + 1:
+        if kind is float and start < len(arguments):
+            found = repr(arguments[end]) if end < len(arguments) else "nothing"
+            raise ValueError(f"{flag}: expected names with numbers, such as short=0.9 alt=0.1, found {found}.")
         return None, arguments
     table = dict[str, Any]()
     for word in arguments[start + 1 : end]:

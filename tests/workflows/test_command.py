@@ -95,6 +95,8 @@ def test_an_unknown_option_is_named(capsys):
         ("plan demo --captions.precision fp17", '--captions.precision: expected one of "fp32", "bf16", found "fp17"'),
         ("plan demo --cluster.workers 1", "--cluster.workers: expected 2 values, found 1"),
         ("plan demo --cluster.workers 1 two", '--cluster.workers: expected a whole number, found "two"'),
+        ("plan demo --mix.weights alt", "--mix.weights: expected names with numbers, such as short=0.9 alt=0.1, found"),
+        ("verify", "Say what to verify"),
         ("plan demo --seed abc", '--seed: expected a whole number, found "abc"'),
         ("plan demo --sed 1", "There is no option --sed. Did you mean --seed, "),
         ("plan demo sixty", "'sixty' belongs to no option."),
