@@ -22,7 +22,7 @@ from t2i.evaluate.skills import skill_rows
 from t2i.priors.task import sampling_of
 from workflows.commands import say
 from workflows.corpora.scoring import Corpus, Pictures, Row, picture_scores
-from workflows.evaluate import asked_of, reduced
+from workflows.evaluate import ancestors, asked_of, flops_of, reduced
 from workflows.line import flags
 from workflows.sample import SampleConfig, sample
 from workflows.samples import read_samples
@@ -39,10 +39,21 @@ NAMES = {
     "parameters": ("Parameters", "of the priors"),
     "tokenizer_parameters": ("Parameters", "of the tokenizers"),
     "training_flops": ("Training FLOPs", "of the priors"),
+    "flops_beside": (
+        "FLOPs beside",
+        "of what else was trained, and of frozen models at work, as far as their steps tell",
+    ),
     "training_seconds": ("Training seconds", "of the priors, on the machine where they were trained"),
     "seconds_a_picture": ("Seconds a picture", "with the time in which models load, on the machine that drew"),
 }
-COSTS = ("parameters", "tokenizer_parameters", "training_flops", "training_seconds", "seconds_a_picture")
+COSTS = (
+    "parameters",
+    "tokenizer_parameters",
+    "training_flops",
+    "flops_beside",
+    "training_seconds",
+    "seconds_a_picture",
+)
 
 Columns = dict[str, tuple[np.ndarray, np.ndarray]]
 """By score, how much of each picture is right (N,), and of how much (N,)."""
@@ -148,7 +159,8 @@ def paired(samples: Sequence[Artifact]) -> tuple[list[list[Row]], int]:
 def costs_of(samples: Artifact) -> dict[str, float]:
     """What the models of some pictures took: parameters, FLOPs and seconds of training, seconds a picture.
 
-    Those of priors are of all links of a chain. What a manifest does not say is left out.
+    Those of priors are of all links of a chain. What a manifest does not say is left out. `flops_beside` are those of
+    all else that the priors were made of: what else was trained, and what frozen models computed.
     """
     priors, tokenizers = (
         [each for each in samples.inputs if each.step == name] for name in ("train_prior", "train_tokenizer")
@@ -164,6 +176,10 @@ def costs_of(samples: Artifact) -> dict[str, float]:
         known = [value for value in values if isinstance(value, int | float)]
         if known and len(known) == len(values):
             costs[name] = sum(known)
+    beside = [flops_of(each) for each in ancestors(priors) if each.step != "train_prior"]
+    beside += [each.summary.get("frozen_flops", 0.0) for each in priors]
+    if "training_flops" in costs and any(beside):
+        costs["flops_beside"] = sum(beside)
     if samples.summary.get("samples") and "seconds" in samples.manifest:
         costs["seconds_a_picture"] = samples.manifest["seconds"] / samples.summary["samples"]
     return costs

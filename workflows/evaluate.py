@@ -15,7 +15,7 @@ from infra.cluster import Cluster
 from infra.data.ahead import ahead
 from infra.data.images import decode, encode_png
 from infra.data.shards import ShardReader, joined_names
-from infra.metrics import HELD_OUT, PICTURES, PROMPTS, Report, read_scalars
+from infra.metrics import FLOPS, HELD_OUT, PICTURES, PROMPTS, Report, read_scalars
 from infra.store import Artifact, step
 from t2i.evaluate import report as pages
 from t2i.evaluate.codes import code_scores
@@ -371,7 +371,13 @@ def _work(called: str, artifact: Artifact) -> pages.Work:
         amount=summary[name] if name else None,
         unit=known[name] if name else "",
         peak_gb=artifact.manifest.get("peak_memory_gb"),
+        flops=flops_of(artifact) or None,
     )
+
+
+def flops_of(artifact: Artifact) -> float:
+    """Floating point operations of models, of training and of frozen ones, as far as a step tells them."""
+    return sum(artifact.summary.get(name, 0.0) for name in FLOPS)
 
 
 def _facts(path: Sequence[Artifact], images: Artifact) -> dict[str, str]:

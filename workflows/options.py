@@ -16,6 +16,7 @@ from infra.config import FieldError, expected
 from infra.store import Step
 from t2i.priors.sampling import SamplingConfig
 from t2i.priors.task import sampling_of
+from t2i.tokenizers.published import SUFFIXES, PublishedConfig
 from workflows import recipes
 from workflows.asked import captioner_of
 from workflows.caption_with import caption_with
@@ -36,7 +37,7 @@ from workflows.parse import parse
 from workflows.sample import SampleConfig, sample
 from workflows.text_to_image import STEPS
 from workflows.train_clip import train_clip
-from workflows.train_tokenizer import MODEL
+from workflows.train_tokenizer import MODEL, TrainTokenizerConfig
 from workflows.yardstick import calibrate, measure, train_extractor
 
 BRIEF = ("max-requests", "max-tokens", "token-prices")  # fields of the cluster that are options by themselves
@@ -122,7 +123,8 @@ def recipe_options(arguments: list[str], verb: str) -> RecipeOptions:
     if captioned.get("captions") and "weights" not in texts.get("mix", {}):
         recipe = _reading(recipe)
     default = options(recipe=recipe, cluster=cluster)
-    more = ["--cluster", "--captioner", "--captions", *(f"--{each}".replace("_", "-") for each in taken)]
+    words = [name for name, hint in get_type_hints(kind).items() if str in get_args(hint)]
+    more = [f"--{each}".replace("_", "-") for each in ("cluster", *words, *taken)]
     made = parse(options, rest, f"rescribe {verb} {name}", default, more)
     if verb not in ("show", "settings"):
         _check_said(made.recipe, verb, name)
@@ -307,7 +309,17 @@ def _captioned(kind: type, texts: dict[str, Any], arguments: list[str]) -> tuple
     if isinstance(word := texts.get("captions"), str):
         store = in_store(word, _take("--store", arguments)[0] or STORE)
         made["captions"] = None if word == "none" else one(store, MAKERS["captions"], str).path
+    if isinstance(word := texts.get("tokenizer"), str):
+        made["tokenizer"] = _tokenizer(word, _take("--store", arguments)[0] or STORE)
     return made, arguments
+
+
+def _tokenizer(word: str, store: str) -> Any:
+    """What a recipe holds for `--tokenizer WORD`: the path of an artifact, or the config of what others trained."""
+    inside = ("config.json", "model_index.json")  # of a model of diffusers, and of a pipeline
+    if word.endswith(SUFFIXES) or any(storage.exists(storage.join(word, name)) for name in inside):
+        return TrainTokenizerConfig(model=PublishedConfig(path=storage.anchored(word)), train=None)
+    return one(in_store(word, store), MAKERS["tokenizer"], str).path
 
 
 def _put(config: Any, texts: dict[str, Any]) -> Any:

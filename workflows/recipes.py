@@ -11,7 +11,8 @@ from infra.train.loop import TrainConfig
 from infra.train.optim import OptimConfig
 from t2i.priors.autoregressive import AutoregressiveConfig
 from t2i.priors.sampling import SamplingConfig
-from t2i.tokenizers.losses import CriticConfig, LossConfig
+from t2i.tokenizers.critic import CriticConfig
+from t2i.tokenizers.losses import LossConfig
 from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
 from t2i.tokenizers.quantizers import FiniteScalarConfig
 from workflows.asked import captioner_of

@@ -38,7 +38,7 @@ from workflows.ingest import IngestConfig, ingest
 from workflows.judge import TEST, TRAIN
 from workflows.recipes import demo
 from workflows.splits import demand_rows
-from workflows.train_tokenizer import MODEL, losses_of
+from workflows.train_tokenizer import MODEL, losses_of, taken_of
 
 FEATURES, PROMPTS, TABLE = "features.npz", "prompts.jsonl", "table.json"
 SETS = ("first", "second")
@@ -82,7 +82,13 @@ def train_extractor(
     known = vocabulary(scenes)
     task = ExtractorTask(model=config.model, facts=known, optim=config.optim, seed=config.seed)
     figures = fit([Training(task, [images.path], config.train, out)], cluster, report)
-    return {"steps": figures["step"], "rows": figures["rows"], "facts": len(known), **losses_of(figures)}
+    return {
+        "steps": figures["step"],
+        "rows": figures["rows"],
+        "facts": len(known),
+        **losses_of(figures),
+        **taken_of(figures),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -117,7 +117,8 @@ class Actor:
             error = str(problem) if isinstance(problem, DeviceError) else _told(problem)
         self._ended = time.perf_counter()
         seconds = taken() | {"idle": idle, "all": self._ended - began + idle}
-        told = {"record": record, "seconds": seconds, "place": _place()}
+        runner = getattr(self._work, "runner", None)
+        told = {"record": record, "seconds": seconds, "place": _place(), "cost": runner.cost if runner else (0, 0)}
         return {"name": item, "ended": ended, "error": error} | {key: strict.dumps(told[key]) for key in told}
 
     def _done(self, item: str) -> Record | None:

@@ -45,7 +45,8 @@ def run_shards(
     """Commit `work(name)` to `<out>/shards/<name>.parquet` for each name that has no such file; return the counts.
 
     With them come `actor_seconds`, what the actors spent on the shards of this call, summed over them: `all`, and of
-    these the parts that were clocked; what `read` and `decode` took in threads ran beside the rest.
+    these the parts that were clocked; what `read` and `decode` took in threads ran beside the rest. Where models of
+    torch computed, `frozen_flops` is what all accepted rows took, by the first batch of each actor of this call.
 
     Shards whose work raises, or kills its worker, do not stop the others: they are tried again behind them, three times
     in all. Rows over which devices fail are found, and failed; a node on which all fails is left out (`Health`).
@@ -90,9 +91,13 @@ def run_shards(
     run.faults.close()
     records = run.ledger.close()
     wide.sweep(out, side_files(records.values()))
-    return total(records.values()) | {
-        "actor_seconds": {part: round(spent, 2) for part, spent in sorted(run.seconds.items())}
-    }
+    counts = total(records.values())
+    flops, rows = run.cost
+    return (
+        counts
+        | {"actor_seconds": {part: round(spent, 2) for part, spent in sorted(run.seconds.items())}}
+        | ({"frozen_flops": flops / rows * counts["accepted"]} if flops else {})
+    )
 
 
 def run_stages(
@@ -146,6 +151,7 @@ class _Run:
         self.halted = ""  # why nobody goes on
         self.errors: dict[str, str] = {}  # the last of each item that did not end well
         self.seconds: Counter[str] = Counter()
+        self.cost = (0, 0)  # FLOPs, and the rows that they were counted of
         self._work, self._out, self._telling = work, out, telling
         self._tries: Counter[str] = Counter()  # the rounds in which a shard failed
         self._failed: set[str] = set()  # in this round
@@ -156,6 +162,8 @@ class _Run:
         item, ended, error = result["name"], result["ended"], result["error"]
         (name, _), place = read_item(item), Place(*json.loads(result["place"]))
         self.seconds.update(json.loads(result["seconds"]))
+        flops, rows = json.loads(result.get("cost", "[0, 0]"))
+        self.cost = (self.cost[0] + flops, self.cost[1] + rows)
         news = ended != BROKEN or self.faults.times(name) != 1
         counts = self.health.heard(place, name, ended, error, news)
         if ended in (WELL, IDLE):
@@ -232,7 +240,7 @@ def _results(
     resumed: bool,
     avoided: Iterable[str],
 ) -> Generator[Any]:
-    """Yield {name, ended, error, record, seconds, place} of each item as it ends; no actor is on nodes `avoided`."""
+    """Yield what `Actor` tells of each item as it ends; no actor is on nodes `avoided`."""
     import ray.data
     from ray.data import ActorPoolStrategy, DataContext
 

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from t2i.nn.weights import begins, constant
 from t2i.pixels import patches
-from t2i.protocol import Space
-from t2i.tokenizers.quantizers import CodebookConfig, FiniteScalarConfig, Quantized, build_quantizer
+from t2i.tokenizers.autoencoder import Autoencoder
+from t2i.tokenizers.quantizers import CodebookConfig, FiniteScalarConfig, build_quantizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,16 +58,13 @@ def patch_vqgan_shapes() -> PatchVQGANConfig:
     )
 
 
-class PatchVQGAN(nn.Module):
+class PatchVQGAN(Autoencoder):
     """Images (B, 3, H, W) in [-1, 1] to codes (B, H / f, W / f) and back."""
-
-    decodes = True
 
     def __init__(self, config: PatchVQGANConfig) -> None:
         super().__init__()
         self.config = config
         self.quantizer = build_quantizer(config.quantizer)
-        self.codebook_size = config.quantizer.size
         channels, width, pixels = config.channels, config.quantizer.width, 3 * config.patch**2
         self.encoder = nn.Sequential(
             nn.Conv2d(pixels, channels, config.encoder_kernel, padding=config.encoder_kernel // 2),
@@ -84,30 +81,16 @@ class PatchVQGAN(nn.Module):
 
     @property
     def last_layer(self) -> torch.Tensor:
-        """The weight at which the adaptive weight of a critic is measured."""
+        """Of the pixels."""
         return self.to_pixels.weight
 
-    def space(self, size: tuple[int, int]) -> Space:
-        """Codes (h, w) of images of `size` (height, width)."""
-        return Space(self.config.grid(size), codes=self.codebook_size)
-
-    def quantize(self, images: torch.Tensor) -> Quantized:
-        """Code vectors, codes and the quantizer's losses."""
-        return self.quantizer(self.encoder(functional.pixel_unshuffle(images, self.config.patch)))
+    def hidden(self, images: torch.Tensor) -> torch.Tensor:
+        """The encoder's output (B, D, h, w)."""
+        return self.encoder(functional.pixel_unshuffle(images, self.config.patch))
 
     def reconstruct(self, vectors: torch.Tensor) -> torch.Tensor:
         """Images from code vectors, not clamped."""
         return functional.pixel_shuffle(self.to_pixels(self.decoder(vectors)), self.config.patch)
-
-    @torch.no_grad()
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Codes (B, h, w) int64."""
-        return self.quantize(images).codes
-
-    @torch.no_grad()
-    def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """Images in [-1, 1]."""
-        return self.reconstruct(self.quantizer.lookup(codes)).clamp(-1, 1)
 
 
 class ResidualBlock(nn.Module):

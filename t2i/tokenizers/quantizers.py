@@ -1,26 +1,17 @@
 """From continuous vectors to the nearest of finitely many, with gradients straight through.
 
-Shapes: B rows, D width of a code vector, h by w grid, N = B * h * w, K codebook size. All of them are exact under data
-parallelism: no state is updated outside the gradient, so nothing has to be gathered over the global batch.
+Shapes: B rows, D width of a code vector, h by w grid, N = B * h * w, K codebook size.
 """
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from t2i.nn.weights import begins, identity, normal, uniform
-
-
-class Quantized(NamedTuple):
-    """What a quantizer returns."""
-
-    vectors: torch.Tensor  # (B, D, h, w): the chosen code vectors; gradients pass to the input
-    codes: torch.Tensor  # (B, h, w) int64
-    losses: dict[str, torch.Tensor]  # per row, (B,): means over positions and width
+from t2i.tokenizers.autoencoder import Quantized
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """The training of an image tokenizer: one Update, or two where a critic judges the pictures."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +16,15 @@ from infra.others import with_others
 from infra.train.optim import OptimConfig
 from infra.train.task import Draw, Update
 from t2i.task import TRAIN, updates_of
-from t2i.tokenizers.losses import Critic, CriticConfig, GeneratorTurn, LossConfig
+from t2i.tokenizers.critic import Critic, CriticConfig
+from t2i.tokenizers.losses import LossConfig
 from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
 from t2i.tokenizers.pixels import PixelsConfig
+from t2i.tokenizers.published import PublishedConfig
+from t2i.tokenizers.turns import GeneratorTurn
 from t2i.tokenizers.vqgan import VQGANConfig
 
-TokenizerConfig = VQGANConfig | PatchVQGANConfig | PixelsConfig
+TokenizerConfig = VQGANConfig | PatchVQGANConfig | PixelsConfig | PublishedConfig
 if not TYPE_CHECKING:
     TokenizerConfig = with_others(TokenizerConfig, "rescribe.tokenizers")  # of other packages: docs/python.md
 
@@ -35,6 +39,7 @@ class TokenizerTask:
     critic: CriticConfig | None = None
     critic_optim: OptimConfig | None = None
     seed: int = 0
+    begin: str = ""  # the folder of a tokenizer with whose weights training begins; none: with fresh ones
 
     reads: tuple[str, ...] = ("pixels",)
     where_reads: tuple[str, ...] = ("split",)
@@ -58,6 +63,8 @@ class TokenizerTask:
         """The tokenizer's turn and, with a critic, the critics'."""
         critics = [Critic(config) for config in self.critics]
         learner = GeneratorTurn(build_tokenizer(self.model), self.losses, critics)
+        if self.begin:
+            learner.begin = lambda: load_weights(learner.tokenizer, self.begin)
         optims = {"tokenizer": self.optim, "critic": self.critic_optim or self.optim}
         return updates_of(learner, optims, self.seed)
 
@@ -66,8 +73,9 @@ class TokenizerTask:
         return {}
 
     def collate(self, rows: dict[str, list], draw: Draw) -> dict[str, np.ndarray]:
-        """Images (B, 3, H, W) uint8; the module scales them, so that a quarter of the bytes travels."""
-        return {"images": np.stack(rows["pixels"]).transpose(0, 3, 1, 2)}
+        """Images (B, 3, H, W) uint8, which the module scales: less travels; and a `noise_key` a row."""
+        keys = (draw("noise") * 2.0**53).astype(np.int64)
+        return {"images": np.stack(rows["pixels"]).transpose(0, 3, 1, 2), "noise_key": keys}
 
     def export(self, modules: dict[str, torch.nn.Module], folder: str) -> None:
         """The tokenizer alone."""
@@ -82,9 +90,13 @@ def build_tokenizer(config: TokenizerConfig) -> Any:
 
 
 def check_patches(config: TokenizerConfig, sizes: Sequence[tuple[int, int]]) -> None:
-    """ValueError where pictures of a size (height, width) do not divide into what a code stands for."""
-    for size in sizes:
-        config.grid(size)
+    """ValueError where pictures of a size (height, width) do not divide into what a code stands for.
+
+    Of a published tokenizer that is not on this machine that is not known.
+    """
+    with suppress(FileNotFoundError):
+        for size in sizes:
+            config.grid(size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,5 +114,11 @@ def load_tokenizer(folder: str) -> Any:
     """The tokenizer in a folder, local or s3://, ready for use."""
     with cache.cached(folder) as local:
         tokenizer = build_tokenizer(from_dict(_Saved, storage.read_json(storage.join(local, "config.json"))).model)
-        load_model(tokenizer, str(Path(local) / "model.safetensors"))
+    load_weights(tokenizer, folder)
     return tokenizer.eval().requires_grad_(False)
+
+
+def load_weights(tokenizer: Any, folder: str) -> None:
+    """Those of the tokenizer in a folder, local or s3://, which is of the same config."""
+    with cache.cached(folder) as local:
+        load_model(tokenizer, str(Path(local) / "model.safetensors"))

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from t2i.pixels import patches
-from t2i.protocol import Space
-from t2i.tokenizers.quantizers import CodebookConfig, FiniteScalarConfig, Quantized, build_quantizer
+from t2i.tokenizers.autoencoder import Autoencoder
+from t2i.tokenizers.quantizers import CodebookConfig, FiniteScalarConfig, build_quantizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,17 +95,14 @@ def ldm_vq_f16() -> VQGANConfig:
     return VQGANConfig(latent_channels=8, quantizer=CodebookConfig(size=16_384, width=8))
 
 
-class VQGAN(nn.Module):
+class VQGAN(Autoencoder):
     """Images (B, 3, H, W) in [-1, 1] to codes (B, H / f, W / f) and back, f = 2 ** (levels - 1)."""
-
-    decodes = True
 
     def __init__(self, config: VQGANConfig) -> None:
         from diffusers.models.autoencoders.vae import Decoder, Encoder  # slow to import, and seldom wanted
 
         super().__init__()
         self.config = config
-        self.codebook_size = config.quantizer.size
         levels = range(len(config.multipliers))
         shared: Any = {
             "block_out_channels": tuple(config.channels * multiplier for multiplier in config.multipliers),
@@ -126,27 +123,13 @@ class VQGAN(nn.Module):
 
     @property
     def last_layer(self) -> torch.Tensor:
-        """The weight at which the adaptive weight of a critic is measured."""
+        """Of the pixels."""
         return self.decoder.conv_out.weight
 
-    def space(self, size: tuple[int, int]) -> Space:
-        """Codes (h, w) of images of `size` (height, width)."""
-        return Space(self.config.grid(size), codes=self.codebook_size)
-
-    def quantize(self, images: torch.Tensor) -> Quantized:
-        """Code vectors, codes and the quantizer's losses."""
-        return self.quantizer(self.to_codes(self.encoder(images)))
+    def hidden(self, images: torch.Tensor) -> torch.Tensor:
+        """The encoder's output (B, D, h, w)."""
+        return self.to_codes(self.encoder(images))
 
     def reconstruct(self, vectors: torch.Tensor) -> torch.Tensor:
         """Images from code vectors, not clamped."""
         return self.decoder(self.from_codes(vectors))
-
-    @torch.no_grad()
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Codes (B, h, w) int64."""
-        return self.quantize(images).codes
-
-    @torch.no_grad()
-    def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """Images in [-1, 1]."""
-        return self.reconstruct(self.quantizer.lookup(codes)).clamp(-1, 1)

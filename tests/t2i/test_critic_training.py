@@ -10,7 +10,7 @@ from infra.train import fit as fit_module
 from infra.train import held_out, turn
 from infra.train.fit import Training, fit
 from infra.train.loop import TrainConfig
-from t2i.tokenizers.losses import scale
+from t2i.pixels import scale
 from tests.infra.train import toy
 from tests.infra.train.workers import distance, final_state, run_workers
 from tests.t2i.judged import judged, panel

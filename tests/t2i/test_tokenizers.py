@@ -13,11 +13,13 @@ from t2i.nn.weights import initialize
 from t2i.pixels import resized, scale
 from t2i.protocol import Space
 from t2i.stages import Encode
-from t2i.tokenizers.losses import Critic, CriticConfig, GeneratorTurn, LossConfig
+from t2i.tokenizers.critic import Critic, CriticConfig
+from t2i.tokenizers.losses import LossConfig
 from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
 from t2i.tokenizers.pixels import PixelsConfig
 from t2i.tokenizers.quantizers import CodebookConfig, FiniteScalar, FiniteScalarConfig, build_quantizer
 from t2i.tokenizers.task import TokenizerTask, build_tokenizer, load_tokenizer, save_tokenizer
+from t2i.tokenizers.turns import GeneratorTurn
 from t2i.tokenizers.vqgan import VQGANConfig
 
 pytestmark = pytest.mark.family("config", "quantizer")

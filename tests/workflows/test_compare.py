@@ -294,6 +294,13 @@ def test_flops_that_a_training_tells_are_summed_over_a_chain(tmp_path):
     costs = costs_of(samples)
     assert costs["training_flops"] == 1.1e13
     assert (costs["training_seconds"], costs["seconds_a_picture"]) == (4.0, 0.5)
+    assert "flops_beside" not in costs
+    tokenizer = make(tmp_path / "k", "train_tokenizer", summary={"training_flops": 2e9, "frozen_flops": 1e9})
+    codes = make(tmp_path / "e", "encode", [tokenizer], summary={"frozen_flops": 4e9})
+    told = {"training_flops": 1e12, "frozen_flops": 5e8}
+    prior = make(tmp_path / "p", "train_prior", [codes, tokenizer], summary=told)
+    costs = costs_of(make(tmp_path / "q", "sample", [prior, tokenizer], summary={"samples": 4}))
+    assert (costs["training_flops"], costs["flops_beside"]) == (1e12, 7.5e9)
     silent = make(tmp_path / "t", "sample", [priors[0], make(tmp_path / "u", "train_prior")])
     assert "training_flops" not in costs_of(silent)
     with pytest.raises(ValueError, match="At least one prompt"):
