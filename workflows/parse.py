@@ -15,7 +15,7 @@ import tyro
 from infra.config import FieldError, expected
 
 ONE_KIND = (tyro.conf.AvoidSubcommands,)  # a field of several types keeps that of its default
-LIKE = 0.78  # how much a name is like another from here on, of 1
+LIKE = 0.7  # how much a name is like another from here on, of 1
 NAMED = 5  # options that a message names
 _READS = {int: int, float: float, str: str, bool: {"True": True, "False": False}.__getitem__, object: str}
 
@@ -90,6 +90,8 @@ def _options(kind: Any, default: Any, prefix: str = "--") -> Iterator[tuple[str,
         elif isinstance(value, tuple) and value and all(map(dataclasses.is_dataclass, value)):
             for place, each in enumerate(value):
                 yield from _options(type(each), each, f"{flag}.{place}.")
+        elif isinstance(value, dict) and value:
+            yield from ((f"{flag}.{key}".replace("_", "-"), get_args(hint)[-1]) for key in value)
         else:
             yield flag, hint
 

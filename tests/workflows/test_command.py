@@ -1,15 +1,18 @@
 """The command speaks to people: sentences, exit codes, and one JSON object where it is asked for."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager as Nvidia
 
 from infra import device, storage
 from infra.cluster import CLUSTERS, laptop
+from workflows import options, parse
 from workflows.__main__ import main
 from workflows.options import WORK, recipe_options, step_options
 from workflows.recipes import RECIPES, demo
@@ -116,6 +119,26 @@ def test_a_wrong_value_is_said_as_in_a_file(capsys, line, wanted):
     assert (code, out) == (1, "")
     assert err.startswith(f"rescribe: {wanted}")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("line", [*RECIPES, *WORK, "retry", "export", "recaption --corpus"])
+def test_every_option_is_known_to_be_one(capsys, monkeypatch, line):
+    known = set[str]()
+
+    def watched(kind, arguments, prog, default=None, more=()):
+        known.update(flag for flag, _ in parse._options(kind, default))
+        return parse.parse(kind, arguments, prog, default, more)
+
+    monkeypatch.setattr(options, "parse", watched)
+    makers = {"retry": options.retry_options, "export": options.export_options}
+    makers |= {"recaption --corpus": options.direct_options}
+    makers |= {name: partial(step_options, work) for name, work in WORK.items()}
+    makers |= {name: lambda rest: recipe_options([line, *rest], "plan") for name in RECIPES}
+    with pytest.raises(SystemExit):
+        makers[line](["--help"])
+    listed = re.findall(r"(?<![\w-])(--[\w.-]+)", re.sub(r"│ |╭.*|╰.*", "", capsys.readouterr().out))
+    assert len(known) > 5
+    assert {flag for flag in listed if flag not in known and parse._positive(flag) not in known} <= {"--help"}
 
 
 def test_the_likest_options_come_first(capsys):
