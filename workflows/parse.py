@@ -77,8 +77,9 @@ def _options(kind: Any, default: Any, prefix: str = "--") -> Iterator[tuple[str,
         hint, marks = (get_args(hint)[0], get_args(hint)[1:]) if get_origin(hint) is Annotated else (hint, ())
         value = getattr(default, name, dataclasses.MISSING)
         if value is dataclasses.MISSING or default is None:
-            made = field.default_factory
-            value = field.default if made is dataclasses.MISSING else made()
+            value = field.default
+            with contextlib.suppress(ValueError):  # a config that has to be told something has no default
+                value = value if field.default_factory is dataclasses.MISSING else field.default_factory()
         flag = prefix + name.replace("_", "-")
         inner = type(value) if dataclasses.is_dataclass(value) else hint
         if any(each is tyro.conf.Positional for each in marks):
