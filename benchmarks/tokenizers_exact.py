@@ -57,6 +57,7 @@ class Options:
     maskgit: Path | None = None  # bytedance/1d-tokenizer
     taming: Path | None = None  # CompVis/taming-transformers
     ldm: Path | None = None  # CompVis/latent-diffusion, which needs the former, too
+    only: tuple[str, ...] = ()  # models of CompVis, by name; none: all
     side: int = 64  # pixels of the square pictures
     layouts: Path | None = None  # a folder, for the names and shapes of their weights
 
@@ -70,10 +71,12 @@ def main() -> None:
         compare(maskgit_vqgan, MaskGIT(options.maskgit), MASKGIT, layouts.of_1d_tokenizer, options)
     if options.taming is not None:
         for make in (vqgan.vqgan_f16_1024, vqgan.vqgan_f16_16384):
-            compare(make, Taming(options.taming, make().quantizer.size), TAMING, layouts.of_compvis, options)
+            if not options.only or make.__name__ in options.only:
+                compare(make, Taming(options.taming, make().quantizer.size), TAMING, layouts.of_compvis, options)
     if options.ldm is not None and options.taming is not None:
         for name, make in FIRST_STAGES.items():
-            compare(make, LatentDiffusion(options.ldm, name), LDM, layouts.of_compvis, options)
+            if not options.only or make.__name__ in options.only:
+                compare(make, LatentDiffusion(options.ldm, name), LDM, layouts.of_compvis, options)
     if options.vit is not None:
         for make in (vit_vqgan_small, vit_vqgan_base, vit_vqgan_large):
             theirs = EnhancingTransformers(options.vit, make(), options.side)
