@@ -41,6 +41,8 @@ TENSORS = {
 class Husk:
     """What stands for a module: its weights and its parts are all that is looked at."""
 
+    dump_patches = False  # torch asks a class for it, whose source lies in a file of before version 1.6
+
     def weights(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
         """All weights by name."""
         for name, value in vars(self).get("_parameters", {}).items():

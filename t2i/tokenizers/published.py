@@ -157,13 +157,13 @@ def _of_file(place: Path) -> Published:
 
 def _weights(file: Path) -> State:
     """A file's tensors by name."""
-    if file.suffix == ".safetensors":
-        return load_file(file)
     try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
         found = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(
-            f"It cannot be read as tensors alone, without running code that it may hold: {str(error)[:200]}"
+            f"{file.name} cannot be read as tensors alone, without running code that it may hold: {str(error)[:200]}"
         ) from error
     found = found.get("state_dict", found) if isinstance(found, dict) else found
     if not isinstance(found, dict) or not all(isinstance(each, torch.Tensor) for each in found.values()):

@@ -389,6 +389,12 @@ def test_weights_that_lack_or_are_over_are_told(tmp_path):
         read_published(folder_of(tmp_path / "b", change={"more": torch.zeros(1)}))
     with pytest.raises(FileNotFoundError, match="no tokenizer at"):
         read_published(f"{tmp_path}/nowhere")
+    (tmp_path / "a/diffusion_pytorch_model.safetensors").write_bytes(b"torn")
+    with pytest.raises(ValueError, match="cannot be read as tensors alone"):
+        read_published(f"{tmp_path}/a")
+    (tmp_path / "a/diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="There are no weights in"):
+        read_published(f"{tmp_path}/a")
     (tmp_path / "c").mkdir()
     with pytest.raises(ValueError, match=r"holds no config\.json of one"):
         read_published(f"{tmp_path}/c")
