@@ -76,7 +76,7 @@ def main() -> None:
     if options.ldm is not None and options.taming is not None:
         for name, make in FIRST_STAGES.items():
             if not options.only or make.__name__ in options.only:
-                compare(make, LatentDiffusion(options.ldm, name), LDM, layouts.of_compvis, options)
+                compare(make, LatentDiffusion(options.ldm, options.taming, name), LDM, layouts.of_compvis, options)
     if options.vit is not None:
         for make in (vit_vqgan_small, vit_vqgan_base, vit_vqgan_large):
             theirs = EnhancingTransformers(options.vit, make(), options.side)
@@ -164,7 +164,8 @@ class Taming(CompVis):
 class LatentDiffusion(CompVis):
     """One of their first stages, as its configuration has it."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, taming: Path, name: str) -> None:
+        sys.path.insert(0, str(taming))
         told = yaml.safe_load((folder / f"models/first_stage_models/{name}/config.yaml").read_text())["model"]
         module, _, kind = told["target"].rpartition(".")
         super().__init__(folder, module, kind, told["params"])

@@ -132,7 +132,7 @@ def _prior(
         column=PICTURE if pixels else "codes",
     )
     values = np.zeros(space.shape, np.int64 if space.codes else np.float32)
-    rows = {PICTURE: None} if pixels else {task.column: values.reshape(-1)}
+    rows: dict[str, Any] = {PICTURE: None} if pixels else {task.column: values.reshape(-1)}
     for each in told:
         if isinstance(each, LabelConfig):
             rows[each.column] = ""

@@ -50,7 +50,8 @@ class Cost(NamedTuple):
 
     def plus(self, other: "Cost") -> "Cost":
         """Both together."""
-        return Cost(self.start_step, *(mine + its for mine, its in zip(self[1:], other[1:], strict=True)))
+        flops, frozen = self.flops + other.flops, self.frozen + other.frozen
+        return Cost(self.start_step, flops, frozen, self.rows + other.rows, self.micro_batches + other.micro_batches)
 
 
 class Flops:

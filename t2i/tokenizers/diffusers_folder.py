@@ -78,7 +78,7 @@ def save_diffusers(tokenizer: VQGAN, folder: str) -> None:
     state = {name: value.contiguous() for name, value in to_diffusers(tokenizer.state_dict()).items()}
     place.mkdir(parents=True, exist_ok=True)
     save_file(state, place / WEIGHTS[0], metadata={"format": "pt"})
-    (place / "config.json").write_text(json.dumps(told, indent=2) + "\n")
+    (place / "config.json").write_text(json.dumps(told, indent=2, allow_nan=False) + "\n")
 
 
 def told_of(config: VQGANConfig, scale: Scale) -> dict[str, Any]:

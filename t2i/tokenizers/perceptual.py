@@ -78,6 +78,8 @@ class LPIPS(nn.Module):
             self._ends.append(len(layers))
         self.features = nn.Sequential(*layers)
         self.weights = nn.ParameterList(torch.empty(channels) for channels, _ in STAGES)
+        self._mean: torch.Tensor
+        self._std: torch.Tensor
         self.register_buffer("_mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(STD).view(3, 1, 1), persistent=False)
         wanted = self.state_dict()
@@ -98,7 +100,8 @@ class LPIPS(nn.Module):
         seen = (both - self._mean) / self._std
         for (start, end), weights in zip(itertools.pairwise((0, *self._ends)), self.weights, strict=True):
             seen = self.features[start:end](seen)
-            total = total + distance(*seen.chunk(2), weights)
+            first, second = seen.chunk(2)
+            total = total + distance(first, second, weights)
         return total
 
 
@@ -115,6 +118,8 @@ class ClipDistance(nn.Module):
         if missing := report["missing_keys"]:
             raise ValueError(f"{model} lacks {len(missing)} weights of CLIP's picture tower, such as {min(missing)}.")
         mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP, in [0, 1]
+        self._mean: torch.Tensor
+        self._std: torch.Tensor
         self.register_buffer("_mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.eval().requires_grad_(False)

@@ -3,7 +3,7 @@
 Shapes: B rows, images (B, 3, H, W). Every loss is a sum over rows, and counts rows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,8 @@ class GeneratorTurn(nn.Module):
     loaded, and frozen.
     """
 
+    begin: Callable[[], None] | None = None  # takes weights that training goes on from, where there are some
+
     def __init__(self, tokenizer: Any, losses: LossConfig, critics: Sequence[Critic] = ()) -> None:
         super().__init__()
         self.tokenizer, self._losses = tokenizer, losses
@@ -34,7 +36,7 @@ class GeneratorTurn(nn.Module):
         self._critics = dict(zip(of_each("adversarial", len(critics)), critics, strict=True))
         self.perceptual = losses.network.load() if losses.network else None
         quantizer = getattr(tokenizer, "quantizer", None)
-        if hasattr(quantizer, "stepped"):  # the loop looks whether there is one
+        if quantizer is not None and hasattr(quantizer, "stepped"):  # the loop looks whether there is one
             self.stepped = quantizer.stepped
 
     def turns(self) -> list[Turn]:
