@@ -62,7 +62,8 @@ def test_published_weights(ray_cluster, corpus, tmp_path):
 
 
 @pytest.mark.timeout(120)
-def test_a_served_model_whose_failures_are_retried(ray_cluster, corpus, tmp_path):
+def test_a_served_model_whose_failures_are_retried(corpus, tmp_path, monkeypatch):
+    work_here(monkeypatch, ingest, asked_module)
     refused = set()
 
     def answer(body, number):
