@@ -25,6 +25,8 @@ HELD_OUT = "held_out"  # the folder, beside a training's scalars, of those of ro
 PICTURES, PROMPTS = "pictures", "prompts.json"  # and in it: a PNG a step, pictures side by side; what they were to show
 SPARE = 50  # times that a write of the scalars took, until the next: they take a fiftieth of a training at most
 
+FLOPS = ("training_flops", "frozen_flops")  # of a step's summary: of what it trained, and of frozen models it asked
+
 Report = Callable[..., None]
 """`report(done, total, unit, why=None, **figures)`, called as often as one likes (`Progress`)."""
 

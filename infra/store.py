@@ -24,6 +24,7 @@ from infra.lease import Lease
 from infra.memory import MemoryWatch
 from infra.metrics import Progress
 from infra.older import grow, look, regret
+from infra.spent import CpuWatch
 from infra.track import check_installed
 
 # What its manifest does not vouch for: shards and their side files, which the ledger does, and what serves the making.
@@ -94,7 +95,7 @@ class Store:
         fresh: bool = True,
     ) -> Artifact:
         path, there = storage.join(self.root, work.name, identity), [each for each in inputs if each is not None]
-        with _swept(path), Lease(path), MemoryWatch() as memory, report:
+        with _swept(path), Lease(path), MemoryWatch() as memory, CpuWatch() as spent, report:
             started = time.time()
             begun = {
                 "step": work.name,
@@ -117,6 +118,7 @@ class Store:
                 "files": _files(path),
                 "taken": counts,
                 "seconds": round(time.time() - started, 2),
+                "cpu_seconds": round(spent.seconds(), 2),
                 "peak_memory_gb": round(memory.peak_gb, 3),
                 "cluster": to_dict(self.cluster),
                 "libraries": libraries(),

@@ -13,6 +13,16 @@ def scale(images: torch.Tensor) -> torch.Tensor:
     return images.float() / 127.5 - 1
 
 
+def to_unit(images: torch.Tensor) -> torch.Tensor:
+    """From [-1, 1] to [0, 1], in which some published models see and say pictures."""
+    return (images + 1) / 2
+
+
+def from_unit(images: torch.Tensor) -> torch.Tensor:
+    """From [0, 1] to [-1, 1]."""
+    return images * 2 - 1
+
+
 def to_pixels(images: torch.Tensor) -> list[np.ndarray]:
     """(B, 3, H, W) in [-1, 1] to (H, W, 3) uint8 arrays."""
     return list(((images.float() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy())

@@ -23,6 +23,7 @@ VERBS = {
     "settings": "verbs.settings",
     "list": "look.list_artifacts",
     "shapes": "verbs.shapes",
+    "prompts": "prompted.write_prompts",
     "verify": "look.verify",
     "retry": "verbs.retry",
     "recaption": "verbs.recaption_corpus",
@@ -53,6 +54,7 @@ STEPS = {
     "train_extractor": "yardstick",
     "calibrate": "yardstick",
     "measure": "yardstick",
+    "rebuild": "rebuild",
 }
 # Recipes of other kinds than those of `recipes.py`: functions of the recipe's own name, and the module of each.
 KINDS = {"cascade": "cascade", "clip": "clip", "yardstick": "yardstick"}
@@ -78,6 +80,13 @@ OPTIONS = {
     "--prior.optim.lr RATE": "and --tokenizer.optim.lr",
     "--sample.count N": "pictures that are drawn at the end",
     "--json": "the results as one object, last on standard output",
+}
+
+# Those of `plan` alone.
+PLAN_OPTIONS = {
+    "--probe": "run a piece of each step that is not done, and tell what all of it takes; nothing of it stays",
+    "--price N": "of an hour of this machine, for the cost",
+    "--probe-steps N": "of each training that are run (40); --probe-rows N of a shard (1,000)",
 }
 
 
@@ -136,7 +145,7 @@ def help_of(verb: str) -> str:
     about = _first_line(_functions("verbs")[verb])
     lines = [about, "", f"usage: rescribe {verb} RECIPE [options]"]
     lines += ["", "Recipes, or a .json file that `show` wrote:", *columns(recipes().items())]
-    lines += ["", "Options:", *columns(OPTIONS.items())]
+    lines += ["", "Options:", *columns((OPTIONS | (PLAN_OPTIONS if verb == "plan" else {})).items())]
     lines += ["", f"Any field of the recipe and of the cluster is one: rescribe {verb} RECIPE --help-all"]
     return "\n".join(lines)
 

@@ -11,18 +11,19 @@ import numpy as np
 
 from infra import storage
 from infra.cluster import Cluster
+from infra.config import setting
 from infra.data.images import decode, encode_png
 from infra.metrics import Report
 from infra.store import Artifact, step
 from t2i.evaluate import comparison, intervals
-from t2i.evaluate.alignment import clip_rows
+from t2i.evaluate.alignment import clip_rows, ranks
 from t2i.evaluate.comparison import Cell, between, figure
 from t2i.evaluate.intervals import Estimate, Interval
 from t2i.evaluate.skills import skill_rows
 from t2i.priors.task import sampling_of
 from workflows.commands import say
 from workflows.corpora.scoring import Corpus, Pictures, Row, picture_scores
-from workflows.evaluate import asked_of, reduced
+from workflows.evaluate import ancestors, asked_of, flops_of, reduced
 from workflows.line import flags
 from workflows.sample import SampleConfig, sample
 from workflows.samples import read_samples
@@ -36,13 +37,25 @@ NAMES = {
     "scene_score": ("Pictures wholly right", ""),
     "object_score": ("Objects right", ""),
     "clip_score": ("CLIP score", "100 times the cosine of picture and prompt, from 0 to 100"),
+    "retrieval": ("Pictures that find their prompt", "by CLIP, nearest among all prompts"),
     "parameters": ("Parameters", "of the priors"),
     "tokenizer_parameters": ("Parameters", "of the tokenizers"),
     "training_flops": ("Training FLOPs", "of the priors"),
+    "flops_beside": (
+        "FLOPs beside",
+        "of what else was trained, and of frozen models at work, as far as their steps tell",
+    ),
     "training_seconds": ("Training seconds", "of the priors, on the machine where they were trained"),
     "seconds_a_picture": ("Seconds a picture", "with the time in which models load, on the machine that drew"),
 }
-COSTS = ("parameters", "tokenizer_parameters", "training_flops", "training_seconds", "seconds_a_picture")
+COSTS = (
+    "parameters",
+    "tokenizer_parameters",
+    "training_flops",
+    "flops_beside",
+    "training_seconds",
+    "seconds_a_picture",
+)
 
 Columns = dict[str, tuple[np.ndarray, np.ndarray]]
 """By score, how much of each picture is right (N,), and of how much (N,)."""
@@ -56,10 +69,13 @@ class CompareConfig:
     corpus: Corpus = "words"  # scenes of Shapes are read back from pixels
     clip: str = ""  # folder or hub's name of a CLIP that scores pictures against their prompts
     shown: int = 24  # prompts on the page and on the sheet
+    retrieval: bool = setting(False, since="0.2")  # whether the CLIP also finds each picture's prompt among all
 
     def __post_init__(self) -> None:
         if self.shown < 1:
             raise ValueError(f"At least one prompt is shown, but shown is {self.shown}.")
+        if self.retrieval and not self.clip:
+            raise ValueError("Prompts are found by a CLIP: give clip, too.")
 
 
 @step(version=1)
@@ -82,7 +98,7 @@ def compare(
     for number, rows in enumerate(drawn):
         pictures = [decode(row["image"]) for row in rows]
         seen = picture_scores(config.corpus, [asked_of(row) for row in rows], pictures)
-        columns.append(_columns(seen, rows, pictures, config.clip))
+        columns.append(_columns(seen, rows, pictures, config))
         judged.append(seen.right)
         report(number + 1, len(samples), "models")
     distances = storage.read_json(measured.url(TABLE)) if measured is not None else []
@@ -148,7 +164,8 @@ def paired(samples: Sequence[Artifact]) -> tuple[list[list[Row]], int]:
 def costs_of(samples: Artifact) -> dict[str, float]:
     """What the models of some pictures took: parameters, FLOPs and seconds of training, seconds a picture.
 
-    Those of priors are of all links of a chain. What a manifest does not say is left out.
+    Those of priors are of all links of a chain. What a manifest does not say is left out. `flops_beside` are those of
+    all else that the priors were made of: what else was trained, and what frozen models computed.
     """
     priors, tokenizers = (
         [each for each in samples.inputs if each.step == name] for name in ("train_prior", "train_tokenizer")
@@ -164,6 +181,10 @@ def costs_of(samples: Artifact) -> dict[str, float]:
         known = [value for value in values if isinstance(value, int | float)]
         if known and len(known) == len(values):
             costs[name] = sum(known)
+    beside = [flops_of(each) for each in ancestors(priors) if each.step != "train_prior"]
+    beside += [each.summary.get("frozen_flops", 0.0) for each in priors]
+    if "training_flops" in costs and any(beside):
+        costs["flops_beside"] = sum(beside)
     if samples.summary.get("samples") and "seconds" in samples.manifest:
         costs["seconds_a_picture"] = samples.manifest["seconds"] / samples.summary["samples"]
     return costs
@@ -183,16 +204,17 @@ def parameters_of(model: Artifact) -> int:
     )
 
 
-def _columns(seen: Pictures, rows: Sequence[Row], pictures: Sequence[np.ndarray], clip: str) -> Columns:
+def _columns(seen: Pictures, rows: Sequence[Row], pictures: Sequence[np.ndarray], config: CompareConfig) -> Columns:
     by_score = skill_rows(seen.judged) if seen.judged else {}
     columns = {name: (np.array(right), np.array(asked)) for name, (right, asked) in by_score.items()}
-    if clip:
+    if config.clip:
         from t2i.clip.embedder import Embedder  # brings transformers
 
-        embedder = Embedder(clip)
-        texts = embedder.embed_texts([row["prompt"] for row in rows])
-        cosines = clip_rows(embedder.embed_images(pictures).numpy(), texts.numpy())
-        columns["clip_score"] = (cosines, np.ones(len(rows)))
+        embedder, prompts, each = Embedder(config.clip), [row["prompt"] for row in rows], np.ones(len(rows))
+        images, texts = embedder.embed_images(pictures).numpy(), embedder.embed_texts(prompts).numpy()
+        columns["clip_score"] = clip_rows(images, texts), each
+        if config.retrieval:
+            columns["retrieval"] = (ranks(images, texts, prompts, prompts) < 1).astype(float), each
     return columns
 
 

@@ -8,16 +8,16 @@ from typing import Any, NamedTuple
 import tyro
 
 from infra import storage
-from infra.artifact import MANIFEST
 from infra.cluster import Cluster, this_machine
 from infra.config import from_dict
 from infra.store import Artifact, Store
 from t2i.priors.task import sampling_of
+from workflows.clips import in_words, weights_of
 from workflows.commands import say
 from workflows.compare import CompareConfig, compare
 from workflows.corpora.scoring import Corpus
 from workflows.evaluate import ancestors
-from workflows.lookup import MAKERS, STORE, Line, contents, current, in_store, one, only, rephrased
+from workflows.lookup import MAKERS, STORE, Line, current, in_store, one, only, rephrased
 from workflows.sample import SampleConfig, as_trained, sample, with_links
 from workflows.train_tokenizer import MODEL
 from workflows.yardstick import PROMPTS, MeasureConfig, calibrate, corpus_of, measure, yardstick_of
@@ -88,10 +88,12 @@ def compare_models(arguments: list[str]) -> dict[str, Any]:
         wanted = SampleConfig(prompts_file=calibrated.url(PROMPTS), seed=shared.seed, batch=shared.batch)
         by_yardstick = [_draw(store, each, wanted, None) for each in entrants]
         measured = store.step(measure, MeasureConfig(), calibrated, *by_yardstick)
+    clip = weights_of(in_words(options.clip, options.store, rephrased("compare", arguments, options.clip, "--clip")))
     config = CompareConfig(
+        retrieval=bool(clip),
         names=options.names or _names(options.paths, entrants),
         corpus=options.corpus or _corpus(entrants[0]),
-        clip=_clip(options, arguments),
+        clip=clip,
         shown=options.shown,
     )
     made = store.step(compare, config, measured, *samples)
@@ -189,11 +191,3 @@ def _names(given: Sequence[str], entrants: Sequence[Entrant]) -> tuple[str, ...]
         seen[name] += 1
         names.append(f"{name} {seen[name]}" if named.count(name) > 1 else name)
     return tuple(names)
-
-
-def _clip(options: CompareOptions, arguments: list[str]) -> str:
-    """The folder of a CLIP that was trained here; else the name as it is given."""
-    place = in_store(options.clip, options.store) if options.clip else ""
-    if place and (contents(place) or storage.exists(storage.join(place, MANIFEST))):
-        return one(place, ("train_clip",), rephrased("compare", arguments, options.clip, "--clip")).url(MODEL)
-    return storage.anchored(options.clip)

@@ -12,14 +12,17 @@ from PIL import Image
 from captioner.habits import faulty, styles, table
 from infra import storage, strict
 from infra.cluster import Cluster
+from infra.config import setting
 from infra.data.ahead import ahead
 from infra.data.images import decode, encode_png
 from infra.data.shards import ShardReader, joined_names
-from infra.metrics import HELD_OUT, PICTURES, PROMPTS, Report, read_scalars
+from infra.metrics import FLOPS, HELD_OUT, PICTURES, PROMPTS, Report, read_scalars
 from infra.store import Artifact, step
 from t2i.evaluate import report as pages
 from t2i.evaluate.codes import code_scores
 from t2i.evaluate.reconstruction import mean_squared_error, psnr, reconstruction_scores
+from workflows.aligned import alignment_scores
+from workflows.clips import key_of
 from workflows.commands import numbered
 from workflows.corpora.scoring import Corpus, Pictures, Row, Scores, caption_scores, picture_scores
 from workflows.habits import habits
@@ -40,14 +43,22 @@ HEADLINES = {  # score: its name on the page, and the score that it is to be rea
     "caption_exact": ("Captions wholly right", ()),
     "scene_score": ("Sampled pictures wholly right", ("rebuilt_scene_score",)),
     "object_score": ("Sampled objects right", ("rebuilt_object_score",)),
+    "clip_score": ("Sampled pictures, CLIP score", ("real_clip_score",)),
+    "retrieval_text_r@1": ("Sampled pictures that find their prompt", ("real_retrieval_text_r@1",)),
     "reconstruction_psnr": ("Reconstruction, PSNR", ()),
 }
-SECTIONS = {"scene": "samples", "object": "samples", "reconstruction": "reconstructions"}  # others are of captions
+SECTIONS: dict[str, str] = {  # others are of captions
+    **dict.fromkeys(("scene", "object", "clip", "retrieval_text"), "samples"),
+    "reconstruction": "reconstructions",
+}
+SCALES = {"clip_score": 100.0, "reconstruction_psnr": None}  # of others the highest is 1
 BASELINES = {
     "alt_text_f1": "the alt texts",
     "chance_f1": "captions of other images",
     "rebuilt_scene_score": "rebuilt originals",
     "rebuilt_object_score": "rebuilt originals",
+    "real_clip_score": "real pictures",
+    "real_retrieval_text_r@1": "real pictures",
 }
 
 
@@ -64,6 +75,7 @@ class ReportConfig:
     samples_shown: int = 24
     rebuilt_shown: int = 8
     targets: dict[str, float] = field(default_factory=dict)  # what a score ought to reach, by its name
+    clip: str = setting("", since="0.2")  # scores pictures and prompts: what train_clip made, a folder or a hub's name
 
     def __post_init__(self) -> None:
         for name in ("rows", "rebuilt", "captions_shown", "samples_shown", "rebuilt_shown"):
@@ -71,7 +83,7 @@ class ReportConfig:
                 raise ValueError(f"{name} must not be negative, but it is {getattr(self, name)}.")
 
 
-@step(version=3)
+@step(version=3, key=lambda config: key_of(config.clip))
 def evaluate(
     config: ReportConfig,
     images: Artifact,
@@ -87,7 +99,8 @@ def evaluate(
 ) -> Scores:
     """Write `report.html`, `scores.json` and `habits.json` into `out`; returns the scores and the address of the page.
 
-    Where pictures can be judged, `results.jsonl` has a line of each, as GenEval writes them.
+    Where pictures can be judged, `results.jsonl` has a line of each, as GenEval writes them. A CLIP scores what was
+    drawn, and the real pictures of the same rows.
 
     At most `config.rows` rows of the `test` split are scored, the first by sample id: ids are hashes, so the draw is
     fair and always the same. How alike captions are, and what is wrong with them, is counted over all rows. What is not
@@ -111,6 +124,8 @@ def evaluate(
     if pictures.lines:
         lines = "".join(strict.dumps(line) + "\n" for line in pictures.lines)
         storage.write_bytes(storage.join(out, RESULTS), lines.encode())
+    if config.clip:
+        scores |= alignment_scores(config.clip, drawn, real_pairs(images, captions, rows, drawn))
     report(3, 4, "parts")
 
     whole = habits(images, captions)
@@ -184,6 +199,16 @@ def fetch_images(images: Artifact, captions: Artifact, rows: Sequence[Row]) -> l
     return [found[row["sample_id"]] for row in rows]
 
 
+def real_pairs(
+    images: Artifact, captions: Artifact, rows: Sequence[Row], drawn: Sequence[Row]
+) -> list[tuple[str, np.ndarray]]:
+    """The prompts of drawn pictures that are captions of `held_out` rows, each once, and the pictures of these rows."""
+    prompts = {one["sample_id"]: one["prompt"] for one in drawn}
+    known = [row for row in rows if row["sample_id"] in prompts]
+    encoded = fetch_images(images, captions, known)
+    return [(prompts[row["sample_id"]], decode(image)) for row, image in zip(known, encoded, strict=True)]
+
+
 def reconstruct(tokenizer: Artifact, images: Sequence[np.ndarray], batch: int = 64) -> tuple[list[np.ndarray], Scores]:
     """(H, W, 3) uint8 images through the tokenizer and back, those of one size together; and how it uses its codes."""
     import torch  # slow to import: `plan` does without
@@ -247,7 +272,6 @@ def figures(scores: Scores, targets: dict[str, float], sources: Mapping[str, str
         of = name.rsplit("_", 1)[0]
         trials = next((scores[n] for n in (f"{name}_n", f"{of}_n", "caption_n") if n in scores), None)
         baseline = next(((BASELINES[other], scores[other]) for other in against if other in scores), None)
-        decibel = name == "reconstruction_psnr"
         shown.append(
             pages.Figure(
                 name=title,
@@ -255,8 +279,8 @@ def figures(scores: Scores, targets: dict[str, float], sources: Mapping[str, str
                 target=targets.get(name),
                 interval=scores.get(f"{name}_interval"),
                 n=trials,
-                unit="dB" if decibel else "",
-                scale=None if decibel else 1.0,
+                unit="dB" if name == "reconstruction_psnr" else "",
+                scale=SCALES.get(name, 1.0),
                 baseline=baseline,
                 source=sources.get(SECTIONS.get(of, "captions"), ""),
             )
@@ -371,7 +395,13 @@ def _work(called: str, artifact: Artifact) -> pages.Work:
         amount=summary[name] if name else None,
         unit=known[name] if name else "",
         peak_gb=artifact.manifest.get("peak_memory_gb"),
+        flops=flops_of(artifact) or None,
     )
+
+
+def flops_of(artifact: Artifact) -> float:
+    """Floating point operations of models, of training and of frozen ones, as far as a step tells them."""
+    return sum(artifact.summary.get(name, 0.0) for name in FLOPS)
 
 
 def _facts(path: Sequence[Artifact], images: Artifact) -> dict[str, str]:

@@ -26,6 +26,8 @@ USERS = {  # by a step of the recipe, the steps that load what its config names
     "encode_text": ("encode_text",),
     "train_prior": ("train_prior", "sample"),
     "sample": ("sample",),
+    "evaluate": ("evaluate",),
+    "calibrate": ("calibrate",),
 }
 
 

@@ -33,14 +33,15 @@ MAKERS = {
     "hashes": ("hash_images",),
     "verdicts": ("deduplicate", "examine"),
     "chain": ("train_prior", "train_tokenizer"),
-    "extractor": ("train_extractor",),
+    "extractor": ("train_extractor", "train_clip"),
     "yardstick": ("calibrate",),
+    "tokenizers": ("train_tokenizer",),
 }
 _ORDER = [step for steps in MAKERS.values() for step in steps]
 _KNOWN = {
     *_ORDER,
-    "train_clip",
     "measure",
+    "rebuild",
     "evaluate",
     "compare",
     "rate",

@@ -19,7 +19,8 @@ from infra.others import others
 from workflows.commands import choose, columns
 
 ROOT = Path(__file__).parents[1]
-FAMILIES = {"tokenizers": "tokenizer", "priors": "prior"}  # of t2i, by folder; another's is called as its folder
+# Of t2i, by folder; another's is called as its folder.
+FAMILIES = {"tokenizers": "tokenizer", "priors": "prior", "conditions": "encoder"}
 OTHERS = {"rescribe.tokenizers": "tokenizer", "rescribe.priors": "prior"}  # entry points of other packages
 
 
@@ -141,9 +142,13 @@ def _told(family: str, config: Any, *beside: Any) -> tuple[str, str]:
     if family == "clip":
         side = config.image_size
         return f"vectors of {config.width}", f"pictures of {side}x{side}, texts of {config.length} tokens"
+    if family == "encoder":
+        pooled = f", and one of {config.projection} a text" if getattr(config, "projection", 0) else ""
+        return f"vectors of {config.width} a token{pooled}", f"texts of {config.length} tokens"
     if family == "tokenizer":
-        side = 256 // config.grid((256, 256))[0]
-        return f"codes of {config.quantizer.size:,}, each of {side}x{side} pixels", "pictures"
+        side, size = 256 // config.grid((256, 256))[0], config.quantizer.size
+        values = f"codes of {size:,}" if size else f"latents of {config.quantizer.width}"
+        return f"{values}, each of {side}x{side} pixels", "pictures"
     if family == "prior":
         space, conditions = beside
         values = f"codes of {space.codes:,}" if space.codes else "pixels" if space.bound else "latents"

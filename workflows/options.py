@@ -16,6 +16,7 @@ from infra.config import FieldError
 from infra.store import Step
 from t2i.priors.sampling import SamplingConfig
 from t2i.priors.task import sampling_of
+from t2i.tokenizers.published import SUFFIXES, PublishedConfig
 from workflows import recipes
 from workflows.asked import captioner_of
 from workflows.caption_with import caption_with
@@ -31,14 +32,15 @@ from workflows.ingest import IngestConfig
 from workflows.kinds import Recipe, read
 from workflows.lookup import MAKERS, STORE, in_store, one
 from workflows.mix import MixConfig, weights_of
+from workflows.rebuild import rebuild
 from workflows.sample import SampleConfig, sample
 from workflows.text_to_image import STEPS
 from workflows.train_clip import train_clip
-from workflows.train_tokenizer import MODEL
+from workflows.train_tokenizer import MODEL, TrainTokenizerConfig
 from workflows.yardstick import calibrate, measure, train_extractor
 
 BRIEF = ("max-requests", "max-tokens", "token-prices")  # fields of the cluster that are options by themselves
-FURTHER = (encode_text, train_clip, hash_images, deduplicate, examine, train_extractor, calibrate, measure)
+FURTHER = (encode_text, train_clip, hash_images, deduplicate, examine, train_extractor, calibrate, measure, rebuild)
 WORK: dict[str, Step] = {work.name: work for work in (*STEPS, *FURTHER)}
 OLDER: dict[str, Step] = {caption_with.name: caption_with}  # steps of before, whose artifacts can be retried
 ONE_KIND = (tyro.conf.AvoidSubcommands,)  # a field of several types keeps that of its default
@@ -53,6 +55,16 @@ class RecipeOptions:
     store: str = STORE  # folder or s3:// address of all artifacts
     cluster: Cluster = dataclasses.field(default_factory=laptop)
     json: bool = False  # the results as one JSON object, last on standard output
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanOptions(RecipeOptions):  # noqa: D101 -- its base's
+    __doc__ = RecipeOptions.__doc__
+
+    probe: bool = False  # run a piece of each step here, and tell what all of it takes
+    probe_steps: int = 40  # of each training, that are run
+    probe_rows: int = 1000  # of a shard, likewise
+    price: float = 0.0  # of an hour of this machine, in your money
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,7 +127,7 @@ def recipe_options(arguments: list[str], verb: str) -> RecipeOptions:
         rest = [re.sub(r"^--corpus(?==|$)", "--corpus.corpus", word) for word in rest]
     texts, rest = _take_texts(kind, rest)
     captioned, rest = _captioned(kind, texts, rest)
-    options = _options_of(kind)
+    options = _options_of(kind, PlanOptions if verb == "plan" else RecipeOptions)
     recipe = _put(recipe, texts | captioned)
     if captioned.get("captions") and "weights" not in texts.get("mix", {}):
         recipe = _reading(recipe)
@@ -132,13 +144,11 @@ def _reading(recipe: Any) -> Any:
     return dataclasses.replace(recipe, mix=dataclasses.replace(mixing, weights=weights))
 
 
-def _options_of(kind: type) -> type[RecipeOptions]:
+def _options_of(kind: type, base: type[RecipeOptions]) -> type[RecipeOptions]:
     """The options of recipes of a kind."""
     recipe = ("recipe", Annotated[kind, _FLAT])
     told = {"__doc__": RecipeOptions.__doc__}
-    return dataclasses.make_dataclass(
-        "Options", [recipe], bases=(RecipeOptions,), frozen=True, kw_only=True, namespace=told
-    )
+    return dataclasses.make_dataclass("Options", [recipe], bases=(base,), frozen=True, kw_only=True, namespace=told)
 
 
 def retry_options(arguments: list[str]) -> RetryOptions:
@@ -279,7 +289,17 @@ def _captioned(kind: type, texts: dict[str, Any], arguments: list[str]) -> tuple
     if isinstance(word := texts.get("captions"), str):
         store = in_store(word, _take("--store", arguments)[0] or STORE)
         made["captions"] = None if word == "none" else one(store, MAKERS["captions"], str).path
+    if isinstance(word := texts.get("tokenizer"), str):
+        made["tokenizer"] = _tokenizer(word, _take("--store", arguments)[0] or STORE)
     return made, arguments
+
+
+def _tokenizer(word: str, store: str) -> Any:
+    """What a recipe holds for `--tokenizer WORD`: the path of an artifact, or the config of what others trained."""
+    inside = ("config.json", "model_index.json")  # of a model of diffusers, and of a pipeline
+    if word.endswith(SUFFIXES) or any(storage.exists(storage.join(word, name)) for name in inside):
+        return TrainTokenizerConfig(model=PublishedConfig(path=storage.anchored(word)), train=None)
+    return one(in_store(word, store), MAKERS["tokenizer"], str).path
 
 
 def _put(config: Any, texts: dict[str, Any]) -> Any:

@@ -22,6 +22,7 @@ from infra.data.stage import Stage
 from infra.metrics import Report, counting
 from infra.store import Artifact, by_shard, step
 from workflows.asked import DESCRIPTIVE, SHORT, caption_by, check_names, tell_copies
+from workflows.clips import weights_of
 from workflows.train_captioner import MODEL, Backend, named
 
 
@@ -87,7 +88,7 @@ def recaption(
     ]
     if config.matcher or config.clip or (known.matching is not None and known.matching.match):
         matcher = Tower(storage.anchored(config.matcher), config.precision, gpus) if config.matcher else None
-        clip = storage.anchored(config.clip) or None
+        clip = weights_of(config.clip) or None
         stages.append(Match(tower, tuple(style.name for style in styles), matcher, clip, cpus, gpus))
     report = counting(report, "captions", of="accepted", times=len(styles))
     counts = run_stages(stages, [images.path], out, batch_size=config.batch, actors=cluster.actors, report=report)

@@ -12,9 +12,9 @@ from infra.train.optim import OptimConfig
 from t2i.priors.autoregressive import AutoregressiveConfig
 from t2i.priors.sampling import SamplingConfig
 from t2i.tokenizers.critic import CriticConfig
+from t2i.tokenizers.finite_scalar import FiniteScalarConfig
 from t2i.tokenizers.losses import LossConfig
 from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
-from t2i.tokenizers.quantizers import FiniteScalarConfig
 from workflows.asked import captioner_of
 from workflows.commands import KINDS, function
 from workflows.corpora.shapes import ShapesConfig
@@ -47,18 +47,7 @@ def demo(seed: int = 0) -> Recipe:
             finetune_optim=OptimConfig(lr=6e-3, warmup_steps=20, muon=True),
         ),
         captions=RecaptionConfig(score_alt=False),  # no bound of `mix` asks for it
-        tokenizer=replace(
-            before.tokenizer,
-            model=PatchVQGANConfig(
-                patch=8,
-                channels=192,
-                encoder_kernel=1,
-                encoder_blocks=0,
-                quantizer=FiniteScalarConfig(levels=(8, 8, 8, 5)),
-            ),
-            train=_train(seed, 640),
-            optim=OptimConfig(lr=1e-2, warmup_steps=30, muon=True),
-        ),
+        tokenizer=_demo_tokenizer(seed),
         prior=replace(
             before.prior,
             train=_train(seed, 320),
@@ -78,13 +67,7 @@ def demo_v1(seed: int = 0) -> Recipe:
         captioner=_captioner(seed),
         captions=RecaptionConfig(),
         mix=MixConfig(weights={"alt": 0.05, "descriptive": 0.95}),  # DALL-E 3's share
-        tokenizer=TrainTokenizerConfig(
-            model=PatchVQGANConfig(patch=4, channels=96, quantizer=FiniteScalarConfig(levels=(8, 6, 5))),
-            losses=LossConfig(distance="l2"),
-            train=_train(seed, 1200),
-            optim=OptimConfig(lr=3e-3, warmup_steps=30),
-            seed=seed,
-        ),
+        tokenizer=_tokenizer(seed),
         codes=EncodeConfig(),
         prior=TrainPriorConfig(
             model=AutoregressiveConfig(width=128, layers=4, heads=4),
@@ -117,7 +100,7 @@ def debug(seed: int = 0) -> Recipe:
         ),
         captioner=replace(_captioner(seed), base=short, finetune=short),
         captions=RecaptionConfig(retries=()),  # nearly all its captions are faulty
-        tokenizer=replace(recipe.tokenizer, train=short),
+        tokenizer=replace(_tokenizer(seed), train=short),
         prior=replace(recipe.prior, train=short),
         sample=replace(recipe.sample, count=8),
         report=replace(recipe.report, title="Debug", summary="Too short a training to show anything.", targets={}),
@@ -142,7 +125,7 @@ def nlvr(corpus: str, seed: int = 0) -> Recipe:
             finetune=_train(seed, 300, batch=32),
         ),
         mix=MixConfig(weights={"alt": 0.05, "short": 0.15, "descriptive": 0.8}),
-        tokenizer=replace(recipe.tokenizer, train=_train(seed, 500, batch=32)),
+        tokenizer=replace(_tokenizer(seed), train=_train(seed, 500, batch=32)),
         prior=replace(recipe.prior, text_length=112, drop=0.1, train=_train(seed, 400, batch=32)),
         sample=replace(recipe.sample, count=64, sampling=SamplingConfig(temperature=0.7, guidance=1.5)),
         report=ReportConfig(
@@ -169,7 +152,7 @@ def emoji(corpus: str, seed: int = 0) -> Recipe:
         ),
         mix=MixConfig(weights={"alt": 0.5, "short": 0.5}),
         tokenizer=replace(  # judged by a critic in its second half
-            recipe.tokenizer,
+            _tokenizer(seed),
             critic=CriticConfig(channels=32, layers=2, weight=0.1, start_step=600),
             critic_optim=OptimConfig(lr=3e-4, warmup_steps=30, betas=(0.5, 0.9)),
         ),
@@ -201,7 +184,7 @@ def own(corpus: str, captioner: str = "none", model: str = "", key_variable: str
         captioner=who,
         captions=captions if who else None,
         mix=MixConfig(weights=weights if who else {"alt": 1.0}),
-        tokenizer=replace(recipe.tokenizer, train=_train(seed, 1000)),
+        tokenizer=replace(_demo_tokenizer(seed), train=_train(seed, 1000)),
         prior=replace(recipe.prior, vocabulary_size=4000, text_length=112, drop=0.1, train=_train(seed, 1000)),
         sample=replace(recipe.sample, count=64, sampling=SamplingConfig(temperature=0.7, guidance=1.5)),
         report=ReportConfig(title="Own pictures", summary="", corpus="words"),
@@ -220,6 +203,33 @@ def _captioner(seed: int) -> TrainCaptionerConfig:
         base_optim=OptimConfig(lr=1e-3, warmup_steps=50),
         finetune=_train(seed, 150),
         finetune_optim=OptimConfig(lr=1e-3, warmup_steps=20),
+        seed=seed,
+    )
+
+
+def _demo_tokenizer(seed: int) -> TrainTokenizerConfig:
+    """That of the demo."""
+    return replace(
+        _tokenizer(seed),
+        model=PatchVQGANConfig(
+            patch=8,
+            channels=192,
+            encoder_kernel=1,
+            encoder_blocks=0,
+            quantizer=FiniteScalarConfig(levels=(8, 8, 8, 5)),
+        ),
+        train=_train(seed, 640),
+        optim=OptimConfig(lr=1e-2, warmup_steps=30, muon=True),
+    )
+
+
+def _tokenizer(seed: int) -> TrainTokenizerConfig:
+    """That of the demo as it was at first."""
+    return TrainTokenizerConfig(
+        model=PatchVQGANConfig(patch=4, channels=96, quantizer=FiniteScalarConfig(levels=(8, 6, 5))),
+        losses=LossConfig(distance="l2"),
+        train=_train(seed, 1200),
+        optim=OptimConfig(lr=3e-3, warmup_steps=30),
         seed=seed,
     )
 

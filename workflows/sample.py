@@ -23,6 +23,7 @@ from t2i.priors.asking import CAPTION, Asking
 from t2i.priors.sampling import SamplingConfig
 from t2i.priors.task import SamplingKind, sampling_of
 from t2i.stages import LinkAt, Paint, askings, settled
+from workflows.clips import weights_of
 from workflows.commands import say
 from workflows.held_out import prompts_of
 from workflows.lookup import tail
@@ -196,18 +197,12 @@ def links_of(config: SampleConfig, *models: Artifact) -> tuple[LinkAt, ...]:
             space=tokenizer.id,
             sampling=link.sampling,
             candidates=link.candidates,
-            judge=_clip(link.judge),
+            judge=weights_of(link.judge),
             model=f"{prior.step}/{prior.id}",
             sha256=_weights(prior),
         )
         for prior, tokenizer, link in zip(models[::2], models[1::2], config.every_link, strict=True)
     )
-
-
-def _clip(named: str) -> str:
-    """The folder of a judge, where it is named by that of its artifact; else its name."""
-    own = storage.join(named, MODEL) if named else ""
-    return storage.absolute(own) if own and storage.exists(own) else storage.anchored(named)
 
 
 def _weights(prior: Artifact) -> str:

@@ -32,7 +32,7 @@ class Recipe:
     captioner: TrainCaptionerConfig | str | None = setting(was=TrainCaptionerConfig)
     captions: RecaptionConfig | str | None = setting(was=RecaptionConfig)
     mix: MixConfig
-    tokenizer: TrainTokenizerConfig
+    tokenizer: TrainTokenizerConfig | str = setting(was=TrainTokenizerConfig)  # or the path of one that is there
     codes: EncodeConfig
     prior: TrainPriorConfig
     sample: SampleConfig
@@ -45,7 +45,8 @@ class Recipe:
         sizes = self.corpus.sizes
         if not sizes:
             raise ValueError("To be trained on, pictures come to a size: give corpus.image_size, such as 256 256.")
-        check_patches(self.tokenizer.model, sizes)
+        if not isinstance(self.tokenizer, str):
+            check_patches(self.tokenizer.model, sizes)
         check_sizes(self.prior.model, [bucket_name(size) for size in sizes])
 
     def run(self, store: Store | Plan) -> Artifact:

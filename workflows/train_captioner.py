@@ -34,7 +34,7 @@ from infra.train.fit import Training, fit
 from infra.train.loop import TrainConfig, Trained, is_loss
 from infra.train.optim import OptimConfig
 from workflows.splits import demand_rows
-from workflows.train_tokenizer import seen_of
+from workflows.train_tokenizer import taken_of
 
 UNTOLD = "have no alt text, which a base and a filter learn from: give texts, or published weights and no `base`"
 Backend = TransformersConfig | EndpointConfig | VLLMConfig  # somebody else's model
@@ -168,7 +168,7 @@ def train_captioner(
         storage.upload(folder, storage.join(out, MODEL))
     losses = {name.replace("/", "_"): value for name, value in figures.items() if is_loss(name)}
     styles = [style.name for style in config.styles]
-    return {"vocabulary": len(vocabulary), "styles": styles, **losses, **seen_of(figures)}
+    return {"vocabulary": len(vocabulary), "styles": styles, **losses, **taken_of(figures)}
 
 
 def named(captioner: Artifact) -> Backend | None:

@@ -16,7 +16,7 @@ from t2i.clip.task import ClipTask
 from t2i.clip.words import FILE, CLIPWords, train_words
 from workflows.splits import demand_rows
 from workflows.train_prior import captions_of
-from workflows.train_tokenizer import losses_of
+from workflows.train_tokenizer import losses_of, taken_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,4 +63,10 @@ def train_clip(
     model = replace(config.model, vocabulary_size=count)
     task = ClipTask(model=model, words=folder, styles=styles, optim=config.optim, seed=config.seed)
     figures = fit([Training(task, inputs, config.train, out)], cluster, report)
-    return {"steps": figures["step"], "rows": figures["rows"], "vocabulary": count, **losses_of(figures)}
+    return {
+        "steps": figures["step"],
+        "rows": figures["rows"],
+        "vocabulary": count,
+        **losses_of(figures),
+        **taken_of(figures),
+    }

@@ -41,7 +41,7 @@ from t2i.tokenizers.task import load_tokenizer
 from t2i.vocabulary import FILE, TextVocabulary
 from workflows.encode_text import NULL, anchored
 from workflows.splits import demand_rows
-from workflows.train_tokenizer import MODEL, image_sizes, losses_of, seen_of
+from workflows.train_tokenizer import MODEL, image_sizes, losses_of, taken_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +142,7 @@ def train_prior(
     figures = fit([Training(task, inputs, config.train, out)], cluster, report)
     sizes = [each.vocabulary_size for each in told if isinstance(each, WordsConfig)]
     words = {"vocabulary": sizes[0]} if sizes else {}
-    return {"steps": figures["step"], "rows": figures["rows"], **words, **losses_of(figures), **seen_of(figures)}
+    return {"steps": figures["step"], "rows": figures["rows"], **words, **losses_of(figures), **taken_of(figures)}
 
 
 def _resolved(

@@ -7,7 +7,7 @@ from typing import Any
 from infra import storage
 from infra.cluster import Cluster
 from infra.data.fitting import Size
-from infra.metrics import Report
+from infra.metrics import FLOPS, Report
 from infra.store import Artifact, step
 from infra.train.fit import Training, fit
 from infra.train.loop import TrainConfig, Trained, is_loss
@@ -16,10 +16,12 @@ from t2i.tokenizers.critic import CriticConfig
 from t2i.tokenizers.losses import LossConfig
 from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
 from t2i.tokenizers.pixels import PixelsConfig
+from t2i.tokenizers.published import PublishedConfig
 from t2i.tokenizers.task import TokenizerConfig, TokenizerTask, build_tokenizer, save_tokenizer
 from workflows.splits import demand_rows
 
 MODEL = "model"  # the folder, within the artifact, of what users load
+BEGIN = "begin"  # that of a published tokenizer from which training begins
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,8 @@ class TrainTokenizerConfig:
 
     model: TokenizerConfig = field(default_factory=PatchVQGANConfig)
     losses: LossConfig = field(default_factory=LossConfig)
-    train: TrainConfig | None = field(default_factory=lambda: TrainConfig(steps=1000))  # None: pixels learn nothing
+    # None: it stays as it is. Pixels learn nothing, and what others trained need not.
+    train: TrainConfig | None = field(default_factory=lambda: TrainConfig(steps=1000))
     optim: OptimConfig = field(default_factory=OptimConfig)
     critic: CriticConfig | None = None
     critic_optim: OptimConfig | None = None  # None: as the tokenizer's
@@ -38,8 +41,10 @@ class TrainTokenizerConfig:
         pixels = isinstance(self.model, PixelsConfig)
         if pixels and (self.train or self.critic):
             raise ValueError("A tokenizer of pixels learns nothing: leave out critic, and give train None.")
-        if not pixels and self.train is None:
+        if self.train is None and not isinstance(self.model, PixelsConfig | PublishedConfig):
             raise ValueError("Say how long the tokenizer is trained: give train its steps.")
+        if self.train is None and self.critic:
+            raise ValueError("A critic judges a tokenizer that is trained: leave out critic, or give train its steps.")
 
     @property
     def trainings(self) -> list[Trained]:
@@ -54,29 +59,34 @@ def train_tokenizer(
 ) -> dict[str, Any]:
     """Train an image tokenizer on the pictures of a corpus, all of one size, or of the sizes of its buckets.
 
-    One of pixels learns nothing, and is only named.
+    One of pixels learns nothing, and is only named; one that others trained is kept in our layout, and trained on where
+    `train` says how long.
     """
     demand_rows(images)
     sizes, model = image_sizes(images), build_tokenizer(config.model)
     for size in sizes:
         model.space(size)  # a size that does not fit is said before anything starts
     size = {"size": list(sizes[0])} if len(sizes) == 1 else {"sizes": [list(size) for size in sizes]}
-    if config.train is None:
+    published = isinstance(config.model, PublishedConfig)
+    if config.train is None or published:
+        given = storage.join(out, BEGIN if config.train else MODEL)
         with tempfile.TemporaryDirectory() as local:
             save_tokenizer(model, local)
-            storage.upload(local, storage.join(out, MODEL))
+            storage.upload(local, given)
+    if config.train is None:
         return size
     task = TokenizerTask(
-        model=config.model,
+        model=model.config,
         losses=config.losses,
         optim=config.optim,
         critic=config.critic,
         critic_optim=config.critic_optim,
         seed=config.seed,
         bucket="bucket" if images.manifest["config"].get("buckets") else None,
+        begin=storage.join(out, BEGIN) if published else "",
     )
     figures = fit([Training(task, [images.path], config.train, out)], cluster, report)
-    return {"steps": figures["step"], "rows": figures["rows"], **size, **losses_of(figures), **seen_of(figures)}
+    return {"steps": figures["step"], "rows": figures["rows"], **size, **losses_of(figures), **taken_of(figures)}
 
 
 def image_sizes(images: Artifact) -> list[Size]:
@@ -92,7 +102,7 @@ def image_sizes(images: Artifact) -> list[Size]:
 
 def rebuilds(tokenizer: Artifact) -> bool:
     """Whether a tokenizer learned to rebuild pictures; one of pixels keeps them as they are."""
-    return tokenizer.manifest["config"].get("train", {}) is not None  # of before, all learned
+    return tokenizer.manifest["config"]["model"].get("class") != PixelsConfig.__name__
 
 
 def losses_of(figures: dict[str, Any]) -> dict[str, float]:
@@ -100,6 +110,10 @@ def losses_of(figures: dict[str, Any]) -> dict[str, float]:
     return {name.split("/")[-1] + "_loss": value for name, value in figures.items() if is_loss(name)}
 
 
-def seen_of(figures: dict[str, Any]) -> dict[str, Any]:
-    """`held_out`: the last losses on held-out rows, and the CPU-seconds that all of these took; where any were seen."""
-    return {"held_out": figures["held_out"]} if "held_out" in figures else {}
+def taken_of(figures: dict[str, Any]) -> dict[str, Any]:
+    """What a training took, and what was seen of held-out rows, as far as it is known.
+
+    `training_flops` and, of frozen models that were asked in it, `frozen_flops`; `held_out`: the last losses on rows
+    that are held out, and the CPU-seconds that all of these took.
+    """
+    return {name: figures[name] for name in (*FLOPS, "held_out") if name in figures}

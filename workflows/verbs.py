@@ -3,6 +3,7 @@
 import shlex
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import tyro
@@ -13,6 +14,7 @@ from infra.data.ledger import LEDGER
 from infra.store import Artifact, Plan, Step, Store, as_folder
 from infra.trouble import explained
 from workflows import text_to_image
+from workflows.clips import with_clips
 from workflows.commands import COUNTS, say
 from workflows.corpora.shapes import write_shards
 from workflows.direct import direct
@@ -114,7 +116,12 @@ def plan(arguments: list[str]) -> dict[str, Any]:
         say(f"`run` would refuse: {sentence}")
     steps = [dict(zip(("step", "id", "reason"), line, strict=True)) for line in drawn.lines]
     steps = [each | ({"told": told} if (told := drawn.told[each["id"]]) else {}) for each in steps]
-    return {"steps": steps} | ({"lacks": lacking} if lacking else {})
+    results: dict[str, Any] = {"steps": steps} | ({"lacks": lacking} if lacking else {})
+    if getattr(options, "probe", False):
+        from workflows.probe import told_of  # what it needs is slow to import, and a plan by itself does without
+
+        results["probe"] = told_of(options)
+    return results
 
 
 def recipe_of(arguments: list[str]) -> dict[str, Any]:
@@ -228,7 +235,7 @@ def run_step(work: Step, arguments: list[str]) -> dict[str, Any]:
     for name, path in given:
         line = rephrased(work.name, arguments, path, f"--{name}")
         inputs += inputs_of(name, in_store(path, parsed.store), line) if path else [None]
-    config = parsed.config
+    config = with_clips(parsed.config, parsed.store, partial(rephrased, work.name, arguments))
     if work is sample and (prior := inputs[1]):
         inputs[2] = inputs[2] or tokenizer_of(prior)
         chain = [each for each in inputs[3:] if each is not None]

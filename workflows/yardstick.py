@@ -6,19 +6,17 @@ the first set is from the second.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
-from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from infra import storage, strict
 from infra.cluster import Cluster
-from infra.config import fingerprint, from_dict
+from infra.config import from_dict, setting
 from infra.data.images import decode
-from infra.data.shards import ShardReader, joined_names
 from infra.metrics import Report
 from infra.store import Artifact, Plan, Store, step
 from infra.train.fit import Training, fit
@@ -27,28 +25,34 @@ from infra.train.optim import OptimConfig
 from t2i.evaluate.extractor import ExtractorConfig
 from t2i.evaluate.facts import vocabulary
 from t2i.evaluate.intervals import Estimate
-from t2i.evaluate.scenes import Scene, describe
-from t2i.evaluate.skills import metadata
 from t2i.evaluate.task import ExtractorTask, load_extractor
 from t2i.evaluate.yardstick import Measured, Yardstick, distances_of, table
-from workflows.corpora.prompts import held_out_scenes
-from workflows.corpora.shapes import ShapesConfig, render
+from workflows.clips import key_of, weights_of
 from workflows.evaluate import read_samples
 from workflows.ingest import IngestConfig, ingest
-from workflows.judge import TEST, TRAIN
+from workflows.judge import TRAIN
+from workflows.real_pictures import NO_SCENES, kind_of, rows_of, sets_of
 from workflows.recipes import demo
 from workflows.splits import demand_rows
-from workflows.train_tokenizer import MODEL, losses_of
+from workflows.train_tokenizer import MODEL, losses_of, taken_of
 
 FEATURES, PROMPTS, TABLE = "features.npz", "prompts.jsonl", "table.json"
 SETS = ("first", "second")
-TRIES = 400  # scenes that are drawn for each of a set, at most
 
 Extract = Callable[[Sequence[np.ndarray]], np.ndarray]
 """(H, W, 3) uint8 pictures of any sizes to features (N, D)."""
 
+
+def clip_features(folder: str) -> Extract:
+    """What a CLIP sees, by its folder or a hub's name."""
+    from t2i.clip.embedder import Embedder  # brings transformers
+
+    return Embedder(folder).features
+
+
 EXTRACTORS: dict[str, Callable[[str], Extract]] = {  # by the step that trained what is loaded from a folder
     "train_extractor": lambda folder: load_extractor(folder).extract,
+    "train_clip": clip_features,
 }
 
 
@@ -73,7 +77,7 @@ def train_extractor(
 ) -> dict[str, Any]:
     """Train the extractor of a corpus on those of its training rows whose scenes are known."""
     demand_rows(images)
-    scenes = [row.scene for row in _rows(images, TRAIN)]
+    scenes = [row.scene for row in rows_of(images, TRAIN)]
     if not scenes:
         raise ValueError(
             f"No training row of {images.path} has a scene, so nothing says what its pictures show: emoji, and "
@@ -82,7 +86,13 @@ def train_extractor(
     known = vocabulary(scenes)
     task = ExtractorTask(model=config.model, facts=known, optim=config.optim, seed=config.seed)
     figures = fit([Training(task, [images.path], config.train, out)], cluster, report)
-    return {"steps": figures["step"], "rows": figures["rows"], "facts": len(known), **losses_of(figures)}
+    return {
+        "steps": figures["step"],
+        "rows": figures["rows"],
+        "facts": len(known),
+        **losses_of(figures),
+        **taken_of(figures),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,24 +101,33 @@ class CalibrateConfig:
 
     rows: int = 2000
     seed: int = 0
+    clip: str = setting("", since="0.2")  # in an extractor's place: a CLIP, by a folder or a hub's name
 
     def __post_init__(self) -> None:
         if self.rows < 10:
             raise ValueError(f"rows is {self.rows}; a set of real pictures has at least 10.")
 
 
-@step(version=1)
+@step(version=1, key=lambda config: key_of(config.clip))
 def calibrate(
-    config: CalibrateConfig, images: Artifact, extractor: Artifact, *, out: str, cluster: Cluster, report: Report
+    config: CalibrateConfig,
+    images: Artifact,
+    extractor: Artifact | None = None,
+    *,
+    out: str,
+    cluster: Cluster,
+    report: Report,
 ) -> dict[str, Any]:
     """Write the features of two sets of real pictures, and the prompts of the first, a line of `prompts.jsonl` each.
 
     Of Shapes no scene is one of training, by its hash, and none comes twice. Other corpora give pictures of their test
     split, one of each scene, to one set or the other by the scene's hash; both sets are as large as the smaller one.
+    The extractor is one of these pictures, or a CLIP: what `train_clip` made, or a published one that is named.
     """
-    extract = extractor_of(extractor)
-    shapes = _shapes(images)
-    sets = _rendered(config, shapes) if shapes else _held_out(config, images)
+    if (extractor is None) != bool(config.clip):
+        raise ValueError("Say by what is measured: an extractor, which may be what train_clip made, or a CLIP by name.")
+    extract = _extract(config, extractor)
+    sets = sets_of(images, config.rows, config.seed)
     seen = {}
     for number, (name, pictures) in enumerate(zip(SETS, sets, strict=True)):
         seen[name] = extract([picture.pixels for picture in pictures])
@@ -119,7 +138,8 @@ def calibrate(
     np.savez(buffer, **seen)
     storage.write_bytes(storage.join(out, FEATURES), buffer.getvalue())
     real = distances_of(seen["second"], seen["first"])
-    named = {"corpus": corpus_of(images), "extractor": f"{extractor.step} {extractor.id}"}
+    by = f"{extractor.step} {extractor.id}" if extractor else f"clip {(key_of(config.clip) or config.clip)[:64]}"
+    named = {"corpus": corpus_of(images), "extractor": by}
     return {**named, "rows": len(sets[0]), "real": {name: list(each) for name, each in real.items()}}
 
 
@@ -140,10 +160,10 @@ def measure(
     """
     if not samples or (config.names and len(config.names) != len(samples)):
         raise ValueError(f"Measured are the pictures of at least one model: {len(samples)}, named {config.names}.")
-    extract = extractor_of(yardstick.inputs[1])
+    extract = extract_by(yardstick)
     lines = storage.read_bytes(yardstick.url(PROMPTS)).decode().splitlines()
     wanted = Counter(json.loads(line)["prompt"] for line in lines)
-    real = np.load(BytesIO(storage.read_bytes(yardstick.url(FEATURES))))["second"]
+    real = features_of(yardstick)["second"]
     measured = []
     for number, made in enumerate(samples):
         drawn = list(read_samples(made))
@@ -165,12 +185,29 @@ def yardstick_of(calibrated: Artifact) -> Yardstick:
     """What a `calibrate` artifact says of itself, for tables."""
     said = calibrated.summary
     real = {name: Estimate(value, (low, high), n) for name, (value, (low, high), n) in said["real"].items()}
-    return Yardstick(corpus=said["corpus"], extractor=said["extractor"], rows=said["rows"], real=real)
+    named = {name: said[name] for name in ("corpus", "extractor", "rows")}
+    return Yardstick(**named, real=real, yardstick=f"{calibrated.step}/{calibrated.id}")
+
+
+def extract_by(calibrated: Artifact) -> Extract:
+    """What sees the pictures that a yardstick measures; ValueError where it is no longer what it was."""
+    config, extractor = from_dict(CalibrateConfig, calibrated.manifest["config"]), calibrated.inputs[1:]
+    if config.clip and key_of(config.clip) != calibrated.manifest["key"]:
+        raise ValueError(
+            f"{calibrated.path} measures by the CLIP at {config.clip}, which is not there or has changed: distances by "
+            "another say nothing beside its own. Calibrate again."
+        )
+    return _extract(config, extractor[0] if extractor else None)
+
+
+def features_of(calibrated: Artifact) -> dict[str, np.ndarray]:
+    """(N, D) of each of its sets, by name."""
+    return dict(np.load(BytesIO(storage.read_bytes(calibrated.url(FEATURES)))))
 
 
 def corpus_of(images: Artifact) -> str:
     """Whose pictures an index holds, as a yardstick names it: its kind, and the index's id."""
-    return f"{_kind(images)} {images.id}"
+    return f"{kind_of(images)} {images.id}"
 
 
 def extractor_of(trained: Artifact) -> Extract:
@@ -180,23 +217,30 @@ def extractor_of(trained: Artifact) -> Extract:
     return EXTRACTORS[trained.step](trained.url(MODEL))
 
 
+def _extract(config: CalibrateConfig, extractor: Artifact | None) -> Extract:
+    return extractor_of(extractor) if extractor else clip_features(weights_of(config.clip))
+
+
 @dataclass(frozen=True, kw_only=True)
 class YardstickRecipe:
-    """Every choice that changes a yardstick. All of them are fixed, seed 0, or distances would say nothing."""
+    """Every choice that changes a yardstick. All of them are fixed, seed 0, or distances would say nothing.
+
+    In an extractor's place may stand the path of one, or of what `train_clip` made; with `sets.clip` there is none.
+    """
 
     name: str
     corpus: IngestConfig
-    extractor: TrainExtractorConfig
+    extractor: TrainExtractorConfig | str = setting(was=TrainExtractorConfig)
     sets: CalibrateConfig
 
     def __post_init__(self) -> None:
         if self.corpus.labels == "emoji":
-            raise ValueError("Emoji have no FID: each is a kind of its own, and nothing says what it shows.")
+            raise ValueError(NO_SCENES)
 
     def run(self, store: Store | Plan) -> Artifact:
         """Make the yardstick, or find it; returns what `measure` takes."""
         images = store.step(ingest, self.corpus)
-        extractor = store.step(train_extractor, self.extractor, images)
+        extractor = None if self.sets.clip else store.step(train_extractor, self.extractor, images)
         return store.step(calibrate, self.sets, images, extractor)
 
 
@@ -213,94 +257,3 @@ def yardstick_for(corpus: IngestConfig) -> YardstickRecipe:
     return YardstickRecipe(
         name="yardstick", corpus=corpus, extractor=TrainExtractorConfig(model=model), sets=CalibrateConfig()
     )
-
-
-class _Picture(NamedTuple):
-    """A real picture, and the line of `prompts.jsonl` that asks for its like."""
-
-    pixels: np.ndarray
-    line: dict[str, Any]
-
-
-class _Row(NamedTuple):
-    """A row whose scene is known: JSON, its longest caption, and where it lies."""
-
-    scene: str
-    prompt: str | None
-    shard: str
-    place: int
-
-
-def _rows(images: Artifact, split: str) -> Iterator[_Row]:
-    for shard in joined_names([images.path]):
-        columns = ShardReader([images.path], shard).columns(["split", "scene", "reference_descriptive"])
-        for place in np.flatnonzero(columns["split"] == split):
-            if scene := columns["scene"][place]:
-                yield _Row(scene, columns["reference_descriptive"][place], shard, int(place))
-
-
-def _shapes(images: Artifact) -> ShapesConfig | None:
-    corpus = from_dict(IngestConfig, images.manifest["config"]).corpus
-    return corpus if isinstance(corpus, ShapesConfig) else None
-
-
-def _kind(images: Artifact) -> str:
-    return "shapes" if _shapes(images) else images.manifest["config"]["labels"].replace("json", "own")
-
-
-def _rendered(config: CalibrateConfig, shapes: ShapesConfig) -> list[list[_Picture]]:
-    rng = np.random.default_rng([config.seed, 2**32])  # no row of a corpus is drawn from such a seed
-    return [
-        [_Picture(render(scene, shapes.size, rng, shapes.jitter), _line(scene)) for scene in scenes]
-        for scenes in two_sets(shapes, config.rows, rng)
-    ]
-
-
-def two_sets(shapes: ShapesConfig, rows: int, rng: np.random.Generator) -> tuple[list[Scene], list[Scene]]:
-    """Two times `rows` distinct scenes that are held out; ValueError where there are not as many."""
-    found = dict[Scene, None]()
-    for scene in islice(held_out_scenes(shapes, rng), TRIES * rows):
-        found[scene] = None
-        if len(found) == 2 * rows:
-            break
-    else:
-        raise ValueError(
-            f"Two sets of {rows} scenes that are held out were wanted, but only {len(found)} were found: give the "
-            "corpus more max_objects or a larger test_fraction, or the sets fewer rows."
-        )
-    # Scenes of one object are few, and soon all found: as they come, the first set would have nearly all of them.
-    scenes = list(found)
-    mixed = [scenes[number] for number in rng.permutation(len(scenes))]
-    return mixed[:rows], mixed[rows:]
-
-
-def _line(scene: Scene) -> dict[str, Any]:
-    return metadata(describe(scene), scene) | {"scene": strict.dumps(scene.to_dict())}
-
-
-def _held_out(config: CalibrateConfig, images: Artifact) -> list[list[_Picture]]:
-    """Pictures of test rows that have a caption, the first of each scene, by the hash of the scene.
-
-    Some scenes of a published test split may be in training, too; these are left out.
-    """
-    first, shown = dict[str, _Row](), {row.scene for row in _rows(images, TRAIN)}
-    for row in _rows(images, TEST):
-        if row.prompt and row.scene not in shown:
-            first.setdefault(fingerprint(["yardstick", row.scene]), row)
-    sides = [[first[each] for each in sorted(first) if int(each[-1], 16) % 2 == side] for side in (0, 1)]
-    rows = min(config.rows, *map(len, sides))
-    if rows < 10:
-        raise ValueError(
-            f"The test split of {images.path} has {len(first)} scenes with a caption, too few for two sets of pictures."
-        )
-    return [_pictures(images, side[:rows]) for side in sides]
-
-
-def _pictures(images: Artifact, rows: Sequence[_Row]) -> list[_Picture]:
-    """Those of some rows, in their order; each shard is opened once."""
-    found: dict[_Row, np.ndarray] = {}
-    for shard in sorted({row.shard for row in rows}):
-        here = [row for row in rows if row.shard == shard]
-        pixels = ShardReader([images.path], shard).rows(["pixels"], [row.place for row in here])["pixels"]
-        found |= dict(zip(here, pixels, strict=True))
-    return [_Picture(found[row], {"prompt": row.prompt}) for row in rows]

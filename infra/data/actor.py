@@ -90,6 +90,7 @@ class Actor:
         self._beat_seconds, self._part_seconds, self._resumed = beat_seconds, part_seconds, resumed
         self._ended = self._since = time.perf_counter()  # since a part was committed
         self._did = False  # whether something was done for the item that is at work
+        self._begin()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, list[Any]]]:
         if self._broken:
@@ -101,6 +102,7 @@ class Actor:
     def _run(self, item: str) -> dict[str, Any]:
         record, error, began, self._did = None, "", time.perf_counter(), False
         idle, _ = began - self._ended, taken()
+        self._begin()
         try:
             if self._halted:
                 raise self._halted
@@ -117,8 +119,14 @@ class Actor:
             error = str(problem) if isinstance(problem, DeviceError) else _told(problem)
         self._ended = time.perf_counter()
         seconds = taken() | {"idle": idle, "all": self._ended - began + idle}
-        told = {"record": record, "seconds": seconds, "place": _place()}
+        pace = {"seconds": self._ended - self._begun, "cpu": time.process_time() - self._spent}
+        cost = getattr(getattr(self._work, "runner", None), "cost", (0, 0))
+        told = {"record": record, "seconds": seconds, "place": _place(), "pace": pace, "cost": cost}
         return {"name": item, "ended": ended, "error": error} | {key: strict.dumps(told[key]) for key in told}
+
+    def _begin(self) -> None:
+        """From here on an item's pace is measured: what loads before the first is no part of it."""
+        self._begun, self._spent = time.perf_counter(), time.process_time()
 
     def _done(self, item: str) -> Record | None:
         name, rows = read_item(item)
@@ -126,6 +134,7 @@ class Actor:
             with clocked("load"):
                 self._work.setup()
             self._ready = True
+            self._begin()
         if storage.exists(shard_url(self._out, name)):  # a first attempt died just after its commit
             return inspect(self._out, name)
         with Attempt(self._out, item, self._beat_seconds) as attempt:

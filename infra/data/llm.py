@@ -12,6 +12,7 @@ import pyarrow as pa
 from infra import strict
 from infra.capacity import WITHOUT_VLLM, has_vllm
 from infra.data.ledger import Ledger, Record, commit, pending, total
+from infra.data.run import first_few
 from infra.data.shards import VIRTUAL, ShardReader, joined_names
 from infra.data.stage import ACCEPTED, FAILED, Columns
 from infra.metrics import Report
@@ -74,7 +75,7 @@ def run_requests(
     import ray.exceptions
 
     assert ray.is_initialized(), "call infra.cluster.connect first: Ray Data would start a cluster of its own making"
-    names = joined_names(inputs)
+    names = first_few(joined_names(inputs))
     left = pending(out, names)
     ledger = Ledger(out)
     if sign:

@@ -4,10 +4,12 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from infra import storage
 from infra.data import wide
@@ -32,6 +34,57 @@ SHARES = 1000  # of the shards that are left, a portion is one of so many shares
 WAIT_SECONDS = 2.0  # before what failed once is tried again; twice as long where it failed twice
 
 
+class Pace(NamedTuple):
+    """How long an actor was at some rows, what its process took, and whether they were the first that it saw."""
+
+    rows: int
+    seconds: float
+    cpu_seconds: float
+    first: bool
+
+
+@dataclass
+class Few:
+    """Of all shards that `names` are, no more than the first `most` are done; `paces` are told as these end."""
+
+    most: int
+    names: list[str] = field(default_factory=list)
+    paces: list[Pace] = field(default_factory=list)
+
+
+_FEW: ContextVar[Few | None] = ContextVar("few", default=None)
+
+
+@contextmanager
+def few(most: int) -> Iterator[Few]:
+    """What is run in here does a few shards and ends as if there were no others; for who tries a step on a piece."""
+    asked = Few(most)
+    token = _FEW.set(asked)
+    try:
+        yield asked
+    finally:
+        _FEW.reset(token)
+
+
+def first_few(names: Sequence[str]) -> Sequence[str]:
+    """The shards that are to be done: all, but within `few`."""
+    if (asked := _FEW.get()) is None:
+        return names
+    asked.names = list(names)
+    return names[: asked.most]
+
+
+def _note(result: Mapping[str, Any]) -> None:
+    """Tell who tries a few shards how an item went, if it went well."""
+    asked = _FEW.get()
+    if asked is None or result["ended"] != WELL:
+        return
+    record, (_, rows), pace = json.loads(result["record"]), read_item(result["name"]), json.loads(result["pace"])
+    if rows or record:
+        count = rows[1] - rows[0] if rows else record["rows_in"]
+        asked.paces.append(Pace(count, pace["seconds"], pace["cpu"], "load" in json.loads(result["seconds"])))
+
+
 def run_shards(
     work: ShardWork,
     names: Sequence[str],
@@ -45,7 +98,8 @@ def run_shards(
     """Commit `work(name)` to `<out>/shards/<name>.parquet` for each name that has no such file; return the counts.
 
     With them come `actor_seconds`, what the actors spent on the shards of this call, summed over them: `all`, and of
-    these the parts that were clocked; what `read` and `decode` took in threads ran beside the rest.
+    these the parts that were clocked; what `read` and `decode` took in threads ran beside the rest. Where models of
+    torch computed, `frozen_flops` is what all accepted rows took, by the first batch of each actor of this call.
 
     Shards whose work raises, or kills its worker, do not stop the others: they are tried again behind them, three times
     in all. Rows over which devices fail are found, and failed; a node on which all fails is left out (`Health`).
@@ -56,6 +110,7 @@ def run_shards(
     import ray.exceptions
 
     assert ray.is_initialized(), "call infra.cluster.connect first: Ray Data would start a cluster of its own making"
+    names = first_few(names)
     left = pending(out, names)
     storage.remove(storage.join(out, ATTEMPTS))
     counts = work.counts() if isinstance(work, PartWork) and len(names) <= MAX_COUNTED else {}
@@ -71,6 +126,7 @@ def run_shards(
                 with closing(_results(work, items, out, cpus, gpus, actors, bool(parts), run.health.out)) as results:
                     for result in results:
                         run.hear(result)
+                        _note(result)
                         if run.health.over or len(run.health.out) > avoided:
                             break
                 if left := pending(out, left):
@@ -90,9 +146,13 @@ def run_shards(
     run.faults.close()
     records = run.ledger.close()
     wide.sweep(out, side_files(records.values()))
-    return total(records.values()) | {
-        "actor_seconds": {part: round(spent, 2) for part, spent in sorted(run.seconds.items())}
-    }
+    counts = total(records.values())
+    flops, rows = run.cost
+    return (
+        counts
+        | {"actor_seconds": {part: round(spent, 2) for part, spent in sorted(run.seconds.items())}}
+        | ({"frozen_flops": flops / rows * counts["accepted"]} if flops else {})
+    )
 
 
 def run_stages(
@@ -124,7 +184,7 @@ def run_here(
 ) -> dict[str, Any]:
     """Do what `run_stages` does in this process, without Ray: for rows so few that actors are not worth their start."""
     work, ledger = StageWork(tuple(stages), tuple(inputs), batch_size, Redo.of_folder(out)), Ledger(out)
-    names = joined_names(inputs)
+    names = first_few(joined_names(inputs))
     left = pending(out, names)
     if left:
         work.load()
@@ -146,6 +206,7 @@ class _Run:
         self.halted = ""  # why nobody goes on
         self.errors: dict[str, str] = {}  # the last of each item that did not end well
         self.seconds: Counter[str] = Counter()
+        self.cost = (0, 0)  # FLOPs, and the rows that they were counted of
         self._work, self._out, self._telling = work, out, telling
         self._tries: Counter[str] = Counter()  # the rounds in which a shard failed
         self._failed: set[str] = set()  # in this round
@@ -156,6 +217,8 @@ class _Run:
         item, ended, error = result["name"], result["ended"], result["error"]
         (name, _), place = read_item(item), Place(*json.loads(result["place"]))
         self.seconds.update(json.loads(result["seconds"]))
+        flops, rows = json.loads(result.get("cost", "[0, 0]"))
+        self.cost = (self.cost[0] + flops, self.cost[1] + rows)
         news = ended != BROKEN or self.faults.times(name) != 1
         counts = self.health.heard(place, name, ended, error, news)
         if ended in (WELL, IDLE):
@@ -232,7 +295,7 @@ def _results(
     resumed: bool,
     avoided: Iterable[str],
 ) -> Generator[Any]:
-    """Yield {name, ended, error, record, seconds, place} of each item as it ends; no actor is on nodes `avoided`."""
+    """Yield what `Actor` tells of each item as it ends; no actor is on nodes `avoided`."""
     import ray.data
     from ray.data import ActorPoolStrategy, DataContext
 

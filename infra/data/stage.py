@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, runtime_checkable
 
 from infra.data.clock import clocked
@@ -69,6 +70,7 @@ class Runner:
     def __init__(self, stages: Sequence[Stage]) -> None:
         self._stages = stages
         self._fits: dict[int, _Size] = {number: _Size() for number in range(len(stages))}
+        self.cost = (0, 0)  # FLOPs of the first batch, and its rows
 
     def __call__(self, batch: Columns) -> Columns:
         """Run a batch with `state` and `reason` columns; return these and all `writes` columns.
@@ -78,8 +80,13 @@ class Runner:
         """
         columns = dict(batch)
         columns["state"], columns["reason"] = list(batch["state"]), list(batch["reason"])
-        for number, stage in enumerate(self._stages):
-            _run_stage(stage, columns, self._fits[number])
+        # Nobody computes but by torch, as far as this sees: a server or vLLM counts for nothing.
+        counted = not self.cost[1] and ACCEPTED in columns["state"] and "torch" in sys.modules
+        with _counting() if counted else nullcontext() as count:
+            for number, stage in enumerate(self._stages):
+                _run_stage(stage, columns, self._fits[number])
+        if count is not None:
+            self.cost = (count.flops + count.frozen, batch["state"].count(ACCEPTED))
         written = [name for stage in self._stages for name in stage.writes]
         return {name: columns[name] for name in dict.fromkeys(["state", "reason", *written])}
 
@@ -181,6 +188,12 @@ def _rows(stage: Stage, output: Columns, rows: int) -> list[dict[str, Any]]:
         if row.get("state") == FAILED and is_device_error(RuntimeError(row.get("reason"))):
             raise DeviceError(f"{DEVICE}: {type(stage).__name__}: {row['reason']}")
     return found
+
+
+def _counting() -> AbstractContextManager[Any]:
+    from infra.train.flops import counting  # imports torch, which many stages do without
+
+    return counting()
 
 
 def _free() -> None:

@@ -75,6 +75,15 @@ class BucketPlan(Plan):
             start += last - first
         return Rows.joined(parts)
 
+    def rows(self, start: int, stop: int) -> int:
+        """All of whole epochs, and those of the steps before and after them."""
+        return self._before_step(stop) - self._before_step(start) if stop > start else 0
+
+    def _before_step(self, step: int) -> int:
+        epoch, last = divmod(step, self.steps_per_epoch)
+        bucket, number = self.of_steps(epoch, 0, last)
+        return epoch * self.rows_per_epoch + int(np.minimum(self.batch, self._rows[bucket] - number * self.batch).sum())
+
     def of_steps(self, epoch: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """The bucket of each of steps [start, stop) of an epoch, and which of its bucket's steps it is.
 

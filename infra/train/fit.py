@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra import storage, strict
 from infra.cluster import Cluster, connect
-from infra.metrics import Report
+from infra.metrics import FLOPS, Report
 from infra.notice import Notice, Teller
 from infra.train import checkpoint, held_out
 from infra.train.board import Board
@@ -36,7 +36,8 @@ def fit(trainings: Sequence[Training], cluster: Cluster, report: Report) -> dict
     lost, hangs, or is about to be taken away, or when there is room for more workers; the next one continues, with
     what there is. Where there is notice (SIGTERM, SIGINT, a node that is drained, growth), it saves first.
 
-    Returns the figures that each training logged last, those of a later one over those of the same name of one before.
+    Returns the figures that each training logged last, those of a later one over those of the same name of one before,
+    and of `training_flops` and `frozen_flops` the sums over the trainings, where each says what it took.
     Where an Onlooker saw them, `held_out` has the last losses on rows that are held out, and `cpu_seconds`, what all
     such losses took. It changes no figure of a training.
     Raises RuntimeError, with the worker's own sentence, where training fails for good.
@@ -50,9 +51,11 @@ def fit(trainings: Sequence[Training], cluster: Cluster, report: Report) -> dict
         connect(cluster, cluster.workers_for(max(each.config.batch for each in left))[0])
         with Notice() as notice, Onlooker(left, cluster.held_out) as onlooker:
             _supervise(Job(left, counts, cluster), report, notice, onlooker)
-    figures: dict[str, Any] = {}
-    for training in trainings:
-        figures |= storage.read_json(storage.join(training.out, FINISHED))
+    told = [storage.read_json(storage.join(training.out, FINISHED)) for training in trainings]
+    figures: dict[str, Any] = {name: value for each in told for name, value in each.items()}
+    figures = {name: value for name, value in figures.items() if name not in FLOPS}
+    if all(FLOPS[0] in each for each in told):  # those of before say nothing
+        figures |= {name: total for name in FLOPS if (total := sum(each.get(name, 0) for each in told))}
     seen = held_out.summary(trainings)
     return figures | ({"held_out": seen} if seen else {})
 

@@ -125,7 +125,11 @@ def train(
     if saved and start >= config.steps:
         return saved
     engines = [make_engine(update, micro_steps, saved) for update in task.updates()]
-    clock, score, flops = _Clock(start), _Score(engines[0].update), Flops()
+    clock, score, flops = (
+        _Clock(start),
+        _Score(engines[0].update),
+        Flops(config.steps, saved.meta.get("flops") if saved else None),
+    )
     if world.rank() == 0:
         log.begin(start)
     watch.begin(start)
@@ -139,7 +143,7 @@ def train(
         writer.save(
             step,
             {name: tensor for engine in engines for name, tensor in engine.state().items()},
-            {"updates": {engine.update.name: engine.meta() for engine in engines}},
+            {"updates": {engine.update.name: engine.meta() for engine in engines}, "flops": flops.state()},
             score.taken(),
         )
 

@@ -46,6 +46,10 @@ class Plan(ABC):
     def steps(self, start: int, stop: int) -> Rows:
         """The rows of training steps [start, stop), in order: (stop - start) * batch of them."""
 
+    @abstractmethod
+    def rows(self, start: int, stop: int) -> int:
+        """How many rows of weight 1 steps [start, stop) have."""
+
     def share(self, start: int, stop: int, rank: int, world: int, padded: int) -> tuple[Rows, np.ndarray]:
         """What `rank` of `world` computes of steps [start, stop): its rows, `padded` a step, and weights (1 or 0).
 
@@ -91,6 +95,10 @@ class BatchPlan(Plan):
     @cached_property
     def _counts(self) -> np.ndarray:
         return np.asarray(self.counts, dtype=np.int64)
+
+    def rows(self, start: int, stop: int) -> int:
+        """Every step has a whole batch."""
+        return max(0, stop - start) * self.batch
 
     def steps(self, start: int, stop: int) -> Rows:
         """The rows of training steps [start, stop), in order: (stop - start) * batch of them."""

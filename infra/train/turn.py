@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -93,12 +93,15 @@ def turn(
     """
     update = engine.update
     if update.mixes_rows and len(micro_batches) > 1:
-        micro_batches = acquainted(engine, micro_batches)
+        with flops.surveyed(update, step, sum(len(batch["weight"]) for batch in micro_batches)):
+            micro_batches = acquainted(engine, micro_batches)
     sums: dict[str, torch.Tensor] = {}
     seen, follows = {}, hasattr(update.module, "stepped")
-    for batch in micro_batches:
-        with flops.counted(update.name, len(batch["weight"])):
+    for number, batch in enumerate(micro_batches):
+        first = flops.counted(update, step, len(batch["weight"])) if not number else nullcontext(lambda: None)
+        with first as forward_ends:
             given = engine(batch)
+            forward_ends()
             losses = {name: value for name, value in given.items() if name in counts}
             terms = [update.loss_weights.get(name, 1.0) * value / counts[name] for name, value in losses.items()]
             engine.backward(torch.stack([term.float() for term in terms]).sum())

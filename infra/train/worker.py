@@ -18,6 +18,7 @@ from infra.train import checkpoint, world
 from infra.train.board import Beat, Pulse
 from infra.train.buckets import BucketPlan
 from infra.train.engine import load_weights
+from infra.train.flops import of_training
 from infra.train.ids import IdLog
 from infra.train.loop import Diverged, DoesNotFitError, Left, TrainConfig, train
 from infra.train.plan import BatchPlan, Plan
@@ -143,6 +144,7 @@ def _train(training: Training, counts: Counts, cluster: Cluster, most: int, puls
     if world.rank() == 0:
         _export(task, final, storage.join(training.out, "model"))
         figures = read_scalars(training.out)[-1]
+        figures |= of_training(final.meta.get("flops", {}), plan, config.steps)
         storage.write_json(storage.join(training.out, FINISHED), {"rows": plan.rows_per_epoch, **figures})
 
 

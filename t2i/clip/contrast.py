@@ -5,8 +5,13 @@ length 1, logits are scale * cosine.
 """
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
+
+# Around what every holder of some rows computes for all; `t2i/clip/task.py` has it left out where FLOPs are counted.
+again: Callable[[], AbstractContextManager[None]] = nullcontext
 
 LIMIT = math.log(100)  # of the log scale (section 2.5)
 FEWEST = 256  # rows that are gone through at once
@@ -35,7 +40,7 @@ def contrast(
     right_B1 = scale * (image_BD * text_BD).sum(1, keepdim=True)
     loss = ((to_text_BN - right_B1).logsumexp(1) + (to_image_BN - right_B1).logsumexp(1)).sum() / 2
     # In the other rows' losses our texts and pictures are among those that they choose from: d logsumexp = softmax.
-    with torch.no_grad():
+    with torch.no_grad(), again():
         chosen_text = _chances(to_image_BN, images_ND, texts_ND, kind_N, scale)
         chosen_image = _chances(to_text_BN, texts_ND, images_ND, kind_N, scale)
     fixed = scale.detach()

@@ -70,6 +70,13 @@ class Embedder:
         """(B, D) fp32 of length 1; of a text that is too long (`cut`), its beginning."""
         return self._embed(texts, self._texts)
 
+    def features(self, pictures: Pictures) -> np.ndarray:
+        """(B, D) float64 for distances: embeddings of mean square 1, as an extractor of ours has its features.
+
+        By length 1 the kernel of KID, (x·y / D + 1)³, would be as good as linear.
+        """
+        return self.embed_images(pictures).double().cpu().numpy() * np.sqrt(self.width)
+
     def cut(self, texts: Sequence[str]) -> list[bool]:
         """Of which texts the end is not read."""
         return [count > self.longest for count in self._tokens.counts(texts)]

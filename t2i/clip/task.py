@@ -9,16 +9,19 @@ import numpy as np
 import torch
 
 from infra import cache, storage
+from infra.train import flops
 from infra.train.draw import pick
 from infra.train.optim import OptimConfig
 from infra.train.task import Draw, Update
 from t2i.captions import ALT, ALTS, SHARES, caption_columns, heard, texts_of
+from t2i.clip import contrast
 from t2i.clip.fit import fitted, processor
 from t2i.clip.model import CLIP, CLIPConfig
 from t2i.clip.words import CLIPWords
 from t2i.conditions import encoders
 from t2i.task import TRAIN, updates_of
 
+contrast.again = flops.again
 encoders.fetched = cache.cached  # models on s3://, once a node
 
 

@@ -17,6 +17,8 @@ import torch
 
 # A local path of what lies at an address, for as long as it is read. `t2i/priors/task.py` says how s3:// comes here.
 fetched: Callable[[str], AbstractContextManager[str]] = nullcontext
+# Around what an encoder computes, so that it is told apart where FLOPs are counted; the same file says which.
+asked: Callable[[], AbstractContextManager[None]] = nullcontext
 
 CLIP, T5 = "clip", "t5"
 KINDS = {"clip": CLIP, "clip_text_model": CLIP, "t5": T5}  # by a config's model_type
@@ -162,7 +164,7 @@ class TextEncoder:
         config = self.config
         ids_BS = ids_BS.to(self._device)
         seen_BS = None if seen_BS is None else seen_BS.to(self._device)
-        with torch.autocast(self._device.type, enabled=False):  # alike within a training and without
+        with asked(), torch.autocast(self._device.type, enabled=False):  # alike within a training and without
             out = self._model(
                 input_ids=ids_BS,
                 attention_mask=None if seen_BS is None else seen_BS.long(),

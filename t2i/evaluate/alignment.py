@@ -36,33 +36,41 @@ def retrieval(
     equal: the text itself where captions repeat, the picture's number where it has several texts; without keys, row i
     with row i. Of equally near ones those that do not belong come first: what tells nothing apart finds nothing.
     """
-    images, texts = _unit(images), _unit(texts)
-    mine = list(range(len(images)) if image_keys is None else image_keys)
-    theirs = list(range(len(texts)) if text_keys is None else text_keys)
-    if len(mine) != len(images) or len(theirs) != len(texts) or not set(mine) & set(theirs):
+    rank = {
+        "text": ranks(images, texts, image_keys, text_keys),
+        "image": ranks(texts, images, text_keys, image_keys),
+    }
+    return {f"{found}_r@{k}": intervals.share(each < k) for found, each in rank.items() for k in ks}
+
+
+def ranks(
+    queries: np.ndarray,
+    others: np.ndarray,
+    query_keys: Sequence[Hashable] | None = None,
+    other_keys: Sequence[Hashable] | None = None,
+) -> np.ndarray:
+    """(N,) how many strangers are as near to a row as the nearest of `others` that belongs to it; all where none does.
+
+    Embeddings (N, D), (T, D) and keys as of `retrieval`: a row is found among the k nearest where its rank is below k.
+    """
+    queries, others = _unit(queries), _unit(others)
+    mine = list(range(len(queries)) if query_keys is None else query_keys)
+    theirs = list(range(len(others)) if other_keys is None else other_keys)
+    if len(mine) != len(queries) or len(theirs) != len(others) or not set(mine) & set(theirs):
         raise ValueError(
-            f"Found {len(images)} pictures with {len(mine)} keys and {len(texts)} texts with {len(theirs)}, "
+            f"Found {len(queries)} rows with {len(mine)} keys and {len(others)} others with {len(theirs)}, "
             f"{len(set(mine) & set(theirs))} keys in common."
         )
     numbers = {key: number for number, key in enumerate(dict.fromkeys([*mine, *theirs]))}
-    image_owners, text_owners = (np.array([numbers[key] for key in keys]) for keys in (mine, theirs))
-    ranks = {
-        "text": _ranks(images, texts, image_owners, text_owners),
-        "image": _ranks(texts, images, text_owners, image_owners),
-    }
-    return {f"{found}_r@{k}": intervals.share(rank < k) for found, rank in ranks.items() for k in ks}
-
-
-def _ranks(queries: np.ndarray, others: np.ndarray, owners: np.ndarray, other_owners: np.ndarray) -> np.ndarray:
-    """(N,) how many strangers are as near as the nearest that belongs; all others where none does."""
-    ranks = []
+    owners, other_owners = (np.array([numbers[key] for key in keys]) for keys in (mine, theirs))
+    found = []
     for start in range(0, len(queries), BLOCK):
         near = queries[start : start + BLOCK] @ others.T
         own = owners[start : start + BLOCK, None] == other_owners
         best = np.where(own, near, -np.inf).max(1, keepdims=True)
         # Sums of one row may come out a little different beside other rows: what is as near up to 1e-9 is as near.
-        ranks.append((~own & (near >= best - 1e-9)).sum(1))
-    return np.concatenate(ranks)
+        found.append((~own & (near >= best - 1e-9)).sum(1))
+    return np.concatenate(found)
 
 
 def _unit(embeddings: np.ndarray) -> np.ndarray:

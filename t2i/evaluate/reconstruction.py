@@ -43,7 +43,7 @@ def ssim(image: np.ndarray, other: np.ndarray) -> float:
 
 
 def reconstruction_scores(images: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> dict[str, Any]:
-    """`mse` over all pixels, its `psnr` in dB with its `psnr_interval`, `ssim` with its own, and `n`.
+    """`mse` over all pixels, its `psnr` in dB, `ssim`, each with its 95 % interval (`_interval`), and `n`.
 
     Images are (H, W, 3) uint8 and may differ in size. PSNR is of the pooled error, not the mean of each image's own:
     that one is infinite as soon as one image is perfect. SSIM is the mean over images, where all are large enough.
@@ -54,7 +54,13 @@ def reconstruction_scores(images: Sequence[np.ndarray], others: Sequence[np.ndar
     sizes = np.array([image.size for image in images], float)
     error = intervals.share([mean_squared_error(*pair) * size for pair, size in zip(pairs, sizes, strict=True)], sizes)
     high, value, low = (min(psnr(each), PERFECT) for each in (error.interval[0], error.value, error.interval[1]))
-    scores = {"mse": error.value, "psnr": value, "psnr_interval": (low, high), "n": len(pairs)}
+    scores: dict[str, Any] = {
+        "mse": error.value,
+        "mse_interval": error.interval,
+        "psnr": value,
+        "psnr_interval": (low, high),
+        "n": len(pairs),
+    }
     if min(min(image.shape[:2]) for image in images) >= LEAST_SIDE:
         similar: Estimate = intervals.mean([ssim(*pair) for pair in pairs])
         scores |= {"ssim": similar.value, "ssim_interval": similar.interval}

@@ -148,6 +148,7 @@ class Work:
     unit: str = "rows"
     peak_gb: float | None = None
     path: str = ""
+    flops: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

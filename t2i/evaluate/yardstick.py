@@ -23,10 +23,12 @@ class Yardstick:
     extractor: str  # the id of its artifact
     rows: int  # of each set
     real: dict[str, Estimate]
+    yardstick: str = ""  # the artifact that holds both sets; "": these are nobody's
 
     def demand(self, other: "Yardstick") -> None:
         """ValueError where another one measures by other pictures, by other features, or by other numbers of them."""
-        for name, what in (("corpus", "corpora"), ("extractor", "extractors"), ("rows", "numbers of pictures")):
+        kinds = {"corpus": "corpora", "extractor": "extractors", "rows": "numbers of pictures"}
+        for name, what in (kinds | {"yardstick": "yardsticks"}).items():
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
                 raise ValueError(f"Distances of two {what} say nothing about each other: {mine} and {theirs}.")
@@ -56,7 +58,7 @@ def distances_of(real: np.ndarray, others: np.ndarray) -> dict[str, Estimate]:
 
 
 def table(measured: Sequence[Measured]) -> list[dict[str, Any]]:
-    """A line for real pictures and one for each model, each with corpus, extractor and rows; all by one yardstick.
+    """A line for real pictures and one for each model, each with yardstick, corpus, extractor, rows; all by one.
 
     A score has its name, its 95 % interval `<name>_interval`. ValueError where yardsticks differ, or for no model.
     """

@@ -21,8 +21,8 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def begins(module: Module, **fills: Fill) -> Module:
-    """`module`, with a fill declared for each of its own parameters that is named; a later word counts."""
-    lacking = sorted(set(fills) - {name for name, _ in module.named_parameters(recurse=False)})
+    """`module`, with a fill declared for each of its own parameters or buffers that is named; a later word counts."""
+    lacking = sorted(set(fills) - {name for name, _ in _own(module)})
     if lacking:
         raise ValueError(f"A {type(module).__name__} has no parameter {', '.join(lacking)} of its own to begin.")
     module._begins = {**getattr(module, "_begins", {}), **fills}  # type: ignore[assignment]
@@ -32,10 +32,12 @@ def begins(module: Module, **fills: Fill) -> Module:
 def initialize(model: nn.Module, seed: int, skip: Collection[str] = ()) -> None:
     """Fill every parameter of `model`, but none that is frozen in the submodules named in `skip`: these were loaded.
 
-    A parameter that stands under several names is filled by the first. Raises ValueError for one without a fill.
+    A parameter that stands under several names is filled by the first. Raises ValueError for one without a fill. A
+    buffer is filled where a module says how, and not in the submodules of `skip`.
     """
     loaded = [model.get_submodule(name) for name in skip]
     seen = {id(each) for module in loaded for each in module.parameters() if not each.requires_grad}
+    seen |= {id(each) for module in loaded for each in module.buffers()}
     for name, module in model.named_modules():
         fill_own(module, name, seed, seen)
 
@@ -46,16 +48,22 @@ def fill_own(module: nn.Module, name: str, seed: int, seen: set[int]) -> None:
 
     The part of `initialize` that may stand within a gathering of partitioned parameters (ZeRO 3).
     """
-    for own, parameter in module.named_parameters(recurse=False):
-        if id(parameter) in seen:
+    told: dict[str, Fill] = getattr(module, "_begins", {})
+    for own, parameter in _own(module):
+        if id(parameter) in seen or (own not in told and not isinstance(parameter, nn.Parameter)):
             continue
         seen.add(id(parameter))
         full = f"{name}.{own}" if name else own
-        fill = getattr(module, "_begins", {}).get(own) or _usual(module, own)
+        fill = told.get(own) or _usual(module, own)
         if fill is None:
             raise ValueError(f"Nothing says how {full} of a {type(module).__name__} begins. Declare it with `begins`.")
         key = child(keys_of([seed], parameter.device), "weights/" + full)
         parameter.copy_(fill(key, tuple(parameter.shape)))
+
+
+def _own(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """The parameters and buffers that a module itself holds."""
+    return [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
 
 
 def constant(value: float) -> Fill:

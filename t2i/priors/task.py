@@ -16,6 +16,7 @@ from safetensors.torch import load_file, load_model, save_model
 from infra import cache, storage, strict
 from infra.config import from_dict, setting, to_dict
 from infra.others import with_others
+from infra.train import flops
 from infra.train.draw import pick
 from infra.train.optim import OptimConfig
 from infra.train.task import Draw, Update
@@ -62,6 +63,7 @@ SamplingKind = SamplingConfig | DiffusionSampling | MARSampling  # how priors of
 PAINTED = 8  # pictures by a checkpoint
 
 encoders.fetched = cache.cached  # text encoders on s3://, once a node
+encoders.asked = flops.asking
 
 
 @dataclass(frozen=True, kw_only=True)

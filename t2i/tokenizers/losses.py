@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from t2i.tokenizers.likelihood import negative_log_likelihood
+from t2i.tokenizers.perceptual import ClipDistanceConfig, LPIPSConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,19 +23,23 @@ class LossConfig:
     commitment: float = 0.25  # beta of arXiv 1711.00937, on the encoder's side
     logit_laplace: float = field(default=0.0, metadata={"since": "0.2"})  # arXiv 2102.12092: of models that say logits
     perceptual: float = field(default=0.0, metadata={"since": "0.2"})
+    network: LPIPSConfig | ClipDistanceConfig | None = field(default=None, metadata={"since": "0.2"})  # which sees it
     kl: float = field(default=1e-6, metadata={"since": "0.2"})  # of what a bottleneck says from its prior
+    entropy: float = field(default=0.1, metadata={"since": "0.2"})  # of lookup-free codes, arXiv 2310.05737
     # What a row's loss is of its pixels' and values'. With "sum" the KL term weighs as in arXiv 2112.10752.
     reduction: Literal["mean", "sum"] = field(default="mean", metadata={"since": "0.2"})
 
     def __post_init__(self) -> None:
         if not self.of_pictures:
             raise ValueError("A tokenizer learns from a loss of pictures: reconstruction, logit_laplace or perceptual.")
+        if bool(self.perceptual) != bool(self.network):
+            raise ValueError("The perceptual loss has a weight and a network: give both perceptual and network.")
         if min(self.weights().values()) < 0:
             raise ValueError("No loss weighs less than 0.")
 
     def weights(self) -> dict[str, float]:
         """By the names of the losses; an adversarial one brings its weight along."""
-        names = ("reconstruction", "logit_laplace", "perceptual", "codebook", "commitment", "kl")
+        names = ("reconstruction", "logit_laplace", "perceptual", "codebook", "commitment", "kl", "entropy")
         return {name: getattr(self, name) for name in names}
 
     @property

@@ -12,7 +12,8 @@ from torch.nn import functional
 from t2i.nn.weights import begins, constant
 from t2i.pixels import patches
 from t2i.tokenizers.autoencoder import Autoencoder
-from t2i.tokenizers.quantizers import CodebookConfig, FiniteScalarConfig, build_quantizer
+from t2i.tokenizers.finite_scalar import FiniteScalarConfig
+from t2i.tokenizers.quantizers import QuantizerConfig, build_quantizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ class PatchVQGANConfig:
     # Patches a side that a convolution of the encoder sees. With 1, and no blocks, whose norms see all of a picture, a
     # code says what its own patch shows and nothing else: fewer codes, and a prior has far less to learn.
     encoder_kernel: int = field(default=3, metadata={"since": "0.2"})  # as infra.config.setting marks it
-    quantizer: CodebookConfig | FiniteScalarConfig = field(default_factory=FiniteScalarConfig)
+    quantizer: QuantizerConfig = field(default_factory=FiniteScalarConfig)
 
     def __post_init__(self) -> None:
         if min(self.patch, self.channels, self.groups) < 1 or self.channels % self.groups:
@@ -70,7 +71,7 @@ class PatchVQGAN(Autoencoder):
             nn.Conv2d(pixels, channels, config.encoder_kernel, padding=config.encoder_kernel // 2),
             *(ResidualBlock(channels, config.groups, config.encoder_kernel) for _ in range(config.encoder_blocks)),
             nn.SiLU(),
-            nn.Conv2d(channels, width, 1),
+            nn.Conv2d(channels, config.quantizer.takes, 1),
         )
         self.decoder = nn.Sequential(
             nn.Conv2d(width, channels, 3, padding=1),
@@ -85,7 +86,7 @@ class PatchVQGAN(Autoencoder):
         return self.to_pixels.weight
 
     def hidden(self, images: torch.Tensor) -> torch.Tensor:
-        """The encoder's output (B, D, h, w)."""
+        """The encoder's output, (B, D, h, w) or logits."""
         return self.encoder(functional.pixel_unshuffle(images, self.config.patch))
 
     def reconstruct(self, vectors: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """The training of an image tokenizer: one Update, or two where a critic judges the pictures."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,15 +17,32 @@ from infra.train.optim import OptimConfig
 from infra.train.task import Draw, Update
 from t2i.task import TRAIN, updates_of
 from t2i.tokenizers.critic import Critic, CriticConfig
+from t2i.tokenizers.dvae import DVAEConfig
 from t2i.tokenizers.losses import LossConfig
+from t2i.tokenizers.maskgit_vqgan import MaskGITVQGANConfig
 from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
 from t2i.tokenizers.pixels import PixelsConfig
+from t2i.tokenizers.published import PublishedConfig
+from t2i.tokenizers.scale import Scale
 from t2i.tokenizers.turns import GeneratorTurn
+from t2i.tokenizers.vit_vqgan import ViTVQGANConfig
+from t2i.tokenizers.vq_vae import VQVAEConfig
 from t2i.tokenizers.vqgan import VQGANConfig
 
-TokenizerConfig = VQGANConfig | PatchVQGANConfig | PixelsConfig
+TokenizerConfig = (
+    VQGANConfig
+    | PatchVQGANConfig
+    | VQVAEConfig
+    | ViTVQGANConfig
+    | DVAEConfig
+    | MaskGITVQGANConfig
+    | PixelsConfig
+    | PublishedConfig
+)
 if not TYPE_CHECKING:
     TokenizerConfig = with_others(TokenizerConfig, "rescribe.tokenizers")  # of other packages: docs/python.md
+
+SCALE = "scale.json"  # beside the weights, where latents have one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +55,7 @@ class TokenizerTask:
     critic: CriticConfig | None = None
     critic_optim: OptimConfig | None = None
     seed: int = 0
+    begin: str = ""  # the folder of a tokenizer with whose weights training begins; none: with fresh ones
 
     reads: tuple[str, ...] = ("pixels",)
     where_reads: tuple[str, ...] = ("split",)
@@ -60,6 +79,8 @@ class TokenizerTask:
         """The tokenizer's turn and, with a critic, the critics'."""
         critics = [Critic(config) for config in self.critics]
         learner = GeneratorTurn(build_tokenizer(self.model), self.losses, critics)
+        if self.begin:
+            learner.begin = lambda: load_weights(learner.tokenizer, self.begin)
         optims = {"tokenizer": self.optim, "critic": self.critic_optim or self.optim}
         return updates_of(learner, optims, self.seed)
 
@@ -85,9 +106,13 @@ def build_tokenizer(config: TokenizerConfig) -> Any:
 
 
 def check_patches(config: TokenizerConfig, sizes: Sequence[tuple[int, int]]) -> None:
-    """ValueError where pictures of a size (height, width) do not divide into what a code stands for."""
-    for size in sizes:
-        config.grid(size)
+    """ValueError where pictures of a size (height, width) do not divide into what a code stands for.
+
+    Of a published tokenizer that is not on this machine that is not known.
+    """
+    with suppress(FileNotFoundError):
+        for size in sizes:
+            config.grid(size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,14 +121,29 @@ class _Saved:
 
 
 def save_tokenizer(tokenizer: Any, folder: str) -> None:
-    """Weights and config into a local folder."""
+    """Weights, config and, where it has one, its scale into a local folder."""
     save_model(tokenizer, str(Path(folder) / "model.safetensors"))
     Path(folder, "config.json").write_text(strict.dumps(to_dict(_Saved(model=tokenizer.config)), indent=2) + "\n")
+    if (scale := getattr(tokenizer, "scale", None)) is not None:
+        save_scale(scale, folder)
+
+
+def save_scale(scale: Scale, url: str) -> None:
+    """Into the folder of a tokenizer, local or s3://."""
+    storage.write_json(storage.join(url, SCALE), to_dict(scale))
 
 
 def load_tokenizer(folder: str) -> Any:
     """The tokenizer in a folder, local or s3://, ready for use."""
     with cache.cached(folder) as local:
         tokenizer = build_tokenizer(from_dict(_Saved, storage.read_json(storage.join(local, "config.json"))).model)
-        load_model(tokenizer, str(Path(local) / "model.safetensors"))
+        if storage.exists(scale := storage.join(local, SCALE)):
+            tokenizer.scale = from_dict(Scale, storage.read_json(scale))
+    load_weights(tokenizer, folder)
     return tokenizer.eval().requires_grad_(False)
+
+
+def load_weights(tokenizer: Any, folder: str) -> None:
+    """Those of the tokenizer in a folder, local or s3://, which is of the same config."""
+    with cache.cached(folder) as local:
+        load_model(tokenizer, str(Path(local) / "model.safetensors"))

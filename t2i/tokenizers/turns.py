@@ -3,7 +3,7 @@
 Shapes: B rows, images (B, 3, H, W). Every loss is a sum over rows, and counts rows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,28 +21,22 @@ from t2i.tokenizers.losses import LossConfig, picture_losses, pictures_of
 class GeneratorTurn(nn.Module):
     """The tokenizer's turn within a training step; every critic that is awake has an opinion, weighed by itself.
 
-    In evaluation none is asked: an opinion is weighed by the gradients of a training step. `perceptual` was
-    loaded, and is frozen.
+    In evaluation none is asked: an opinion is weighed by the gradients of a training step. A perceptual network is
+    loaded, and frozen.
     """
 
-    def __init__(
-        self,
-        tokenizer: Any,
-        losses: LossConfig,
-        critics: Sequence[Critic] = (),
-        perceptual: nn.Module | None = None,
-    ) -> None:
+    begin: Callable[[], None] | None = None  # takes weights that training goes on from, where there are some
+
+    def __init__(self, tokenizer: Any, losses: LossConfig, critics: Sequence[Critic] = ()) -> None:
         super().__init__()
         self.tokenizer, self._losses = tokenizer, losses
         if losses.logit_laplace and not getattr(tokenizer, "logits", False):
             raise ValueError(f"A {type(tokenizer).__name__} says pixels, not logits: leave out the loss logit_laplace.")
-        if losses.perceptual and perceptual is None:
-            raise ValueError("The perceptual loss wants a network: name its folder, or give the loss weight 0.")
         # By the name of its loss, and in no ModuleDict: their parameters are not this turn's.
         self._critics = dict(zip(of_each("adversarial", len(critics)), critics, strict=True))
-        self.perceptual = perceptual.requires_grad_(False) if perceptual is not None else None
+        self.perceptual = losses.network.load() if losses.network else None
         quantizer = getattr(tokenizer, "quantizer", None)
-        if hasattr(quantizer, "stepped"):  # the loop looks whether there is one
+        if quantizer is not None and hasattr(quantizer, "stepped"):  # the loop looks whether there is one
             self.stepped = quantizer.stepped
 
     def turns(self) -> list[Turn]:

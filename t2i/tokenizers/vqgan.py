@@ -1,4 +1,4 @@
-"""VQGAN: a convolutional encoder and decoder around a quantizer (arXiv 2012.09841)."""
+"""VQGAN: a convolutional encoder and decoder around a bottleneck (arXiv 2012.09841; 2112.10752 with a Gaussian)."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -8,7 +8,9 @@ from torch import nn
 
 from t2i.pixels import patches
 from t2i.tokenizers.autoencoder import Autoencoder
-from t2i.tokenizers.quantizers import CodebookConfig, FiniteScalarConfig, build_quantizer
+from t2i.tokenizers.codebook import CodebookConfig
+from t2i.tokenizers.gaussian import GaussianConfig
+from t2i.tokenizers.quantizers import QuantizerConfig, build_quantizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +24,7 @@ class VQGANConfig:
     middle_attention: bool = True
     groups: int = 32
     latent_channels: int = 256
-    quantizer: CodebookConfig | FiniteScalarConfig = field(default_factory=CodebookConfig)
+    quantizer: QuantizerConfig | GaussianConfig = field(default_factory=CodebookConfig)
 
     def __post_init__(self) -> None:
         if not self.multipliers or self.channels % self.groups:
@@ -96,7 +98,7 @@ def ldm_vq_f16() -> VQGANConfig:
 
 
 class VQGAN(Autoencoder):
-    """Images (B, 3, H, W) in [-1, 1] to codes (B, H / f, W / f) and back, f = 2 ** (levels - 1)."""
+    """Images (B, 3, H, W) in [-1, 1] to codes (B, H / f, W / f) and back, f = 2 ** (levels - 1); or to latents."""
 
     def __init__(self, config: VQGANConfig) -> None:
         from diffusers.models.autoencoders.vae import Decoder, Encoder  # slow to import, and seldom wanted
@@ -114,9 +116,9 @@ class VQGAN(Autoencoder):
         up = tuple(
             "AttnUpDecoderBlock2D" if i in config.attention_levels else "UpDecoderBlock2D" for i in reversed(levels)
         )
-        width = config.quantizer.width
-        self.encoder = Encoder(3, config.latent_channels, down_block_types=down, double_z=False, **shared)
-        self.to_codes = nn.Conv2d(config.latent_channels, width, 1)
+        width, double = config.quantizer.width, isinstance(config.quantizer, GaussianConfig)
+        self.encoder = Encoder(3, config.latent_channels, down_block_types=down, double_z=double, **shared)
+        self.to_codes = nn.Conv2d((1 + double) * config.latent_channels, config.quantizer.takes, 1)
         self.quantizer = build_quantizer(config.quantizer)
         self.from_codes = nn.Conv2d(width, config.latent_channels, 1)
         self.decoder = Decoder(config.latent_channels, 3, up_block_types=up, **shared)
@@ -127,7 +129,7 @@ class VQGAN(Autoencoder):
         return self.decoder.conv_out.weight
 
     def hidden(self, images: torch.Tensor) -> torch.Tensor:
-        """The encoder's output (B, D, h, w)."""
+        """The encoder's output, (B, D, h, w) or logits."""
         return self.to_codes(self.encoder(images))
 
     def reconstruct(self, vectors: torch.Tensor) -> torch.Tensor:

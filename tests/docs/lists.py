@@ -45,6 +45,8 @@ _SCRAPED = "tests/infra/test_gauges.py::test_prometheus_finds_what_a_step_and_a_
 ELSEWHERE = {
     "export RAY_API_SERVER_ADDRESS=": _ON_A_CLUSTER,
     "rescribe rate --score": "tests/workflows/test_rate.py::test_a_person_judges_by_keys_and_taps",
+    "rescribe plan demo --probe": "tests/workflows/test_probe.py::test_every_kind_is_probed",
+    "rescribe plan debug --probe": "tests/workflows/test_probe.py::test_every_kind_is_probed",
     "rescribe run cascade": "tests/workflows/test_cascade.py::test_a_cascade_runs_and_every_command_knows_it",
     "rescribe submit run debug": _ON_A_CLUSTER,
     "rescribe status": _ON_A_CLUSTER,

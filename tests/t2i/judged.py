@@ -5,10 +5,10 @@ from dataclasses import fields
 import numpy as np
 
 from infra.train.optim import OptimConfig
+from t2i.tokenizers.codebook import CodebookConfig
 from t2i.tokenizers.critic import CriticConfig
 from t2i.tokenizers.losses import LossConfig
 from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
-from t2i.tokenizers.quantizers import CodebookConfig
 from t2i.tokenizers.task import TokenizerTask
 
 

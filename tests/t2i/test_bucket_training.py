@@ -23,10 +23,11 @@ from t2i.pixels import scale
 from t2i.priors.autoregressive import AutoregressiveConfig
 from t2i.priors.task import check_sizes
 from t2i.stages import Encode
+from t2i.tokenizers.codebook import CodebookConfig
 from t2i.tokenizers.critic import CriticConfig
+from t2i.tokenizers.finite_scalar import FiniteScalarConfig
 from t2i.tokenizers.losses import LossConfig
 from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
-from t2i.tokenizers.quantizers import CodebookConfig, FiniteScalarConfig
 from t2i.tokenizers.task import TokenizerTask, build_tokenizer, load_tokenizer, save_tokenizer
 from t2i.tokenizers.vqgan import VQGANConfig
 from tests.infra.data.zoo import picture

@@ -17,8 +17,8 @@ from t2i.priors.autoregressive import AutoregressiveConfig
 from t2i.priors.sampling import SamplingConfig, draw
 from t2i.priors.task import PriorShape, PriorTask, load_prior, save_vocabulary
 from t2i.protocol import Asked, Space
+from t2i.tokenizers.finite_scalar import FiniteScalarConfig
 from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
-from t2i.tokenizers.quantizers import FiniteScalarConfig
 from t2i.tokenizers.task import build_tokenizer, save_tokenizer
 from t2i.vocabulary import NULL, TextVocabulary
 

@@ -13,23 +13,45 @@ from t2i.nn.weights import initialize
 from t2i.pixels import resized, scale
 from t2i.protocol import Space
 from t2i.stages import Encode
+from t2i.tokenizers.codebook import CodebookConfig
 from t2i.tokenizers.critic import Critic, CriticConfig
+from t2i.tokenizers.dvae import DVAEConfig
+from t2i.tokenizers.finite_scalar import FiniteScalar, FiniteScalarConfig
+from t2i.tokenizers.gumbel import Gumbel, GumbelConfig
+from t2i.tokenizers.lookup_free import LookupFreeConfig
 from t2i.tokenizers.losses import LossConfig
+from t2i.tokenizers.maskgit_vqgan import MaskGITVQGANConfig
 from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
 from t2i.tokenizers.pixels import PixelsConfig
-from t2i.tokenizers.quantizers import CodebookConfig, FiniteScalar, FiniteScalarConfig, build_quantizer
+from t2i.tokenizers.quantizers import build_quantizer
 from t2i.tokenizers.task import TokenizerTask, build_tokenizer, load_tokenizer, save_tokenizer
 from t2i.tokenizers.turns import GeneratorTurn
+from t2i.tokenizers.vit_vqgan import (
+    TowerConfig,
+    ViTVQGANConfig,
+    vit_vqgan_base,
+    vit_vqgan_large,
+    vit_vqgan_small,
+)
+from t2i.tokenizers.vq_vae import VQVAEConfig
 from t2i.tokenizers.vqgan import VQGANConfig
 
 pytestmark = pytest.mark.family("config", "quantizer")
 SMALL = {"channels": 8, "groups": 4}
 PYRAMID = {**SMALL, "multipliers": (1, 2), "blocks": 1, "attention_levels": (1,), "latent_channels": 8}
+TOWERS = {
+    "patch": 2,
+    "encoder": TowerConfig(layers=1, width=16, heads=2, head_width=8),
+    "decoder": TowerConfig(layers=2, width=32, heads=2, head_width=8),
+}
 QUANTIZERS = {
     "codebook": CodebookConfig(size=16, width=4),
     "codebook on the sphere": CodebookConfig(size=16, width=4, normalize=True),
     "linear codebook": CodebookConfig(size=16, width=4, linear=True),
     "finite scalar": FiniteScalarConfig(levels=(4, 3, 2)),
+    "averaged codebook": CodebookConfig(size=16, width=4, ema=0.9, dead_below=0.5),
+    "gumbel": GumbelConfig(size=16, width=4, anneal_steps=160),
+    "lookup-free": LookupFreeConfig(width=4, group=2, temperature=0.5),
 }
 TOKENIZERS = {
     "vqgan": VQGANConfig(**PYRAMID, quantizer=QUANTIZERS["codebook"]),
@@ -38,7 +60,19 @@ TOKENIZERS = {
     "patch vqgan, patches alone": PatchVQGANConfig(
         **SMALL, patch=2, encoder_kernel=1, encoder_blocks=0, quantizer=QUANTIZERS["finite scalar"]
     ),
+    "patch vqgan, lookup-free": PatchVQGANConfig(**SMALL, patch=2, quantizer=QUANTIZERS["lookup-free"]),
+    "vq-vae": VQVAEConfig(channels=8, levels=1, blocks=1, quantizer=QUANTIZERS["averaged codebook"]),
+    "patch vqgan, gumbel": PatchVQGANConfig(**SMALL, patch=2, quantizer=QUANTIZERS["gumbel"]),
     "patch vqgan, sphere": PatchVQGANConfig(**SMALL, patch=2, quantizer=QUANTIZERS["codebook on the sphere"]),
+    "vit vqgan": ViTVQGANConfig(**TOWERS, quantizer=QUANTIZERS["codebook on the sphere"]),
+    "vit vqgan, logits": ViTVQGANConfig(**TOWERS, quantizer=QUANTIZERS["codebook on the sphere"], logits=True),
+    "vit vqgan, gumbel": ViTVQGANConfig(**TOWERS, quantizer=QUANTIZERS["gumbel"]),
+    "dvae": DVAEConfig(channels=16, multipliers=(1, 2), blocks=1, quantizer=QUANTIZERS["gumbel"]),
+    "maskgit vqgan": MaskGITVQGANConfig(**SMALL, multipliers=(1, 2), blocks=1, quantizer=QUANTIZERS["codebook"]),
+}
+LOSSES = {  # others: l2
+    "vit vqgan, logits": LossConfig(distance="l2", logit_laplace=0.1),
+    "dvae": LossConfig(reconstruction=0.0, logit_laplace=1.0, kl=6.6 / 12),  # DALL-E's of 2x2 pixels a code
 }
 
 
@@ -93,6 +127,11 @@ PUBLISHED = {
         ),
         67_717_295,
     ),
+    "ViT-VQGAN small (enhancing-transformers)": (vit_vqgan_small(), 50_908_195),
+    "ViT-VQGAN base (enhancing-transformers)": (vit_vqgan_base(), 170_664_483),
+    "ViT-VQGAN large (enhancing-transformers)": (vit_vqgan_large(), 613_487_907),
+    "dVAE (DALL-E)": (DVAEConfig(), 97_616_006),
+    "MaskGIT-VQGAN (1d-tokenizer)": (MaskGITVQGANConfig(), 54_515_587),
 }
 
 
@@ -130,7 +169,8 @@ def test_a_size_that_does_not_fit_is_told(config):
 def test_codes_say_all_that_the_decoder_hears(config):
     tokenizer = build(config)
     quantized = tokenizer.quantize(scale(images()))
-    close(tokenizer.decode(quantized.codes), tokenizer.reconstruct(quantized.vectors).clamp(-1, 1))
+    rebuilt = tokenizer.pictures(tokenizer.reconstruct(quantized.vectors))
+    close(tokenizer.decode(quantized.codes), rebuilt.clamp(-1, 1))
 
 
 def test_rows_do_not_meet(config):
@@ -146,20 +186,24 @@ def test_four_pictures_are_learned(config):
     quarters = colors[pairs].view(4, 2, 2, 3).permute(0, 3, 1, 2)
     pictures = quarters.repeat_interleave(4, 2).repeat_interleave(4, 3)
     batch = {"images": pictures, "weight": torch.ones(4), "step": torch.tensor(0)}
-    turn = GeneratorTurn(build(config), LossConfig(distance="l2"))
+    losses = next((LOSSES[name] for name in LOSSES if TOKENIZERS[name] is config), LossConfig(distance="l2"))
+    turn = GeneratorTurn(build(config), losses)
     optimizer = torch.optim.Adam(turn.parameters(), lr=3e-3)
-    weights = LossConfig().weights()
-    for _ in range(240):
-        losses = turn(batch)
+    weights = losses.weights()
+    for step in range(240):
+        given = turn(batch | {"step": torch.tensor(step), "noise_key": torch.arange(4) + 4 * step})
         optimizer.zero_grad()
-        sum(weights[name] * loss for name, loss in losses.items()).backward()
+        sum(weights[name] * given.pop(name) for name in turn.targets(batch)).backward()
         optimizer.step()
+        if given:
+            with torch.no_grad():
+                turn.stepped(given)
     rebuilt = turn.tokenizer.decode(turn.tokenizer.encode(scale(batch["images"])))
     assert (rebuilt - scale(batch["images"])).square().mean() < 0.03
 
 
 def test_lookup_is_the_inverse(quantizer):
-    z = torch.randn(5, quantizer.width, 4, 4, generator=torch.Generator().manual_seed(0))
+    z = torch.randn(5, quantizer.config.takes, 4, 4, generator=torch.Generator().manual_seed(0))
     quantized = quantizer(z)
     close(quantizer.lookup(quantized.codes), quantized.vectors)
 
@@ -170,6 +214,8 @@ def test_every_code_is_its_own_nearest(quantizer):
     assert len(vectors.flatten(2)[0].T.unique(dim=0)) == quantizer.size
     if isinstance(quantizer, FiniteScalar):
         vectors = torch.atanh(vectors.clamp(-0.999, 0.999))  # what the quantizer squashes
+    if isinstance(quantizer, Gumbel):
+        vectors = functional.one_hot(codes, quantizer.size).permute(0, 3, 1, 2)  # its logits
     assert torch.equal(quantizer(vectors).codes, codes)
 
 

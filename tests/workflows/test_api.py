@@ -28,8 +28,8 @@ from t2i.priors.autoregressive import AutoregressiveConfig
 from t2i.priors.sampling import SamplingConfig
 from t2i.priors.task import PriorShape, PriorTask, save_vocabulary
 from t2i.protocol import Space
+from t2i.tokenizers.finite_scalar import FiniteScalarConfig
 from t2i.tokenizers.patch_vqgan import PatchVQGAN, PatchVQGANConfig
-from t2i.tokenizers.quantizers import FiniteScalarConfig
 from t2i.tokenizers.task import save_tokenizer
 from t2i.vocabulary import TextVocabulary
 from tests.captioner.backends import server

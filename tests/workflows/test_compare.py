@@ -131,6 +131,33 @@ def test_clip_scores_pair_too(scenes, tmp_path, monkeypatch):
     assert "CLIP score" in (tmp_path / "out" / "compare.html").read_text()
 
 
+def test_who_finds_more_prompts_is_told_in_pairs(scenes, tmp_path, monkeypatch):
+    """By a CLIP that reads the prompt off the picture: a picture of another scene finds that one's prompt."""
+
+    class Knows(OfColours):
+        kinds = {render(scene, (32, 32)).tobytes(): describe(scene) for scene in scenes}
+
+        def embed_images(self, images):
+            return self.embed_texts([self.kinds[image.tobytes()] for image in images])
+
+        def embed_texts(self, texts):
+            import torch
+
+            return torch.eye(12)[[[describe(scene) for scene in scenes].index(text) for text in texts]]
+
+    monkeypatch.setattr(embedder, "Embedder", Knows)
+    first, other = pictures(tmp_path, "a", scenes, (0, 1, 2)), pictures(tmp_path, "b", scenes, (2,))
+    told = run(tmp_path / "out", first, other, clip="clip", retrieval=True)
+    assert [model["retrieval"] for model in told["models"]] == [9 / 12, 11 / 12]
+    wanted = intervals.difference(np.arange(12) != 2, np.arange(12) > 2)
+    assert told["differences"][0]["retrieval"] == pytest.approx(2 / 12) == pytest.approx(wanted.value)
+    assert tuple(told["differences"][0]["retrieval_interval"]) == wanted.interval
+    assert "Pictures that find their prompt" in (tmp_path / "out" / "compare.html").read_text()
+    assert "retrieval" not in run(tmp_path / "x", first, other, clip="clip")["models"][0]  # as before it was there
+    with pytest.raises(ValueError, match="Prompts are found by a CLIP"):
+        CompareConfig(retrieval=True)
+
+
 def test_the_sheet_has_a_row_a_prompt_and_a_column_a_model():
     colours = np.arange(12, dtype=np.uint8).reshape(2, 3, 2) * 20
     drawn = [
@@ -294,6 +321,13 @@ def test_flops_that_a_training_tells_are_summed_over_a_chain(tmp_path):
     costs = costs_of(samples)
     assert costs["training_flops"] == 1.1e13
     assert (costs["training_seconds"], costs["seconds_a_picture"]) == (4.0, 0.5)
+    assert "flops_beside" not in costs
+    tokenizer = make(tmp_path / "k", "train_tokenizer", summary={"training_flops": 2e9, "frozen_flops": 1e9})
+    codes = make(tmp_path / "e", "encode", [tokenizer], summary={"frozen_flops": 4e9})
+    told = {"training_flops": 1e12, "frozen_flops": 5e8}
+    prior = make(tmp_path / "p", "train_prior", [codes, tokenizer], summary=told)
+    costs = costs_of(make(tmp_path / "q", "sample", [prior, tokenizer], summary={"samples": 4}))
+    assert (costs["training_flops"], costs["flops_beside"]) == (1e12, 7.5e9)
     silent = make(tmp_path / "t", "sample", [priors[0], make(tmp_path / "u", "train_prior")])
     assert "training_flops" not in costs_of(silent)
     with pytest.raises(ValueError, match="At least one prompt"):

@@ -12,12 +12,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from infra import storage
 from infra.cluster import laptop
 from infra.config import from_dict
 from infra.data.images import decode, encode_png
 from infra.store import Artifact
+from t2i.clip import embedder
+from t2i.evaluate.alignment import clip_score
 from t2i.evaluate.scenes import Scene, describe
 from workflows import evaluate as module
 from workflows import remade
@@ -73,7 +76,7 @@ def shapes(tmp_path, monkeypatch):
     storage.write_bytes(storage.join(captioner.path, "metrics.jsonl"), metrics.encode())
     styles = {"styles": [{"name": "short"}, {"name": "descriptive"}]}
     captions = make(tmp_path, "recaption", [images, captioner], [told[:20], told[20:]], summary=styles)
-    tokenizer = make(tmp_path, "train_tokenizer", [images], config={"seed": 0, "train": {}})
+    tokenizer = make(tmp_path, "train_tokenizer", [images], config={"seed": 0, "train": {}, "model": {}})
     prior = make(tmp_path, "train_prior", [tokenizer])
     samples = make(tmp_path, "sample", [prior])
     listed = []
@@ -117,6 +120,15 @@ def test_scores_and_page(shapes, tmp_path):
     assert json.loads((tmp_path / "out" / "scores.json").read_text())["caption_f1"] == scores["caption_f1"]
 
 
+def test_every_score_has_an_interval_about_it(shapes, tmp_path):
+    scores = run(shapes, tmp_path / "out")
+    told = [name for name, value in scores.items() if isinstance(value, float) and not name.endswith("_n")]
+    assert len(told) > 20
+    for name in told:
+        low, high = scores[f"{name}_interval"]
+        assert low <= scores[name] <= high, name
+
+
 def test_pictures_have_a_line_each_as_geneval_writes_it(shapes, tmp_path):
     run(shapes, tmp_path / "out")
     lines = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
@@ -124,6 +136,48 @@ def test_pictures_have_a_line_each_as_geneval_writes_it(shapes, tmp_path):
     assert [line["correct"] for line in lines] == [False, True, True, True]
     assert all(json.loads(line["metadata"])["prompt"] == line["prompt"] for line in lines)
     assert lines[0]["reason"]
+
+
+class Named:
+    """A CLIP that knows pictures by their mean, and prompts by their length."""
+
+    def __init__(self, model):
+        assert model == "clip"
+
+    def embed_images(self, images):
+        return torch.tensor(np.stack([image.mean((0, 1)) + 1 for image in images]), dtype=torch.float32)
+
+    def embed_texts(self, texts):
+        return torch.tensor([[len(text), ord(text[0]), 1.0] for text in texts])
+
+    def cut(self, texts):
+        return [False] * len(texts)
+
+
+def test_a_clip_scores_pictures_beside_the_real_ones_of_the_same_rows(shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr(embedder, "Embedder", Named)
+    images, _, _, _, _, samples = shapes
+    listed, rows = storage.read_json(samples.url("samples.json")), module.held_out(images, images, 40)
+    prompts = [f"{number} {row['reference_short']}" for number, row in enumerate(rows[:3])]
+    own = [{**one, "sample_id": row["sample_id"], "prompt": prompt}
+           for one, row, prompt in zip(listed[:3], rows, prompts, strict=False)]  # fmt: skip
+    storage.write_json(samples.url("samples.json"), own + listed[3:])  # the last one's row is not known
+    scores = run(shapes, tmp_path / "out", clip="clip")
+    real = [decode(image) for image in module.fetch_images(images, images, rows[:3])]
+    drawn = [decode(storage.read_bytes(samples.url(one["image"]))) for one in own + listed[3:]]
+    clip = Named("clip")
+    for prefix, pictures, texts in (("", drawn, [*prompts, listed[3]["prompt"]]), ("real_", real, prompts)):
+        wanted = clip_score(clip.embed_images(pictures).numpy(), clip.embed_texts(texts).numpy())
+        assert scores[f"{prefix}clip_score"] == pytest.approx(wanted.value)
+        assert scores[f"{prefix}clip_score_n"] == len(texts)
+        assert 0 <= scores[f"{prefix}retrieval_text_r@1"] <= 1
+    page = (tmp_path / "out" / "report.html").read_text()
+    for words in ("Sampled pictures, CLIP score", "Sampled pictures that find their prompt", "real pictures"):
+        assert words in page
+    without = run(shapes, tmp_path / "without")
+    assert not [name for name in without if "clip" in name or "retrieval" in name]
+    few = run(shapes, tmp_path / "few", clip="clip", rows=0)
+    assert "real_clip_score" not in few
 
 
 def test_what_was_seen_while_it_trained_is_shown(shapes, tmp_path):

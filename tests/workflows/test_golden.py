@@ -30,7 +30,7 @@ from workflows.sample import sample
 from workflows.text_to_image import STEPS, Recipe
 
 DATA = Path(__file__).parents[1] / "data"
-OLD = sorted(path.name for path in DATA.iterdir())
+OLD = sorted(path.name for path in DATA.iterdir() if (path / "store").is_dir())  # others hold no store
 BY_NAME = {work.name: work for work in STEPS}
 CLUSTER = Cluster(name="test", actors=(1, 1))
 

@@ -7,14 +7,18 @@ import torch
 import transformers
 
 from captioner.model import blip_base, blip_large
+from t2i.conditions.encoders import TextEncoderConfig, sizes_of
+from t2i.conditions.published import CLIPTextConfig, T5EncoderConfig
 from t2i.priors.autoregressive import autoregressive_shapes
 from t2i.tokenizers.patch_vqgan import patch_vqgan_shapes
+from tests.t2i.conditions import tiny as encoders
 from tests.workflows.test_command import run
 from workflows import models
 from workflows.recipes import demo
 
-# Of the authors' own code, where not said: taming-transformers, latent-diffusion, LTH14/mar. Of BLIP the weights that
-# Salesforce published, without the embedding that lies in their file twice.
+# Of the authors' own code, where not said: taming-transformers, latent-diffusion, LTH14/mar, openai/DALL-E; of others'
+# for ViT-VQGAN (thuanz123/enhancing-transformers) and MaskGIT's VQGAN (bytedance/1d-tokenizer). Of BLIP the weights
+# that Salesforce published, without the embedding that lies in their file twice.
 PUBLISHED = {
     "vqgan_f16_1024": 72_141_699,
     "vqgan_f16_16384": 76_073_859,
@@ -22,6 +26,16 @@ PUBLISHED = {
     "ldm_vq_f8": 67_717_295,
     "ldm_vq_f8_256": 67_652_783,
     "ldm_vq_f16": 69_593_371,
+    "vq_vae_imagenet": 4_811_843,
+    "vit_vqgan_small": 50_908_195,
+    "vit_vqgan_base": 170_664_483,
+    "vit_vqgan_large": 613_487_907,
+    "dalle_dvae": 97_616_006,
+    "maskgit_vqgan": 54_515_587,
+    "kl_f4": 55_312_063,
+    "kl_f8": 83_653_863,
+    "kl_f16": 69_610_963,
+    "kl_f32": 103_880_131,
     "mar_b": 207_924_768,
     "mar_l": 478_326_304,
     "mar_h": 942_403_104,
@@ -29,6 +43,20 @@ PUBLISHED = {
     "clip_b16": 149_620_737,
     "clip_l14": 427_616_513,
     "clip_l14_336": 427_944_193,
+    "clip_text_b32": 63_165_952,
+    "clip_text_l14": 123_060_480,
+    "clip_text_h14": 340_387_840,
+    "clip_text_bigg14": 694_659_840,
+    "t5_small": 35_330_816,
+    "t5_base": 109_628_544,
+    "t5_large": 334_939_648,
+    "t5_3b": 1_240_909_824,
+    "t5_11b": 4_864_791_552,
+    "t5_v1_1_small": 35_332_800,
+    "t5_v1_1_base": 109_628_544,
+    "t5_v1_1_large": 341_231_104,
+    "t5_v1_1_xl": 1_223_527_424,
+    "t5_v1_1_xxl": 4_762_310_656,
     "blip_base": 247_414_076 - 30_524 * 768,
     "blip_large": 469_732_924 - 30_524 * 768,
 }
@@ -45,6 +73,35 @@ def test_a_size_is_what_is_said_of_it(name):
     assert (name in PUBLISHED) == bool(row["paper"])
     assert row["paper"] or "no paper has it" in found.about
     assert found.about.splitlines()[0].endswith(" parameters.")
+
+
+@pytest.mark.parametrize("name", [name for name, each in models.named().items() if each.family == "encoder"])
+def test_a_text_encoder_has_what_its_papers_layers_add_up_to(name):
+    """By hand: embeddings, and of each layer attention, MLP and norms."""
+    (config,) = models.named()[name].make()
+    if isinstance(config, CLIPTextConfig):
+        width = config.width
+        layer = 4 * (width * width + width) + 2 * 4 * width * width + 5 * width + 4 * width
+        wanted = (49_408 + 77) * width + config.layers * layer + 2 * width + config.projection * width
+    else:
+        inner = config.heads * config.head_width
+        layer = 4 * config.width * inner + (2 + config.gated) * config.width * config.inner + 2 * config.width
+        wanted = 32_128 * config.width + 32 * config.heads + config.layers * layer + config.width
+    assert models.named()[name].parameters == wanted
+
+
+def test_a_text_encoder_is_the_one_that_is_loaded(tmp_path):
+    """Its features are read, as those of any folder."""
+    config = CLIPTextConfig(width=16, layers=2, heads=2, projection=8, length=12)
+    folder = encoders.clip(str(tmp_path))  # its tokenizer
+    config.build().save_pretrained(folder)
+    sizes = sizes_of(TextEncoderConfig(model=folder, pooled="projected"))
+    assert (sizes.kind, sizes.width, sizes.pooled, sizes.length) == ("clip", 16, 8, 12)
+    small = T5EncoderConfig(width=16, layers=2, heads=2, inner=24, head_width=8)
+    folder = encoders.t5(str(tmp_path / "t5"))
+    small.build().save_pretrained(folder)
+    sizes = sizes_of(TextEncoderConfig(model=folder))
+    assert (sizes.kind, sizes.width, sizes.masked) == ("t5", 16, True)
 
 
 def test_all_that_is_published_is_there():
@@ -93,7 +150,10 @@ def test_list_models(capsys):
         "hears": "label",
     }
     assert by_name["vqgan_f16_1024"]["draws"] == "codes of 1,024, each of 16x16 pixels"
+    assert by_name["kl_f8"]["draws"] == "latents of 4, each of 8x8 pixels"
     assert by_name["autoregressive_shapes"]["hears"] == "text"
+    assert by_name["clip_text_bigg14"]["draws"] == "vectors of 1280 a token, and one of 1280 a text"
+    assert (by_name["t5_v1_1_xxl"]["family"], by_name["t5_v1_1_xxl"]["hears"]) == ("encoder", "texts of 512 tokens")
     assert run(capsys, "list", "models", "--help")[0] == 0
     assert run(capsys, "list", "models", "--jsom")[0] == 2
 
@@ -106,6 +166,8 @@ def test_show_model(capsys):
     assert shown["config"]["quantizer"] == {"class": "CodebookConfig", "size": 256, "width": 4} | {
         "normalize": False,
         "linear": False,
+        "ema": 0.0,
+        "dead_below": 0.0,
     }
     assert "CompVis/latent-diffusion" in shown["about"]
     assert json.loads(run(capsys, "show", "model", "ldm_vq_f8_256", "--json")[1]) == shown

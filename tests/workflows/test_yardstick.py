@@ -1,6 +1,7 @@
 """A yardstick's sets hold nothing of training, and only pictures of its own prompts are measured."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,13 +13,18 @@ from infra.data.images import decode, encode_png
 from infra.store import Plan, Store
 from infra.train.loop import TrainConfig
 from infra.train.optim import OptimConfig
+from t2i.clip.embedder import Embedder
 from t2i.evaluate.extractor import ExtractorConfig
 from t2i.evaluate.scenes import Scene, describe
+from tests.workflows.test_clips import exported
 from tests.workflows.test_evaluate import make, shapes_row
+from workflows import real_pictures
 from workflows import yardstick as module
+from workflows.clips import key_of
 from workflows.corpora.shapes import ShapesConfig, render, scenes_of
 from workflows.ingest import IngestConfig
-from workflows.recipes import emoji
+from workflows.options import recipe_options
+from workflows.recipes import demo, emoji
 from workflows.yardstick import CalibrateConfig, MeasureConfig, TrainExtractorConfig, YardstickRecipe
 
 SHAPES = ShapesConfig(samples=400, labelled=20, test_fraction=0.2, shard_size=200)
@@ -44,7 +50,7 @@ def calibrated(tmp_path, monkeypatch):
     summary = module.calibrate.work(
         CalibrateConfig(rows=60), images, extractor, out=str(out), cluster=CLUSTER, report=silent
     )
-    made = make(tmp_path, "calibrate", [images, extractor], summary=summary)
+    made = make(tmp_path, "calibrate", [images, extractor], summary=summary, config=to_dict(CalibrateConfig(rows=60)))
     for name in (module.PROMPTS, module.FEATURES):
         storage.write_bytes(made.url(name), (out / name).read_bytes())
     return made
@@ -94,7 +100,8 @@ def test_a_better_model_is_nearer_and_real_against_real_stands_beside(calibrated
     assert found[1]["fid"] == pytest.approx(found[0]["fid"], rel=0.1)
     assert found[2]["fid"] > 2 * found[0]["fid"]
     assert found[2]["kid"] > found[1]["kid"]
-    assert found[0]["extractor"] == f"train_extractor {calibrated.inputs[1].id}"
+    assert {line["extractor"] for line in found} == {f"train_extractor {calibrated.inputs[1].id}"}
+    assert {line["yardstick"] for line in found} == {f"calibrate/{calibrated.id}"}
     assert storage.read_json(str(tmp_path / "table" / module.TABLE))[2]["fid"] == found[2]["fid"]
 
 
@@ -145,15 +152,15 @@ def test_what_has_no_yardstick(tmp_path, monkeypatch):
     images = make(tmp_path, "ingest", shards=[[row | {"reference_descriptive": None}]])
     with pytest.raises(ValueError, match=r"No training row of .* has a scene"):
         module.train_extractor.work(TrainExtractorConfig(), images, out="", cluster=CLUSTER, report=silent)
-    monkeypatch.setattr(module, "TRIES", 10)
+    monkeypatch.setattr(real_pictures, "TRIES", 10)
     few = ShapesConfig(max_objects=1, test_fraction=0.01)
     with pytest.raises(ValueError, match=r"Two sets of 10 .* only 1. were found"):  # a hundredth of 1,280 scenes
-        module.two_sets(few, 10, np.random.default_rng(0))
+        real_pictures.two_sets(few, 10, np.random.default_rng(0))
 
 
 def test_both_sets_are_of_one_kind():
     """Though there are some 250 held-out scenes of one object, and a third of all draws are of these."""
-    sets = module.two_sets(SHAPES, 300, np.random.default_rng(0))
+    sets = real_pictures.two_sets(SHAPES, 300, np.random.default_rng(0))
     one, other = (np.bincount([len(scene.objects) for scene in scenes], minlength=4) for scenes in sets)
     assert one.sum() == other.sum() == 300
     assert np.abs(one - other).max() < 35
@@ -168,6 +175,79 @@ def test_the_recipe_is_one_a_corpus_and_plans_without_a_store(tmp_path):
     assert [line[0] for line in plan.lines] == ["ingest", "train_extractor", "calibrate"]
     assert recipe.extractor.model.size == (32, 32)
     assert recipe.sets.rows == 2000
+    assert demo().sample.count == 256  # the prompts of all other scores
+
+
+def by_clip(root, named="", extractor=None):
+    """A yardstick of 30 scenes whose features a CLIP sees, of a store."""
+    images = make(root, "ingest", config=to_dict(CORPUS))
+    config = CalibrateConfig(rows=30, clip=named)
+    return Store(str(root / "runs"), CLUSTER).step(module.calibrate, config, images, extractor), images
+
+
+def test_a_clip_of_ours_is_an_extractor(tmp_path):
+    """What it sees is what its embeddings say, and its id stands in the table."""
+    trained = make(tmp_path, "train_clip")
+    folder = exported(tmp_path / "train_clip" / trained.id / "model")
+    made, _ = by_clip(tmp_path, extractor=trained)
+    by = module.yardstick_of(made)
+    assert (by.rows, by.extractor) == (30, f"train_clip {trained.id}")
+    features, embedder = module.features_of(made), Embedder(folder)
+    pictures = [each.pixels for each in real_pictures.sets_of(made.inputs[0], 30, 0)[0]]
+    assert features["first"] == pytest.approx(embedder.embed_images(pictures).numpy() * embedder.width**0.5)
+    assert (features["first"] ** 2).mean(1) == pytest.approx(np.ones(30))
+    lines = prompts_of(made)
+    rng = np.random.default_rng(0)
+    right = sampled(tmp_path, lines, lambda scene: render(scene, (32, 32), rng), "right")
+    dark = sampled(tmp_path, lines, lambda scene: render(scene, (32, 32)) // 3, "dark")
+    found = measure(made, right, dark, out=tmp_path, names=("right", "dark"))["table"]
+    assert found[2]["fid"] > found[1]["fid"]
+    assert found[2]["kid"] > found[1]["kid"]
+    other = make(tmp_path / "other", "train_extractor")
+    with pytest.raises(ValueError, match="Distances of two extractors"):
+        by.demand(replace(by, extractor=f"train_extractor {other.id}"))
+
+
+def test_a_published_clip_is_an_extractor_while_it_stays_what_it_is(tmp_path):
+    folder = exported(tmp_path / "clip")
+    made, images = by_clip(tmp_path, folder)
+    assert made.summary["extractor"] == f"clip {key_of(folder)}"
+    assert [each.step for each in made.inputs] == ["ingest"]
+    lines = prompts_of(made)
+    drawn = sampled(tmp_path, lines, lambda scene: render(scene, (32, 32)))
+    assert measure(made, drawn, out=tmp_path)["table"][1]["fid"] > 0
+    exported(tmp_path / "clip", seed=2)
+    with pytest.raises(ValueError, match=r"which is not there or has changed: .* Calibrate again"):
+        measure(made, drawn, out=tmp_path)
+    again = Store(str(tmp_path / "runs"), CLUSTER).step(
+        module.calibrate, CalibrateConfig(rows=30, clip=folder), images, None
+    )
+    assert again.id != made.id
+    with pytest.raises(ValueError, match="Say by what is measured"):
+        Store(str(tmp_path / "runs"), CLUSTER).step(module.calibrate, CalibrateConfig(), images)
+
+
+def test_a_recipe_measures_by_a_clip(tmp_path):
+    recipe = module.yardstick()
+    trained = make(tmp_path, "train_clip")
+    plan = Plan(str(tmp_path / "runs"))
+    replace(recipe, extractor=trained.path).run(plan)
+    assert [line[0] for line in plan.lines] == ["ingest", "train_clip", "calibrate"]
+    options = recipe_options(["yardstick", "--extractor", trained.path, "--sets.rows", "50"], "run").recipe
+    assert options == replace(recipe, extractor=trained.path, sets=CalibrateConfig(rows=50))
+    plan = Plan(str(tmp_path / "runs"))
+    recipe_options(["yardstick", "--sets.clip", "openai/clip-vit-base-patch32"], "run").recipe.run(plan)
+    assert [line[0] for line in plan.lines] == ["ingest", "calibrate"]
+
+
+def test_emoji_have_no_fid_by_any_step(tmp_path):
+    config = to_dict(IngestConfig(corpus="x", labels="emoji", image_size=(32, 32)))
+    row = {"sample_id": "a", "state": "accepted", "reason": None, "split": "test", "scene": None}
+    images = make(tmp_path, "ingest", shards=[[row | {"reference_descriptive": None}]], config=config)
+    with pytest.raises(ValueError, match="Emoji have no FID: each is a kind of its own"):
+        real_pictures.sets_of(images, 10, 0)
+    with pytest.raises(ValueError, match="Emoji have no FID"):
+        recipe_options(["yardstick", "--corpus", "x", "--corpus.labels", "emoji"], "run")
 
 
 @pytest.mark.long

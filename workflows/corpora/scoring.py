@@ -84,7 +84,7 @@ def _shapes_captions(rows: Sequence[Row]) -> Scores:
         descriptive = [row["caption_descriptive"] for row in rows]
         said = scenes.caption_facts(descriptive, truth)
         scores |= _named("caption", _f1(said))
-        scores["chance_f1"] = scenes.caption_scores(_given_away(descriptive), truth)["f1"]
+        scores |= _named("chance", {"f1": _f1(scenes.caption_facts(_given_away(descriptive), truth))["f1"]})
     if "caption_short" in rows[0]:
         short = scenes.caption_facts([row["caption_short"] for row in rows], truth, "short")
         scores |= _named("short_caption", {"f1": _f1(short)["f1"]})
@@ -113,7 +113,7 @@ def _nlvr_captions(rows: Sequence[Row]) -> Scores:
         descriptive = [row["caption_descriptive"] for row in rows]
         said = nlvr.caption_facts(descriptive, truth)
         scores |= _named("caption", _f1(said) | {"exact": intervals.share(said[:, 3])})
-        scores["chance_f1"] = nlvr.caption_scores(_given_away(descriptive), truth)["f1"]
+        scores |= _named("chance", {"f1": _f1(nlvr.caption_facts(_given_away(descriptive), truth))["f1"]})
     if "caption_short" in rows[0]:
         short = word_rows([row["caption_short"] for row in rows], [row["reference_short"] for row in rows])
         scores |= _named("short_caption", {name: intervals.share(short[name]) for name in ("f1", "exact")})
@@ -130,7 +130,7 @@ def _word_captions(rows: Sequence[Row]) -> Scores:
         said = word_rows(captions, references)
         scores |= _named(prefix, {name: intervals.share(said[name]) for name in ("f1", "exact")})
         scores[f"{prefix}_n"] = len(told)
-        scores["chance_f1"] = float(np.mean(word_rows(_given_away(captions), references)["f1"]))
+        scores |= _named("chance", {"f1": intervals.share(word_rows(_given_away(captions), references)["f1"])})
         if any(row["caption_alt"] != reference for row, reference in zip(told, references, strict=True)):
             scores |= _word_alts(told, references, said["f1"])
     scores |= _ciders(rows)

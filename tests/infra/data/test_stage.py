@@ -1,6 +1,7 @@
 from dataclasses import dataclass
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -216,3 +217,35 @@ def test_whatever_fails_beside_it_a_row_ends_the_same(texts):
 )
 def test_kinds_of_trouble(error, kind):
     assert kind_of(error) == kind
+
+
+@dataclass
+class Product:
+    """A model of torch: 24 FLOPs a row."""
+
+    reads: tuple[str, ...] = ("number",)
+    writes: tuple[str, ...] = ("product",)
+    cpus: float = 1
+    gpus: float = 0
+
+    def setup(self):
+        self.layer = torch.nn.Linear(3, 4, bias=False)
+
+    @torch.inference_mode()
+    def __call__(self, batch):
+        rows = torch.tensor(batch["number"], dtype=torch.float32)[:, None].expand(-1, 3)
+        return {"product": self.layer(rows).sum(1).tolist()}
+
+
+def test_the_first_batch_tells_what_a_model_costs():
+    stage = Product()
+    stage.setup()
+    runner = Runner([stage])
+    lost = {"number": [5], "state": ["failed"], "reason": ["x"]}
+    rows = {"number": [1, 2, 3], "state": ["accepted", "rejected", "accepted"], "reason": [None, "y", None]}
+    runner(lost)
+    assert runner.cost == (0, 0), "there was nothing to do"
+    first = runner(rows)
+    assert runner.cost == (2 * 24, 2)
+    assert runner(rows) == first, "counting changes nothing"
+    assert runner.cost == (2 * 24, 2)

@@ -16,8 +16,8 @@ from t2i.priors.autoregressive import AutoregressiveConfig
 from t2i.priors.mar import MARConfig
 from t2i.priors.sampling import SamplingConfig
 from t2i.protocol import Asked, Space
+from t2i.tokenizers.codebook import CodebookConfig
 from t2i.tokenizers.losses import LossConfig
-from t2i.tokenizers.quantizers import CodebookConfig
 from t2i.tokenizers.task import build_tokenizer
 from t2i.tokenizers.turns import GeneratorTurn
 from t2i.tokenizers.vqgan import VQGANConfig

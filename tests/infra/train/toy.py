@@ -299,9 +299,9 @@ def flops(job, config):
     from infra.train.flops import Flops
 
     (update,) = Toy().updates()
-    counted, engine = Flops(), worker_engine(job, config)(update, 1, None)
+    counted, engine = Flops(1), worker_engine(job, config)(update, 1, None)
     ((batch,), *_) = feed(config, world.rank(), world.size(), 1)(0)
-    with counted.counted("net", len(batch["ids"])):
+    with counted.counted(update, 0, len(batch["ids"])):
         engine.backward(engine(batch)["token"])
     return counted.figures(1.0, 1)["model_flops_per_second"]
 

@@ -82,7 +82,7 @@ def test_what_cannot_be_compared():
         clip_score(IMAGES, TEXTS[:2])
     with pytest.raises(ValueError, match="0 keys in common"):
         retrieval(IMAGES, TEXTS, [1, 2, 3], [4, 5, 6])
-    with pytest.raises(ValueError, match="3 pictures with 2 keys"):
+    with pytest.raises(ValueError, match="3 rows with 2 keys"):
         retrieval(IMAGES, TEXTS, [1, 2])
     with pytest.raises(ValueError, match="not 0"):
         clip_score(np.zeros((3, 2)), TEXTS)

@@ -28,6 +28,7 @@ def test_reconstruction_pools_pixels_of_images_of_any_size():
     small, large = np.zeros((2, 2, 3), np.uint8), np.zeros((2, 6, 3), np.uint8)
     scores = reconstruction_scores([small, large], [small + 255, large])
     low, high = scores.pop("psnr_interval")
+    assert scores.pop("mse_interval") == (0, 1)
     assert scores == pytest.approx({"mse": 1 / 4, "psnr": 10 * math.log10(4), "n": 2})  # too small for SSIM
     assert low == 0  # two of two may be the wrong one
     assert high == 100

@@ -40,6 +40,7 @@ def test_real_against_real_heads_every_table(yardstick):
         ("corpus", "nlvr 56", "corpora"),
         ("extractor", "train_clip 9", "extractors"),
         ("rows", 50, "numbers of pictures"),
+        ("yardstick", "calibrate/78", "yardsticks"),
     ],
 )
 def test_distances_of_two_yardsticks_are_not_compared(yardstick, field, other, what):

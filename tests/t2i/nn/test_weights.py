@@ -149,3 +149,21 @@ def test_a_parameter_of_which_nothing_is_said_is_refused():
         initialize(nn.ModuleDict({"part": Odd()}), 0)
     with pytest.raises(ValueError, match="has no parameter wieght"):
         begins(nn.Linear(2, 2), wieght=constant(0.0))
+
+
+def test_a_buffer_begins_where_somebody_says_how_and_not_in_what_was_loaded():
+    class Followed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("codes", torch.zeros(5, 3))
+            self.register_buffer("counts", torch.zeros(5))
+            begins(self, codes=normal(1.0))
+
+    model = nn.ModuleDict({"one": Followed(), "loaded": Followed()})
+    initialize(model, 0, ["loaded"])
+    again = nn.ModuleDict({"one": Followed()})
+    initialize(again, 0)
+    assert torch.equal(model["one"].codes, again["one"].codes)
+    assert model["one"].codes.std() > 0.3
+    assert not model["one"].counts.any()
+    assert not model["loaded"].codes.any()

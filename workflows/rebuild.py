@@ -1,0 +1,92 @@
+"""What tokenizers alone lose: real pictures of a yardstick through each and back, in one table."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from infra import storage
+from infra.cluster import Cluster
+from infra.config import from_dict
+from infra.metrics import Report
+from infra.store import Artifact, step
+from t2i.evaluate import distances, intervals
+from t2i.evaluate.intervals import Estimate
+from t2i.evaluate.reconstruction import reconstruction_scores
+from t2i.evaluate.yardstick import Measured, distances_of, table
+from workflows.compare import parameters_of
+from workflows.corpora.scoring import Corpus, Row, Scores, picture_scores
+from workflows.evaluate import reconstruct
+from workflows.real_pictures import kind_of, sets_of
+from workflows.train_tokenizer import MODEL, rebuilds
+from workflows.yardstick import TABLE, CalibrateConfig, extract_by, features_of, yardstick_of
+
+PICTURED = ("scene_score", "object_score", "skill_")  # scores of pictures that are told, as they begin
+
+
+@dataclass(frozen=True, kw_only=True)
+class RebuildConfig:
+    """What the tokenizers are called in the table, in their order; else by their ids."""
+
+    names: tuple[str, ...] = ()
+
+
+@step(version=1)
+def rebuild(
+    config: RebuildConfig, yardstick: Artifact, *tokenizers: Artifact, out: str, cluster: Cluster, report: Report
+) -> dict[str, Any]:
+    """Write `table.json`: what is left of a yardstick's first set of real pictures after a tokenizer and back.
+
+    A line for the pictures themselves, and one for each tokenizer. `fid` and its like are from the second set, as those
+    of drawn pictures are: the best that a prior of this tokenizer can reach. `rfid` is from the very pictures that were
+    rebuilt, as papers have it. Then `psnr`, `ssim`, of codes `code_usage` and `code_perplexity`, of Shapes what can
+    still be read (`scene_score`, `skill_...`), `values` a picture, `codes` and `parameters`.
+    """
+    if not tokenizers or (config.names and len(config.names) != len(tokenizers)):
+        raise ValueError(f"Rebuilt is by at least one tokenizer: {len(tokenizers)}, named {config.names}.")
+    if still := [each.path for each in tokenizers if not rebuilds(each)]:
+        raise ValueError(f"{still[0]} is of pixels, which are what they are: leave it out.")
+    images, by = yardstick.inputs[0], yardstick_of(yardstick)
+    calibrated = from_dict(CalibrateConfig, yardstick.manifest["config"])
+    real, _ = sets_of(images, calibrated.rows, calibrated.seed)
+    pictures, rows = [each.pixels for each in real], [{"scene": None, **each.line} for each in real]
+    extract, features = extract_by(yardstick), features_of(yardstick)
+    corpus: Corpus = "shapes" if kind_of(images) == "shapes" else "words"
+    measured, told = list[Measured](), [seen(corpus, rows, pictures)]
+    for number, tokenizer in enumerate(tokenizers):
+        rebuilt, codes = reconstruct(tokenizer, pictures)
+        found = extract(rebuilt)
+        name = config.names[number] if config.names else f"{tokenizer.step} {tokenizer.id}"
+        scores = distances_of(features["second"], found) | {"rfid": rfid(features["first"], found)}
+        measured.append(Measured(name=name, yardstick=by, scores=scores))
+        sizes = sizes_of(tokenizer, pictures[0].shape[:2])
+        told.append(reconstruction_scores(pictures, rebuilt) | codes | seen(corpus, rows, rebuilt) | sizes)
+        report(number + 1, len(tokenizers), "tokenizers")
+    lines = [line | beside for line, beside in zip(table(measured), told, strict=True)]
+    storage.write_json(storage.join(out, TABLE), lines)
+    return {"tokenizers": len(tokenizers), "table": lines}
+
+
+def rfid(features: np.ndarray, rebuilt: np.ndarray) -> Estimate:
+    """FID of rebuilt pictures from these very ones, features (N, D): each is drawn with what became of it."""
+    real, found = np.asarray(features, np.float64), np.asarray(rebuilt, np.float64)
+
+    def of(drawn: np.ndarray) -> float:
+        return distances.frechet_distance(real[drawn], found[drawn])
+
+    return intervals.of_sets(of, np.arange(len(real)))
+
+
+def seen(corpus: Corpus, rows: Sequence[Row], pictures: Sequence[np.ndarray]) -> Scores:
+    """What can be read of pictures, where they are of Shapes."""
+    scores = picture_scores(corpus, rows, pictures).scores
+    return {name: value for name, value in scores.items() if name.startswith(PICTURED)}
+
+
+def sizes_of(tokenizer: Artifact, size: tuple[int, int]) -> dict[str, int]:
+    """`values` of a picture of `size` (height, width), how many `codes` there are (0: latents), and `parameters`."""
+    from t2i.tokenizers.task import load_tokenizer
+
+    space = load_tokenizer(tokenizer.url(MODEL)).space(size)
+    return {"values": space.places, "codes": space.codes, "parameters": parameters_of(tokenizer)}
