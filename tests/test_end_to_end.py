@@ -184,7 +184,7 @@ def kill_when(condition, *arguments):
     try:
         while not condition():
             assert process.poll() is None, "it ended before it could be killed"
-            time.sleep(0.02)
+            time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
     finally:
         process.kill()

@@ -46,7 +46,7 @@ def test_a_folder_is_cut_into_shards_and_what_is_done_is_not_done_again(corpus, 
 def test_of_one_shard_at_most_a_minute_of_work_is_lost(corpus, served):
     """jhc13/taggui#73: to stop a long captioning one closes the program and starts it again."""
     wanted = fill(corpus, 80)
-    served.seconds = 10  # of 16 requests at once: 64 answers in 40 s
+    served.seconds = 20  # of 16 requests at once: 64 answers in 80 s
     assert interrupted(served, corpus, 65) == 130
     first = list(served.asked)
     served.seconds = 0
@@ -54,4 +54,4 @@ def test_of_one_shard_at_most_a_minute_of_work_is_lost(corpus, served):
     assert code == 0, err
     assert captions_by_key(results["captions"]) == wanted
     times = Counter(served.asked)
-    assert {times[n] for n in first[:16]} == {1}, "what was answered half a minute before the end"
+    assert {times[n] for n in first[:16]} == {1}, "what was answered a minute before the end"

@@ -57,7 +57,7 @@ class Driver:
         while not condition():
             assert self.process.poll() is None, f"the driver ended before: {self.process.communicate()[1]}"
             assert time.monotonic() < deadline, f"it did not come in {seconds} s; {groups(self.place)}"
-            time.sleep(0.5 if "://" in self.place else 0.05)  # of a server's answers this process makes some itself
+            time.sleep(0.05)
 
     def wait_for_group(self, number, seconds=120):
         """Until the group of that number, from 0, has made a step."""

@@ -17,7 +17,6 @@ from tests.infra.train.drive import Driver, check, groups
 from tests.proxy import Proxy
 
 CONFIG = {"steps": 400, "batch": 10, "log_every_steps": 5, "save_every_steps": 20}
-SHORT = CONFIG | {"steps": 200}
 NODES = {"workers": (1, 2), "zero_stage": 2, "grow_seconds": 2, "log_ids": True}
 PAIR = {"workers": (2, 2), "log_ids": True}
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(400)]
@@ -60,9 +59,10 @@ def test_a_node_dies_one_joins_and_one_is_drained(place):
 
 def test_workers_that_die_while_their_group_starts_keep_no_places(place):
     """The one node has just the places that the next group needs."""
+    config = CONFIG | {"steps": 200}
     with Nodes() as nodes:
         node = nodes.add(1, cpus=2)
-        with Driver(place, SHORT, nodes.environment, address=nodes.address, **NODES) as driver:
+        with Driver(place, config, nodes.environment, address=nodes.address, **NODES) as driver:
             for number in range(2):
                 driver.wait(lambda number=number: len(groups(place, "begins")) > number)
                 driver.wait(lambda: recovery.workers(node.pid))
@@ -73,14 +73,14 @@ def test_workers_that_die_while_their_group_starts_keep_no_places(place):
             code, said = driver.end()
             assert code == 0, said
     assert [group["workers"] for group in groups(place)] == [1, 1, 1]
-    check(place, SHORT)
+    check(place, config)
 
 
 def test_a_raylet_dies_and_its_node_is_done_without(place):
     with Nodes() as nodes:
         nodes.add(0, cpus=2)
         second = nodes.add(1, cpus=2)
-        with Driver(place, SHORT, nodes.environment, "Slow", address=nodes.address, **NODES) as driver:
+        with Driver(place, CONFIG, nodes.environment, "Slow", address=nodes.address, **NODES) as driver:
             driver.wait_for_step(30)
             (raylet,) = [p for p in psutil.Process(second.pid).children(recursive=True) if p.name() == "raylet"]
             raylet.kill()
@@ -88,7 +88,7 @@ def test_a_raylet_dies_and_its_node_is_done_without(place):
             assert code == 0, said
             assert "goes on from what was saved last" in said
     assert [group["workers"] for group in groups(place)] == [2, 1]
-    check(place, SHORT)
+    check(place, CONFIG)
 
 
 def test_a_node_whose_device_fails_is_left_out_and_named(place):
@@ -97,7 +97,7 @@ def test_a_node_whose_device_fails_is_left_out_and_named(place):
         for core in (0, 1):
             nodes.add(core, cpus=3)
         one = {"workers": (1, 1), "zero_stage": 2, "restarts": 0, "log_ids": True}
-        with Driver(place, SHORT, nodes.environment, "Sore", address=nodes.address, **one) as driver:
+        with Driver(place, CONFIG, nodes.environment, "Sore", address=nodes.address, **one) as driver:
             code, said = driver.end(240)
             assert code == 0, said
     bad = (place / "bad").read_text()
@@ -105,7 +105,7 @@ def test_a_node_whose_device_fails_is_left_out_and_named(place):
     assert "CUDA error: an illegal memory access was encountered Training goes on" in said
     assert len(groups(place)) == 2
     assert bad not in groups(place)[1]["on"]
-    check(place, SHORT)
+    check(place, CONFIG)
 
 
 def test_a_store_on_s3_that_is_away_when_it_is_read_and_when_it_is_written(s3, s3_server):
