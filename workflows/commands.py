@@ -23,6 +23,7 @@ VERBS = {
     "settings": "verbs.settings",
     "list": "look.list_artifacts",
     "shapes": "verbs.shapes",
+    "convert_dvae": "converted.convert_dvae",
     "prompts": "prompted.write_prompts",
     "verify": "look.verify",
     "retry": "verbs.retry",

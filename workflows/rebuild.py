@@ -55,7 +55,9 @@ def rebuild(
     if not tokenizers or (config.names and len(config.names) != len(tokenizers)):
         raise ValueError(f"Rebuilt is by at least one tokenizer: {len(tokenizers)}, named {config.names}.")
     if still := [each.path for each in tokenizers if not rebuilds(each)]:
-        raise ValueError(f"{still[0]} is of pixels, which are what they are: leave it out.")
+        raise ValueError(
+            f"{still[0]} rebuilds nothing: pixels are what they are, and a CLIP has no way back. Leave it out."
+        )
     measures = yardstick.step == calibrate.name
     images = yardstick.inputs[0] if measures else yardstick
     pictures, rows = _pictures(yardstick, images, config.rows)

@@ -1,6 +1,6 @@
 """How published tokenizers call their weights, and how these are called here.
 
-Each function takes the weights of a published file, by name, and returns ours. A name that it does not know is a
+Each `of_` takes the weights of a published file, by name, and returns ours. A name that it does not know is a
 ValueError; what is worked out here, or is no part of the tokenizer, is left out. Weights may lie on the meta device.
 """
 
@@ -33,6 +33,26 @@ def of_dalle(theirs: Weights) -> dict[str, torch.Tensor]:
 def of_1d_tokenizer(theirs: Weights) -> dict[str, torch.Tensor]:
     """A `MaskGITVQGAN` of the tokenizer of bytedance/1d-tokenizer's RAR, `maskgit-vqgan-imagenet-f16-256.bin`."""
     return _renamed(theirs, _MASKGIT_VQGAN, "the MaskGIT-VQGAN of bytedance/1d-tokenizer")
+
+
+def of_compvis(theirs: Weights) -> dict[str, torch.Tensor]:
+    """A `VQGAN` of CompVis/taming-transformers or CompVis/latent-diffusion, with codes or with a Gaussian.
+
+    Their decoder counts its levels from the finest. What they train beside it (LPIPS, a critic, averages) is left out.
+    """
+    found = [re.match(r"decoder\.up\.(\d+)\.", name) for name in theirs]
+    levels = 1 + max((int(each[1]) for each in found if each), default=0)
+    return _flat(_renamed(theirs, _compvis(levels), "a VQGAN of CompVis"))
+
+
+def of_diffusers(theirs: Weights) -> dict[str, torch.Tensor]:
+    """A `VQGAN` of diffusers' `VQModel` or `AutoencoderKL`, also by the names of before its version 0.18."""
+    return _flat(_renamed(theirs, _DIFFUSERS, "a VQModel or AutoencoderKL of diffusers"))
+
+
+def to_diffusers(ours: Weights) -> dict[str, torch.Tensor]:
+    """The weights of a `VQGAN`, as diffusers calls them."""
+    return _renamed(ours, _TO_DIFFUSERS, "ours that diffusers has")
 
 
 _TOWER = r"(encoder|decoder)\.transformer\."
@@ -89,6 +109,70 @@ _DVAE: Rules = (
     (_DVAE_BLOCK + r"res_path\.conv_(\d)\.(w|b)", partial(_in_dvae, "convs")),
     (_DVAE_BLOCK + r"id_path\.(w|b)", partial(_in_dvae, "shortcut")),
 )
+
+# What our VQGAN's parts are called there. Its encoder and decoder are diffusers' own.
+_AROUND = (
+    (r"quant_conv\.(\w+)", r"to_codes.\1"),
+    (r"post_quant_conv\.(\w+)", r"from_codes.\1"),
+    (r"quantize\.embedding\.weight", "quantizer.vectors"),
+)
+_BEFORE = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_DIFFUSERS: Rules = (
+    *_AROUND,
+    (
+        r"(.*\.attentions\.\d+)\.(query|key|value|proj_attn)\.(\w+)",
+        lambda found: f"{found[1]}.{_BEFORE[found[2]]}.{found[3]}",
+    ),
+    (r"((?:en|de)coder\..*)", r"\1"),
+)
+_TO_DIFFUSERS: Rules = (
+    (r"to_codes\.(\w+)", r"quant_conv.\1"),
+    (r"from_codes\.(\w+)", r"post_quant_conv.\1"),
+    (r"quantizer\.vectors", "quantize.embedding.weight"),
+    (r"((?:en|de)coder\..*)", r"\1"),
+)
+
+_STACKS = {"block": "resnets", "attn": "attentions"}
+_PARTS = {"nin_shortcut": "conv_shortcut", "norm": "group_norm", "proj_out": "to_out.0"}
+_PARTS |= {"q": "to_q", "k": "to_k", "v": "to_v"}
+
+
+def _compvis(levels: int) -> Rules:
+    """Of CompVis's networks with so many levels."""
+
+    def level_of(found: re.Match) -> str:
+        coder, way, number = found.groups()[:3]
+        return f"{coder}.{way}_blocks.{number if way == 'down' else levels - 1 - int(number)}"
+
+    def in_level(found: re.Match) -> str:
+        stack, number, part, kind = found.groups()[3:]
+        return f"{level_of(found)}.{_STACKS[stack]}.{number}.{_PARTS.get(part, part)}.{kind}"
+
+    def in_middle(found: re.Match) -> str:
+        coder, stack, number, part, kind = found.groups()
+        return f"{coder}.mid_block.{_STACKS[stack]}.{int(number) - 1}.{_PARTS.get(part, part)}.{kind}"
+
+    level = r"(encoder|decoder)\.(down|up)\.(\d+)\."
+    return (
+        *_AROUND,
+        (r"((?:en|de)coder\.conv_(?:in|out)\.\w+)", r"\1"),
+        (r"(encoder|decoder)\.norm_out\.(\w+)", r"\1.conv_norm_out.\2"),
+        (level + r"(block|attn)\.(\d+)\.(\w+)\.(\w+)", in_level),
+        (
+            level + r"(?:down|up)sample\.conv\.(\w+)",
+            lambda found: f"{level_of(found)}.{found[2]}samplers.0.conv.{found[4]}",
+        ),
+        (r"(encoder|decoder)\.mid\.(block|attn)_(\d)\.(\w+)\.(\w+)", in_middle),
+        (r"(?:loss|model_ema)\..*", None),
+    )
+
+
+def _flat(ours: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Attention by 1x1 convolutions is attention by linear layers."""
+    return {
+        name: weight.flatten(1) if ".attentions." in name and weight.dim() == 4 else weight
+        for name, weight in ours.items()
+    }
 
 
 def _renamed(theirs: Weights, rules: Rules, model: str) -> dict[str, torch.Tensor]:

@@ -16,13 +16,15 @@ from infra.others import with_others
 from infra.train.optim import OptimConfig
 from infra.train.task import Draw, Update
 from t2i.task import TRAIN, updates_of
+from t2i.tokenizers import published
+from t2i.tokenizers.clip import ClipConfig
 from t2i.tokenizers.critic import Critic, CriticConfig
 from t2i.tokenizers.dvae import DVAEConfig
 from t2i.tokenizers.losses import LossConfig
 from t2i.tokenizers.maskgit_vqgan import MaskGITVQGANConfig
 from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
 from t2i.tokenizers.pixels import PixelsConfig
-from t2i.tokenizers.published import PublishedConfig
+from t2i.tokenizers.published import OWN, SCALE, PublishedConfig
 from t2i.tokenizers.scale import Scale
 from t2i.tokenizers.turns import GeneratorTurn
 from t2i.tokenizers.vit_vqgan import ViTVQGANConfig
@@ -38,11 +40,10 @@ TokenizerConfig = (
     | MaskGITVQGANConfig
     | PixelsConfig
     | PublishedConfig
+    | ClipConfig
 )
 if not TYPE_CHECKING:
     TokenizerConfig = with_others(TokenizerConfig, "rescribe.tokenizers")  # of other packages: docs/python.md
-
-SCALE = "scale.json"  # beside the weights, where latents have one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,9 +121,12 @@ class _Saved:
     model: TokenizerConfig
 
 
+published.configured = lambda told: from_dict(_Saved, told).model
+
+
 def save_tokenizer(tokenizer: Any, folder: str) -> None:
     """Weights, config and, where it has one, its scale into a local folder."""
-    save_model(tokenizer, str(Path(folder) / "model.safetensors"))
+    save_model(tokenizer, str(Path(folder) / OWN))
     Path(folder, "config.json").write_text(strict.dumps(to_dict(_Saved(model=tokenizer.config)), indent=2) + "\n")
     if (scale := getattr(tokenizer, "scale", None)) is not None:
         save_scale(scale, folder)
@@ -146,4 +150,4 @@ def load_tokenizer(folder: str) -> Any:
 def load_weights(tokenizer: Any, folder: str) -> None:
     """Those of the tokenizer in a folder, local or s3://, which is of the same config."""
     with cache.cached(folder) as local:
-        load_model(tokenizer, str(Path(local) / "model.safetensors"))
+        load_model(tokenizer, str(Path(local) / OWN))

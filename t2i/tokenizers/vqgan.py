@@ -10,7 +10,7 @@ from t2i.pixels import patches
 from t2i.tokenizers.autoencoder import Autoencoder
 from t2i.tokenizers.codebook import CodebookConfig
 from t2i.tokenizers.gaussian import GaussianConfig
-from t2i.tokenizers.quantizers import QuantizerConfig, build_quantizer
+from t2i.tokenizers.quantizers import QuantizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +25,22 @@ class VQGANConfig:
     groups: int = 32
     latent_channels: int = 256
     quantizer: QuantizerConfig | GaussianConfig = field(default_factory=CodebookConfig)
+    # 1x1 convolutions before and after the bottleneck. The autoencoders of Stable Diffusion 3 and FLUX have none.
+    pointwise: bool = field(default=True, metadata={"since": "0.2"})  # as infra.config.setting marks it
 
     def __post_init__(self) -> None:
         if not self.multipliers or self.channels % self.groups:
             raise ValueError("VQGAN needs at least one level, and channels that its norm groups divide.")
+        if not self.pointwise and (self.says, self.latent_channels) != (self.quantizer.takes, self.quantizer.width):
+            raise ValueError(
+                f"Without pointwise convolutions the bottleneck is as wide as latent_channels, {self.latent_channels}, "
+                f"but it takes {self.quantizer.takes} channels and has {self.quantizer.width}."
+            )
+
+    @property
+    def says(self) -> int:
+        """Channels of the encoder's output: of a Gaussian a mean and a logarithm of a variance each."""
+        return self.latent_channels * (2 if isinstance(self.quantizer, GaussianConfig) else 1)
 
     def build(self) -> "VQGAN":
         """The tokenizer, with fresh weights."""
@@ -116,11 +128,12 @@ class VQGAN(Autoencoder):
         up = tuple(
             "AttnUpDecoderBlock2D" if i in config.attention_levels else "UpDecoderBlock2D" for i in reversed(levels)
         )
-        width, double = config.quantizer.width, isinstance(config.quantizer, GaussianConfig)
+        double = config.says > config.latent_channels
         self.encoder = Encoder(3, config.latent_channels, down_block_types=down, double_z=double, **shared)
-        self.to_codes = nn.Conv2d((1 + double) * config.latent_channels, config.quantizer.takes, 1)
-        self.quantizer = build_quantizer(config.quantizer)
-        self.from_codes = nn.Conv2d(width, config.latent_channels, 1)
+        quantizer, pointwise = config.quantizer, config.pointwise
+        self.to_codes = nn.Conv2d(config.says, quantizer.takes, 1) if pointwise else nn.Identity()
+        self.quantizer = quantizer.build()
+        self.from_codes = nn.Conv2d(quantizer.width, config.latent_channels, 1) if pointwise else nn.Identity()
         self.decoder = Decoder(config.latent_channels, 3, up_block_types=up, **shared)
 
     @property

@@ -48,6 +48,7 @@ ELSEWHERE = {
     "rescribe plan demo --probe": "tests/workflows/test_probe.py::test_every_kind_is_probed",
     "rescribe plan debug --probe": "tests/workflows/test_probe.py::test_every_kind_is_probed",
     "rescribe run cascade": "tests/workflows/test_cascade.py::test_a_cascade_runs_and_every_command_knows_it",
+    "rescribe convert_dvae": "tests/t2i/tokenizers/test_pickled_dvae.py::test_the_command_wants_trust",
     "rescribe submit run debug": _ON_A_CLUSTER,
     "rescribe status": _ON_A_CLUSTER,
     "rescribe stop JOB": _ON_A_CLUSTER,

@@ -17,7 +17,7 @@ from tests.commands import check_command
 from tests.docs.lists import ELSEWHERE, INSTEAD, NOT_RUN, PROGRAMS
 from tests.docs.pages import COMMANDS, PAGES, ROOT, Page
 from tests.docs.shell import without_settings
-from workflows import compared, look, options, prompted, rated, submit
+from workflows import compared, converted, look, options, prompted, rated, submit
 from workflows.cascade import cascade
 from workflows.clip import clip
 from workflows.options import WORK, further_inputs
@@ -124,7 +124,7 @@ def known_options() -> frozenset[str]:
     found = {"corpus", "seed", "store", "cluster", *fields(Cluster, "cluster.")}
     holders = [
         each
-        for module in (look, options, submit, compared, rated, prompted)
+        for module in (look, options, submit, compared, rated, prompted, converted)
         for each in vars(module).values()
         if isinstance(each, type)
     ]

@@ -14,24 +14,39 @@ from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
 from t2i.nn.vit import ViTBlock, sincos
 from t2i.nn.weights import initialize
 from t2i.pixels import scale
-from t2i.tokenizers import layouts, likelihood
+from t2i.tokenizers import kl, layouts, likelihood, sizes, vqgan
 from t2i.tokenizers.autoencoder import Noise
 from t2i.tokenizers.dvae import DVAEConfig, dalle_dvae
+from t2i.tokenizers.gaussian import GaussianConfig
 from t2i.tokenizers.gumbel import GumbelConfig
 from t2i.tokenizers.losses import LossConfig
 from t2i.tokenizers.maskgit_vqgan import MaskGITVQGANConfig, maskgit_vqgan
 from t2i.tokenizers.turns import GeneratorTurn
 from t2i.tokenizers.vit_vqgan import TowerConfig, ViTVQGANConfig, vit_vqgan_base, vit_vqgan_large, vit_vqgan_small
-from tests.t2i.test_tokenizers import LOSSES, TOKENIZERS, build, close, images
+from t2i.tokenizers.vqgan import VQGANConfig
+from tests.t2i.test_tokenizers import LOSSES, PYRAMID, TOKENIZERS, build, close, images
 
 pytestmark = pytest.mark.family("name")
 NAMES = ["vit vqgan", "vit vqgan, logits", "dvae", "maskgit vqgan"]
+GAUSSIAN = {
+    "kl": VQGANConfig(**PYRAMID, quantizer=GaussianConfig(width=3)),
+    "kl, no pointwise convolutions": VQGANConfig(**PYRAMID, quantizer=GaussianConfig(width=8), pointwise=False),
+}
+FIRST_STAGES = {
+    name: (getattr(module, name), layouts.of_compvis, sizes.of_compvis)
+    for module, names in {
+        vqgan: ("vqgan_f16_1024", "vqgan_f16_16384", "ldm_vq_f4", "ldm_vq_f8", "ldm_vq_f8_256", "ldm_vq_f16"),
+        kl: ("kl_f4", "kl_f8", "kl_f16", "kl_f32"),
+    }.items()
+    for name in names
+}
 LAYOUTS = {
-    "vit_vqgan_small": (vit_vqgan_small, layouts.of_enhancing_transformers),
-    "vit_vqgan_base": (vit_vqgan_base, layouts.of_enhancing_transformers),
-    "vit_vqgan_large": (vit_vqgan_large, layouts.of_enhancing_transformers),
-    "dalle_dvae": (dalle_dvae, layouts.of_dalle),
-    "maskgit_vqgan": (maskgit_vqgan, layouts.of_1d_tokenizer),
+    "vit_vqgan_small": (vit_vqgan_small, layouts.of_enhancing_transformers, sizes.of_enhancing_transformers),
+    "vit_vqgan_base": (vit_vqgan_base, layouts.of_enhancing_transformers, sizes.of_enhancing_transformers),
+    "vit_vqgan_large": (vit_vqgan_large, layouts.of_enhancing_transformers, sizes.of_enhancing_transformers),
+    "dalle_dvae": (dalle_dvae, layouts.of_dalle, sizes.of_dalle),
+    "maskgit_vqgan": (maskgit_vqgan, layouts.of_1d_tokenizer, sizes.of_1d_tokenizer),
+    **FIRST_STAGES,
 }
 
 
@@ -42,7 +57,8 @@ def published(name):
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_every_weight_of_the_authors_has_its_place_and_every_place_its_weight(name):
-    make, converted = LAYOUTS[name]
+    make, converted, sized = LAYOUTS[name]
+    assert sized(published(name)) == make()
     with torch.device("meta"):
         ours = make().build().state_dict()
     got = converted(published(name))
@@ -56,6 +72,18 @@ def test_every_weight_of_the_authors_has_its_place_and_every_place_its_weight(na
 def test_what_is_trained_beside_a_tokenizer_is_no_part_of_it():
     weights = {"loss.discriminator.0.weight": torch.empty(1), "pre_quant.bias": torch.empty(1)}
     assert list(layouts.of_enhancing_transformers(weights)) == ["to_codes.bias"]
+    beside = {"loss.logvar": torch.empty(()), "model_ema.decay": torch.empty(()), "quant_conv.bias": torch.empty(1)}
+    assert list(layouts.of_compvis(beside)) == ["to_codes.bias"]
+
+
+def test_names_of_diffusers_go_and_come():
+    with torch.device("meta"):
+        ours = kl.kl_f16().build().state_dict()
+    theirs = layouts.to_diffusers(ours)
+    assert {"quant_conv.weight", "post_quant_conv.bias"} < theirs.keys()
+    assert list(layouts.of_diffusers(theirs)) == list(ours)
+    with pytest.raises(ValueError, match=r"No weight of .* is called 'quantizer.mix.weight'"):
+        layouts.to_diffusers({"quantizer.mix.weight": torch.empty(1)})
 
 
 def batch(name):
@@ -66,24 +94,34 @@ def batch(name):
 def trained(name, steps, autocast=False):
     """The turn, and the loss at each step."""
     losses, heard = LOSSES.get(name, LossConfig(distance="l2")), []
-    turn = GeneratorTurn(build(TOKENIZERS[name]), losses)
+    turn = GeneratorTurn(build({**TOKENIZERS, **GAUSSIAN}[name]), losses)
     optimizer = torch.optim.Adam(turn.parameters(), lr=3e-3)
     for step in range(steps):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             sums = turn(batch(name) | {"step": torch.tensor(step)})
         optimizer.zero_grad()
-        total = sum(losses.weights()[each] * value for each, value in sums.items())
+        total = sum(weight * sums[each] for each, weight in losses.weights().items() if each in sums)
         total.backward()
         optimizer.step()
         heard.append(total.item())
     return turn, heard
 
 
-@pytest.mark.parametrize("name", NAMES)
+# A key's bias adds the same to all that a query compares, so that its gradient is zero but for rounding.
+NO_MATTER = "to_k.bias"
+FROZEN = {"vqgan, linear codebook": ["quantizer.vectors"]}  # seen through a matrix, which learns
+
+
+@pytest.mark.parametrize("name", [*TOKENIZERS, *GAUSSIAN])
 def test_every_weight_learns(name):
     turn, _ = trained(name, 3)
-    still = [each for each, weight in turn.tokenizer.named_parameters() if weight.grad is None or not weight.grad.any()]
-    assert not still
+    gradients = {each: weight.grad for each, weight in turn.tokenizer.named_parameters()}
+    keys = [each for each in gradients if each.endswith(NO_MATTER)]
+    still = [each for each, gradient in gradients.items() if gradient is None or not gradient.any()]
+    assert [each for each in still if each not in keys] == FROZEN.get(name, [])
+    for each in keys:
+        queries = gradients[each.replace("to_k", "to_q")]
+        assert gradients[each].abs().max() < 1e-3 * queries.abs().max()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,6 +1,7 @@
 """Weights of others load, draw the same pictures, and go back."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -8,11 +9,18 @@ from diffusers import AutoencoderKL, VQModel
 from safetensors.torch import load_file, save_file
 
 from t2i.pixels import scale
+from t2i.tokenizers.autoencoder import Noise
 from t2i.tokenizers.codebook import CodebookConfig
+from t2i.tokenizers.diffusers_folder import save_diffusers
 from t2i.tokenizers.finite_scalar import FiniteScalarConfig
-from t2i.tokenizers.published import PublishedConfig, load_published, read_published, save_diffusers
+from t2i.tokenizers.gaussian import GaussianConfig
+from t2i.tokenizers.maskgit_vqgan import MaskGITVQGANConfig
+from t2i.tokenizers.published import PublishedConfig, load_published, read_published
+from t2i.tokenizers.scale import Scale
 from t2i.tokenizers.task import load_tokenizer, save_tokenizer
+from t2i.tokenizers.vit_vqgan import TowerConfig, ViTVQGANConfig
 from t2i.tokenizers.vqgan import VQGANConfig
+from workflows.options import recipe_options
 
 PLAIN = {
     "block_out_channels": (8, 16),
@@ -32,6 +40,25 @@ VQ = {
         "mid_block_add_attention": False,
         "num_vq_embeddings": 16,
     },
+}
+KL = {
+    "plain": PLAIN,
+    "no convolutions around, a shift": {
+        **PLAIN, "use_quant_conv": False, "use_post_quant_conv": False, "scaling_factor": 0.36, "shift_factor": 0.1159,
+    },
+    "a mean and a deviation a channel": {
+        **PLAIN, "scaling_factor": 0.5, "latents_mean": [0.5, -1.0, 0.0, 2.0, 0.25, 3.0],
+        "latents_std": [1.0, 2.0, 4.0, 0.5, 0.25, 8.0],
+    },
+    "no scale": {**PLAIN, "scaling_factor": 1.0, "mid_block_add_attention": False},
+}  # fmt: skip
+SCALES = {
+    "plain": Scale(factor=(0.18215,)),
+    "no convolutions around, a shift": Scale(factor=(0.36,), shift=(0.1159,)),
+    "a mean and a deviation a channel": Scale(
+        factor=(0.5, 0.25, 0.125, 1.0, 2.0, 0.0625), shift=(0.5, -1.0, 0.0, 2.0, 0.25, 3.0)
+    ),
+    "no scale": None,
 }
 
 
@@ -62,6 +89,25 @@ def alike(ours, theirs):
     close(ours.decode(codes), theirs.decode(latents).sample.clamp(-1, 1))
 
 
+@torch.no_grad()
+def alike_kl(ours, theirs):
+    """The same moments, draws, values and pictures, without and with the scale."""
+    pictures = images()
+    posterior, scale = theirs.encode(pictures).latent_dist, ours.scale or Scale()
+    mean, deviation = ours.moments(pictures)
+    close(mean, scale.to(posterior.mean))
+    close(deviation, scale.spread(posterior.std))
+    close(ours.encode(pictures), mean)
+    drawn = ours.quantize(pictures, Noise(torch.arange(2), 0))
+    close(drawn.losses["kl"], posterior.kl())
+    close(ours.reconstruct(drawn.vectors), theirs.decode(drawn.vectors).sample)
+    close(ours.decode(mean), theirs.decode(posterior.mode()).sample.clamp(-1, 1))
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
+
+
 @pytest.mark.parametrize("name", VQ)
 def test_a_vq_model_of_diffusers_comes_and_goes(name, tmp_path):
     theirs = filled(VQModel(**VQ[name]))
@@ -72,8 +118,77 @@ def test_a_vq_model_of_diffusers_comes_and_goes(name, tmp_path):
     back = VQModel.from_pretrained(tmp_path / "back").eval()
     assert all(torch.equal(value, back.state_dict()[name]) for name, value in theirs.state_dict().items())
     assert back.state_dict().keys() == theirs.state_dict().keys()
+    assert back.config.scaling_factor == theirs.config.scaling_factor == 0.18215
     save_tokenizer(ours, str(tmp_path))
     alike(load_tokenizer(str(tmp_path)), theirs)
+
+
+@pytest.mark.parametrize("name", KL)
+def test_a_kl_autoencoder_of_diffusers_comes_and_goes(name, tmp_path):
+    theirs = filled(AutoencoderKL(**KL[name]))
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = load_published(f"{tmp_path}/theirs").eval()
+    assert ours.scale == SCALES[name]
+    alike_kl(ours, theirs)
+    save_diffusers(ours, f"{tmp_path}/back")
+    back = AutoencoderKL.from_pretrained(tmp_path / "back").eval()
+    assert same(theirs.state_dict(), back.state_dict())
+    again = read_published(f"{tmp_path}/back")
+    assert (again.config, again.scale) == (ours.config, ours.scale)
+    assert same(again.state, ours.state_dict())
+    kept = ("scaling_factor", "shift_factor", "use_quant_conv", "use_post_quant_conv", "latent_channels")
+    if "latents_mean" not in KL[name]:
+        assert {each: back.config[each] for each in kept} == {each: theirs.config[each] for each in kept}
+
+
+def test_a_folder_that_tells_no_scale_has_that_of_diffusers(tmp_path):
+    filled(AutoencoderKL(**PLAIN)).save_pretrained(tmp_path)
+    told = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in told.items() if k != "scaling_factor"}))
+    assert load_published(str(tmp_path)).scale == Scale(
+        factor=(AutoencoderKL.from_pretrained(tmp_path).config.scaling_factor,)
+    )
+
+
+@pytest.mark.parametrize(
+    ("told", "wanted"),
+    [
+        ({"latents_mean": [0.0] * 6}, "latents_mean and latents_std one alone"),
+        ({"latents_mean": [0.0] * 6, "latents_std": [1.0] * 6, "shift_factor": 1.0}, "or a shift_factor beside"),
+        ({"latents_mean": [0.0] * 5, "latents_std": [1.0] * 5}, "It has 6 channels of latents"),
+        ({"latents_mean": [0.0] * 6, "latents_std": [0.0] * 6}, "It has 6 channels of latents"),
+        ({"scaling_factor": 0.0}, "factors are above 0"),
+        ({"use_quant_conv": False}, "only one is true"),
+    ],
+    ids=["a mean alone", "a mean and a shift", "of five", "no deviation", "zero", "one convolution"],
+)
+def test_a_scale_or_convolutions_that_cannot_be_are_told(told, wanted, tmp_path):
+    filled(AutoencoderKL(**PLAIN)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | told))
+    with pytest.raises(ValueError, match=f"{tmp_path}: .*{wanted}"):
+        load_published(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["plain", "no convolutions around, a shift"])
+def test_a_tokenizer_of_ours_is_named_like_others(name, tmp_path):
+    ours = load_published(folder_of_kl(tmp_path / "theirs", name))
+    (tmp_path / "kept").mkdir()
+    save_tokenizer(ours, str(tmp_path / "kept"))
+    config = PublishedConfig(path=f"{tmp_path}/kept")
+    again = config.build()
+    assert (again.config, again.scale) == (ours.config, ours.scale)
+    assert same(again.state_dict(), ours.state_dict())
+    assert all(each.requires_grad for each in again.parameters()), "a training may begin from it"
+    assert config.grid((8, 12)) == (4, 6)
+    (tmp_path / "kept/config.json").write_text('{"model": {"class": "VQGANConfig", "chanels": 8}}')
+    with pytest.raises(ValueError, match="chanels"):
+        config.build()
+
+
+def folder_of_kl(folder, name):
+    filled(AutoencoderKL(**KL[name])).save_pretrained(folder)
+    return str(folder)
 
 
 def test_a_tokenizer_within_a_pipeline_and_one_without_safetensors(tmp_path):
@@ -121,6 +236,18 @@ def by_their_authors(state, levels):
     return found
 
 
+def test_files_of_kl_autoencoders_of_latent_diffusion(tmp_path):
+    theirs = filled(AutoencoderKL(**PLAIN | {"block_out_channels": (32, 64), "norm_num_groups": 32}))
+    state = by_their_authors(theirs.state_dict(), 2)
+    torch.save({"state_dict": state | {"loss.logvar": torch.zeros(())}}, tmp_path / "model.ckpt")
+    ours = load_published(f"{tmp_path}/model.ckpt").eval()
+    assert (ours.config.quantizer, ours.scale) == (GaussianConfig(width=6), None)
+    alike_kl(ours, theirs)
+    whole = {f"first_stage_model.{name}": each for name, each in state.items()}
+    torch.save({"state_dict": whole | {"scale_factor": torch.tensor(0.25)}}, tmp_path / "model.ckpt")
+    assert load_published(f"{tmp_path}/model.ckpt").scale == Scale(factor=(0.25,))
+
+
 @pytest.mark.parametrize("kind", ["ckpt", "safetensors", "a whole latent diffusion"])
 def test_files_of_their_authors(kind, tmp_path):
     sizes = {**VQ["attention at one level"], "block_out_channels": (32, 64), "norm_num_groups": 32}
@@ -149,6 +276,70 @@ def test_files_of_their_authors(kind, tmp_path):
     alike(ours, theirs)
 
 
+OTHERS = {  # a config, and their names for ours, the first pattern that is found
+    "maskgit vqgan.bin": (
+        MaskGITVQGANConfig(channels=32, multipliers=(1, 2), blocks=1, quantizer=CodebookConfig(size=16, width=6)),
+        {
+            r"coder\.(from_pixels|from_codes)": "coder.conv_in",
+            r"coder\.(to_pixels|to_codes)": "coder.conv_out",
+            r"coder\.norm\.": "coder.norm_out.",
+            r"upward\.(\d+)": r"up.\1.upsample_conv",
+            r"middle": "mid",
+            r"encoder\.levels\.(\d+)\.(\d+)": r"encoder.down.\1.block.\2",
+            r"decoder\.levels\.(\d+)\.(\d+)": r"decoder.up.\1.block.\2",
+            r"quantizer\.vectors": "quantize.embedding.weight",
+        },
+        {"shortcut": "nin_shortcut"},
+        {},
+    ),
+    "vit vqgan.ckpt": (
+        ViTVQGANConfig(
+            patch=2,
+            encoder=TowerConfig(layers=1, width=16, heads=1),
+            decoder=TowerConfig(layers=2, width=32, heads=2),
+            quantizer=CodebookConfig(size=16, width=4, normalize=True),
+        ),
+        {
+            r"from_pixels": "encoder.to_patch_embedding.0",
+            r"to_pixels": "decoder.to_pixel.1",
+            r"to_codes": "pre_quant",
+            r"from_codes": "post_quant",
+            r"quantizer\.vectors": "quantizer.embedding.weight",
+            r"blocks\.(\d+)\.(norm_attention|qkv|out)": r"transformer.layers.\1.0.\2",
+            r"blocks\.(\d+)\.(norm_mlp|up|down)": r"transformer.layers.\1.1.\2",
+            r"coder\.norm": "coder.transformer.norm",
+        },
+        {
+            "norm_attention": "norm",
+            "norm_mlp": "norm",
+            "qkv": "fn.to_qkv",
+            "out": "fn.to_out",
+            "up": "fn.net.0",
+            "down": "fn.net.2",
+        },
+        {"loss.discriminator.0.weight": torch.zeros(1), "encoder.en_pos_embedding": torch.zeros(1, 4, 16)},
+    ),
+}
+
+
+@pytest.mark.parametrize("file", OTHERS)
+def test_files_of_others(file, tmp_path):
+    config, names, parts, beside = OTHERS[file]
+    theirs, state = filled(config.build()), dict(beside)
+    for ours, value in theirs.state_dict().items():
+        pattern = next((each for each in names if re.search(each, ours)), None)
+        name = re.sub(pattern, names[pattern], ours) if pattern else ours
+        state[".".join(parts.get(part, part) for part in name.split("."))] = value
+    torch.save({"state_dict": state} if file.endswith("ckpt") else state, tmp_path / file)
+    found = PublishedConfig(path=str(tmp_path / file))
+    tokenizer = found.build().eval()
+    assert tokenizer.config == config
+    assert same(tokenizer.state_dict(), theirs.state_dict())
+    assert torch.equal(tokenizer.encode(images()), theirs.encode(images()))
+    assert found.grid((8, 12)) == (4, 6)
+    assert recipe_options(["debug", "--tokenizer", found.path], "plan").recipe.tokenizer.model == found
+
+
 class Evil:
     def __reduce__(self):
         return (print, ("this ran",))
@@ -172,7 +363,7 @@ def folder_of(tmp_path, change=None, drop=(), **told):
 
 
 WRONG = {
-    "another class": ({"_class_name": "UNet2DModel"}, "holds a UNet2DModel, where diffusers' .*VQModel"),
+    "another class": ({"_class_name": "UNet2DModel"}, "holds a UNet2DModel, where .* diffusers' VQModel"),
     "another activation": ({"act_fn": "relu"}, "its act_fn is relu, not silu"),
     "other blocks": ({"down_block_types": ["DownBlock2D"] * 2}, "its blocks are"),
     "other sizes": ({"num_vq_embeddings": 17}, r"quantizer\.vectors of .* is of shape \(16, 3\), where .* \(17, 3\)"),
@@ -194,15 +385,21 @@ def test_what_is_of_another_kind_is_told(name, tmp_path):
 def test_weights_that_lack_or_are_over_are_told(tmp_path):
     with pytest.raises(ValueError, match=r"lacks 1 weights of a tokenizer like this, such as decoder\.conv_out\.bias"):
         read_published(folder_of(tmp_path / "a", drop=["decoder.conv_out.bias"]))
-    with pytest.raises(ValueError, match=r"has, beside ours, 1 weights .* such as more"):
+    with pytest.raises(ValueError, match=r"No weight of .* is called 'more'"):
         read_published(folder_of(tmp_path / "b", change={"more": torch.zeros(1)}))
     with pytest.raises(FileNotFoundError, match="no tokenizer at"):
         read_published(f"{tmp_path}/nowhere")
+    (tmp_path / "a/diffusion_pytorch_model.safetensors").write_bytes(b"torn")
+    with pytest.raises(ValueError, match="cannot be read as tensors alone"):
+        read_published(f"{tmp_path}/a")
+    (tmp_path / "a/diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="There are no weights in"):
+        read_published(f"{tmp_path}/a")
     (tmp_path / "c").mkdir()
     with pytest.raises(ValueError, match=r"holds no config\.json of one"):
         read_published(f"{tmp_path}/c")
     torch.save({"a": torch.zeros(1)}, tmp_path / "a.pt")
-    with pytest.raises(ValueError, match="is no VQGAN of taming-transformers"):
+    with pytest.raises(ValueError, match="is no tokenizer of taming-transformers"):
         read_published(f"{tmp_path}/a.pt")
 
 
@@ -213,7 +410,23 @@ def test_what_diffusers_does_not_have_is_not_written(tmp_path):
             save_diffusers(VQGANConfig(**small, attention_levels=(), quantizer=quantizer).build(), str(tmp_path))
 
 
-def test_a_kl_autoencoder_is_told_apart(tmp_path):
-    AutoencoderKL(block_out_channels=(8,), norm_num_groups=4).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="AutoencoderKL"):
-        read_published(str(tmp_path))
+def test_diffusers_vq_model_has_one_scale_and_its_convolutions(tmp_path):
+    small = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "groups": 4, "latent_channels": 4}
+    tokenizer = VQGANConfig(**small, attention_levels=(), quantizer=CodebookConfig(size=8, width=4)).build()
+    for told in (Scale(factor=(1.0,) * 4, shift=(0.0,) * 4), Scale(shift=(1.0,))):
+        tokenizer.scale = told
+        with pytest.raises(ValueError, match="one scaling_factor and no shift"):
+            save_diffusers(tokenizer, str(tmp_path))
+    bare = VQGANConfig(**small, attention_levels=(), quantizer=CodebookConfig(size=8, width=4), pointwise=False)
+    with pytest.raises(ValueError, match="no tokenizer with a quantizer like"):
+        save_diffusers(bare.build(), str(tmp_path))
+    narrow = VQGANConfig(**small, attention_levels=(), quantizer=GaussianConfig(width=3))
+    with pytest.raises(ValueError, match="no tokenizer with a quantizer like"):
+        save_diffusers(narrow.build(), str(tmp_path))
+
+
+def test_without_convolutions_around_widths_have_to_fit():
+    VQGANConfig(latent_channels=16, quantizer=GaussianConfig(width=16), pointwise=False)
+    for quantizer in (GaussianConfig(width=4), CodebookConfig(size=8, width=4)):
+        with pytest.raises(ValueError, match="as wide as latent_channels, 16"):
+            VQGANConfig(latent_channels=16, quantizer=quantizer, pointwise=False)
