@@ -228,7 +228,7 @@ def _dataclass_from_dict(cls: type, data: dict) -> Any:
     nothing = dataclasses.MISSING
     for name, field in fields.items():
         if name not in data and field.default is nothing and field.default_factory is nothing:
-            raise FieldError(f"expected {_words(hints[name])}, found nothing", name)
+            raise FieldError(expected(hints[name]), name)
     told = {
         name: _read_at(name, hints[name], data[name], fields[name].metadata.get("was"))
         for name in fields
@@ -267,8 +267,13 @@ _WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true o
 _CONTAINERS = {dict: "an object", list: "a list", tuple: "a list"}
 
 
+def expected(hint: Any, further: str = "", *found: Any) -> str:
+    """What is said of a value that does not fit a field's type: what might stand there, and what does, if anything."""
+    return f"expected {_words(hint)}{further}, found {_shown(found[0]) if found else 'nothing'}"
+
+
 def _expected(hint: Any, data: Any) -> FieldError:
-    return FieldError(f"expected {_words(hint)}, found {_shown(data)}")
+    return FieldError(expected(hint, "", data))
 
 
 def _words(hint: Any) -> str:

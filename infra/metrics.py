@@ -115,9 +115,9 @@ class Progress:
         if stalled and (not self._said or now - self._said >= LOG_SECONDS):
             self._said = now
             if total:
-                told = [_far(done, total, unit), f"no progress for {_duration(quiet)}: {self._cause()}"]
+                told = [_far(done, total, unit), f"no progress for {duration(quiet)}: {self._cause()}"]
             else:  # a model loads, or actors start
-                told = [f"under way for {_duration(quiet)}, nothing is counted yet", self._known()]
+                told = [f"under way for {duration(quiet)}, nothing is counted yet", self._known()]
             line = "  ".join(filter(None, [self._title, *told]))
             with self._lock:
                 self._printed = now
@@ -155,7 +155,7 @@ class Progress:
         rate = (done - self._first) / seconds if seconds > 0.5 else 0.0
         if rate <= 0:
             return ""
-        return f"{_rate(rate, unit)}  {_duration((total - done) / rate)} left"
+        return f"{_rate(rate, unit)}  {duration((total - done) / rate)} left"
 
     def _write(self, line: str, end: str = "") -> None:
         if self._stream.isatty():
@@ -306,7 +306,8 @@ def _far(done: int, total: int, unit: str) -> str:
     return f"{done:,}/{total:,} {unit}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -22,13 +22,15 @@ from infra.data.revision import revise
 from infra.gauges import Gauges
 from infra.lease import Lease
 from infra.memory import MemoryWatch
-from infra.metrics import Progress
+from infra.metrics import Progress, duration
 from infra.older import grow, look, regret
 from infra.spent import CpuWatch
 from infra.track import check_installed
 
 # What its manifest does not vouch for: shards and their side files, which the ledger does, and what serves the making.
 UNLISTED = (MANIFEST, BEGUN, "lease.json", "shards", "wide", "parts", "attempts", "checkpoints", "tensorboard")
+# Fields that change a result, and hardly how long it takes.
+TIMELESS = ("seed", "lr", "weight_decay", "guidance", "temperature", "top_k", "top_p", "min_words", "max_words", "name")
 LIBRARIES = ("torch", "ray", "deepspeed", "transformers", "diffusers", "pyarrow", "pillow", "numpy")
 
 
@@ -126,8 +128,10 @@ class Store:
             storage.write_json(storage.join(path, MANIFEST), manifest, overwrite=False)
             if work.shards:
                 storage.remove(storage.join(path, BEGUN))
-        report.close(f"{manifest['seconds']:,.1f} s  {_brief(summary)}")
-        return Artifact(path, manifest)
+        made = Artifact(path, manifest)
+        nothing = work.told(config, there, made) if work.told and not manifest["files"] else []
+        report.close("; ".join(nothing) or f"{manifest['seconds']:,.1f} s  {_brief(summary)}")
+        return made
 
     def _keep(self, artifact: Artifact) -> Artifact:
         self.made.append(artifact)
@@ -180,24 +184,39 @@ class Plan:
             reason += f"; {len(wanted) - len(found)} of {len(wanted)} shards are new"
         self.lines.append((work.name, identity, reason))
         self.told[identity] = work.told(config, there, None) if work.told else []
+        if not found and not storage.list_names(path) and (seconds := self._last(work, made_of)) >= 1:
+            self.told[identity].append(f"about {duration(seconds)}, as last time")
         foreseen = {name: found[name].record if name in found else None for name in wanted} if work.shards else None
         return Planned(path, made_of, foreseen)
+
+    def _last(self, work: Step, wanted: dict[str, Any]) -> float:
+        """The seconds that as much work of the step took when it was done last in this store; 0 where it never was."""
+        if not storage.is_local(self.root):  # machines of all kinds may share another
+            return 0.0
+        alike = [each for each in self._finished(work) if _as_much(each, wanted)]
+        return max(alike, key=lambda manifest: manifest["started"], default={}).get("seconds", 0.0)
+
+    def _finished(self, work: Step) -> list[dict[str, Any]]:
+        """The manifests of what a step made in this store."""
+        folder = storage.join(self.root, work.name)
+        urls = [storage.join(folder, name, MANIFEST) for name in storage.list_names(folder)]
+        made = [storage.read_json(url) for url in urls if storage.exists(url)]
+        for each in made:
+            with suppress(TypeError, ValueError):  # fields that came later have their defaults
+                each["config"] = to_dict(from_dict(work.config_class, each["config"]))
+        return made
 
     def _reason(self, path: str, work: Step, wanted: dict[str, Any]) -> str:
         if storage.exists(storage.join(path, MANIFEST)):
             return "done"
         if storage.list_names(path):
             return "was cut: continues"
-        folder = path.rsplit("/", 1)[0]
-        others = [storage.join(folder, name, MANIFEST) for name in storage.list_names(folder)]
-        finished = [storage.read_json(url) for url in others if storage.exists(url)]
+        finished = self._finished(work)
         finished = [each for each in finished if f"{each['step']}/{each['id']}" not in self._apart]
         if not finished:
             return "first time"
         own = [each for each in finished if f"{each['step']}/{each['id']}" in self._before]
         newest = max(own or finished, key=lambda manifest: manifest["started"])
-        with suppress(TypeError, ValueError):  # fields that came later have their defaults
-            newest["config"] = to_dict(from_dict(work.config_class, newest["config"]))
         return _difference(newest, wanted)
 
 
@@ -257,6 +276,13 @@ def _files(path: str) -> dict[str, dict[str, Any]]:
 def libraries() -> dict[str, str]:
     """Versions of what computes."""
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in LIBRARIES}
+
+
+def _as_much(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether a former run did as much: of a config that differs in what takes no time, and of the same corpus."""
+    changed = {name.rpartition(".")[2] for name, _, _ in _changes(old["config"], new["config"], same)}
+    first, second = ([path for path in each["inputs"] if "ingest" in path.split("/")] for each in (old, new))
+    return old["version"] == new["version"] and not old.get("taken") and changed <= {*TIMELESS} and first == second
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:

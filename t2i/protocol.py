@@ -69,7 +69,12 @@ class Learner(Protocol):
 
 
 class Tokenizer(Protocol):
-    """Images (B, 3, H, W) floats in [-1, 1], of any ratio, to values and, mostly, back."""
+    """Images (B, 3, H, W) floats in [-1, 1], of any ratio, to values and, mostly, back.
+
+    Continuous values are about of unit variance: a tokenizer scales them. It may have `moments(images)`, mean and
+    deviation of values that are drawn, and, beside codes, `latents(images)` of a `latent_space(size)`, which it decodes
+    as well: codes are whole numbers, latents floats.
+    """
 
     decodes: bool  # the embedding of a picture does not
 

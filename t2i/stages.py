@@ -1,7 +1,7 @@
-"""Encoding and drawing as stages: pictures to codes, captions to features of a text encoder, prompts to pictures."""
+"""Encoding and drawing as stages: pictures to values, captions to features of a text encoder, prompts to pictures."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -20,24 +20,40 @@ from t2i.infotext import PARAMETERS, infotext
 from t2i.pixels import scale, to_pixels
 from t2i.priors.asking import CAPTION, PICTURE, Asking
 from t2i.priors.task import ALT, ALTS, load_asking, load_prior
+from t2i.tokenizers.scale import sums_of
 from t2i.tokenizers.task import load_tokenizer
+from t2i.values import deviation_column
 
 NAMESPACE = "rescribe"  # the keyword of a PNG's text that says in JSON how it was drawn
 
 
+def code_dtype(codes: int) -> str:
+    """The least of NumPy's types that a shard writes so many codes in."""
+    return "uint16" if codes <= 2**16 else "int32" if codes <= 2**31 else "int64"
+
+
 @dataclass
 class Encode:
-    """Writes codes, a list of int32 in raster order, of each image into a column."""
+    """Writes what a tokenizer makes of each image into a column, as a list in raster order.
+
+    Codes are whole numbers; continuous values, or with `latents` those before codes, are bf16 as lists of uint16, and
+    with `deviations` theirs stand in a column beside.
+    """
 
     tokenizer: str
     cpus: float = 1
     gpus: float = 0
     column: str = "codes"
+    latents: bool = False
+    deviations: bool = False
+    dtype: str = ""  # of what is written; none: of what the tokenizer is found to make
     reads: tuple[str, ...] = field(default=("pixels",), init=False)
     writes: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.writes = (self.column,)
+        beside = deviation_column(self.column)
+        self.writes = (self.column, beside) if self.deviations else (self.column,)
+        self.types: dict[str, str] = dict.fromkeys(self.writes, f"{self.dtype}[]") if self.dtype else {}
 
     def setup(self) -> None:
         """Load the tokenizer."""
@@ -45,15 +61,69 @@ class Encode:
         self._model = load_tokenizer(self.tokenizer).to(self._device)
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
-        """Codes of a batch of images; those of one size are encoded together."""
-        codes: list = [None] * len(batch["pixels"])
-        for shape in dict.fromkeys(image.shape for image in batch["pixels"]):
-            places = [place for place, image in enumerate(batch["pixels"]) if image.shape == shape]
-            images = torch.from_numpy(np.stack([batch["pixels"][place] for place in places])).permute(0, 3, 1, 2)
-            found = self._model.encode(scale(images.to(self._device))).flatten(1).int().cpu().numpy()
-            for place, row in zip(places, found, strict=True):
-                codes[place] = row
-        return {self.column: codes}
+        """Values of a batch of images; those of one size are encoded together."""
+        return dict(zip(self.writes, alike(batch["pixels"], self._encode), strict=True))
+
+    def _encode(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
+        images = scale(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self._device))
+        if self.deviations:
+            return tuple(bits_of(each.flatten(1).bfloat16()) for each in self._model.moments(images))
+        values = self._model.latents(images) if self.latents else self._model.encode(images)
+        if values.is_floating_point():
+            return (bits_of(values.flatten(1).bfloat16()),)
+        return (values.flatten(1).cpu().numpy().astype(self.dtype or "int32"),)
+
+
+def alike(pixels: Sequence[np.ndarray], found: Callable[[np.ndarray], Iterable[Iterable]]) -> list[list]:
+    """What a function finds, several lists, of images (N, H, W, 3) of one size, for images of any in their order."""
+    columns: list[list] = []
+    for shape in dict.fromkeys(image.shape for image in pixels):
+        places = [place for place, image in enumerate(pixels) if image.shape == shape]
+        for number, values in enumerate(found(np.stack([pixels[place] for place in places]))):
+            if number == len(columns):
+                columns.append([None] * len(pixels))
+            for place, value in zip(places, values, strict=True):
+                columns[number][place] = value
+    return columns
+
+
+@dataclass
+class Measure:
+    """Writes of the latents of an image, not scaled, how many there are, and the mean and squares of each channel.
+
+    Images are those that `shard` and `place` name in an index.
+    """
+
+    tokenizer: str
+    images: str
+    cpus: float = 1
+    gpus: float = 0
+    reads: tuple[str, ...] = field(default=("shard", "place"), init=False)
+    writes: tuple[str, ...] = field(default=("count", "means", "squares"), init=False)
+    types: dict[str, str] = field(
+        default_factory=lambda: {"count": "double", "means": "double[]", "squares": "double[]"}, init=False
+    )
+
+    def setup(self) -> None:
+        """Load the tokenizer."""
+        self._device = "cuda" if self.gpus else "cpu"
+        self._model = load_tokenizer(self.tokenizer).to(self._device)
+        self._model.scale = None
+
+    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
+        """Sums of a batch of rows."""
+        pixels: list[Any] = [None] * len(batch["shard"])
+        for shard in dict.fromkeys(batch["shard"]):  # each is opened once
+            mine = [row for row, each in enumerate(batch["shard"]) if each == shard]
+            found = ShardReader([self.images], shard).rows(["pixels"], [batch["place"][row] for row in mine])["pixels"]
+            for row, value in zip(mine, found, strict=True):
+                pixels[row] = value
+        return dict(zip(self.writes, alike(pixels, self._measured), strict=True))
+
+    def _measured(self, pixels: np.ndarray) -> list[tuple]:
+        images = scale(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self._device))
+        sums = [sums_of(latents) for latents in self._model.latents(images).cpu().numpy()]
+        return list(zip(*sums, strict=True))
 
 
 @dataclass

@@ -11,3 +11,8 @@ def as_floats(values: Sequence[np.ndarray]) -> np.ndarray:
     if stacked.dtype == np.uint16:
         return (stacked.astype(np.uint32) << 16).view(np.float32)
     return stacked.astype(np.float32)
+
+
+def deviation_column(column: str) -> str:
+    """Where the deviations of values lie whose means are in a column."""
+    return f"{column}_deviation"

@@ -53,6 +53,8 @@ def load(path: str, model: str = "", key_variable: str = "") -> Any:
         if artifact.step == train_clip.name:
             return Embedder(artifact.url(MODEL))
         return Captioner(named(artifact) or artifact.url(MODEL))
+    if served and not model:
+        raise ValueError(f'Name the model that {path} is to caption with: rescribe.load({path!r}, model="NAME").')
     config = asked.captioner_of(path, model, key_variable)
     assert isinstance(config, TrainCaptionerConfig), "an artifact was found above"
     assert isinstance(config.model, str | Backend)
@@ -166,6 +168,13 @@ class Rows:
     """All rows of an artifact, in the order of the corpus, with the columns of what it was made of."""
 
     artifact: Artifact
+
+    @property
+    def columns(self) -> list[str]:
+        """The names that `to_pandas` takes."""
+        inputs = _rows_of(self.artifact)
+        readers = (ShardReader(inputs, name, every=True) for name in joined_names(inputs))
+        return sorted(set[str]().union(*(reader.names for reader in readers)).union(ROW))
 
     def to_pandas(self, columns: Sequence[str] = ()) -> pd.DataFrame:
         """A row a sample: `sample_id`, `state`, `reason` and `columns`; none: all but the index's copies of pictures.

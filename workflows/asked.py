@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any, Literal
 
 from captioner.backends.endpoint import EndpointConfig
+from captioner.backends.http import Budget
 from captioner.backends.pretrained import TransformersConfig
 from captioner.backends.stages import TOKENS, CaptionWith
 from captioner.backends.vllm import Questions, VLLMConfig
@@ -20,6 +21,7 @@ from infra.data.ledger import Ledger
 from infra.data.llm import run_requests
 from infra.data.run import run_stages
 from infra.metrics import Report, counting
+from infra.shared import Shared
 from infra.store import MANIFEST, Artifact
 from workflows.commands import say
 from workflows.train_captioner import Backend, TrainCaptionerConfig
@@ -96,7 +98,8 @@ def caption_by(
     else:
         gpus = 0 if isinstance(backend, EndpointConfig) else cluster.gpus_per_actor
         cpus, most = cluster.cpus_per_actor, cluster.actors[1]
-        budget = (cluster.max_requests, cluster.max_tokens)
+        limits = (cluster.max_requests, cluster.max_tokens)
+        budget: Any = Shared(Budget, *limits) if any(limits) and isinstance(backend, EndpointConfig) else None
         stage = CaptionWith(backend, styles, precision, cpus, gpus, most, sign, whole, budget)
         counts = run_stages([stage], inputs, out, batch_size=batch, actors=cluster.actors, report=report)
     return (

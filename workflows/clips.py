@@ -11,16 +11,10 @@ from typing import Any
 from infra import storage, strict
 from infra.artifact import MANIFEST
 from workflows.lookup import Line, contents, in_store, one
-from workflows.train_tokenizer import MODEL
+from workflows.train_tokenizer import weights_of
 
 FIELDS = ("clip", "judge")  # of configs, that name one
 MAKER = "train_clip"
-
-
-def weights_of(named: str) -> str:
-    """The folder of its weights, where it is named by that of its artifact; else what it is named by."""
-    own = storage.join(named, MODEL) if named else ""
-    return storage.absolute(own) if own and storage.exists(own) else storage.anchored(named)
 
 
 def key_of(named: str) -> str | None:

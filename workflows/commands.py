@@ -58,7 +58,7 @@ STEPS = {
     "rebuild": "rebuild",
 }
 # Recipes of other kinds than those of `recipes.py`: functions of the recipe's own name, and the module of each.
-KINDS = {"cascade": "cascade", "clip": "clip", "yardstick": "yardstick"}
+KINDS = {"cascade": "cascade", "clip": "clip", "tokenizers": "tokenizers", "yardstick": "yardstick"}
 DECODE = ("recaption", "encode_text", "encode", "sample")  # steps whose actors hold models
 COUNTS = ("rows_in", "accepted", "rejected", "failed", "shards")  # of rows, in this order, that a line tells
 ON_RECIPES = ("run", "plan", "settings")  # verbs whose first word is a recipe

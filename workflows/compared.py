@@ -18,6 +18,7 @@ from workflows.compare import CompareConfig, compare
 from workflows.corpora.scoring import Corpus
 from workflows.evaluate import ancestors
 from workflows.lookup import MAKERS, STORE, Line, current, in_store, one, only, rephrased
+from workflows.parse import parse
 from workflows.sample import SampleConfig, as_trained, sample, with_links
 from workflows.train_tokenizer import MODEL
 from workflows.yardstick import PROMPTS, MeasureConfig, calibrate, corpus_of, measure, yardstick_of
@@ -70,7 +71,7 @@ class Entrant(NamedTuple):
 
 def compare_models(arguments: list[str]) -> dict[str, Any]:
     """Compare models on the same prompts, on one page: `rescribe compare demo other --count 64`."""
-    options = tyro.cli(CompareOptions, args=arguments, prog="rescribe compare", config=(tyro.conf.AvoidSubcommands,))
+    options = parse(CompareOptions, arguments, "rescribe compare")
     if len(options.paths) < 2:
         raise ValueError("Say which models, at least two: folders of priors or of pictures, or names of runs.")
     entrants = [

@@ -226,12 +226,12 @@ def reconstruct(tokenizer: Artifact, images: Sequence[np.ndarray], batch: int = 
             with torch.inference_mode():
                 values = model.encode(scale(pixels))
                 made = to_pixels(model.decode(values))
-            codes += list(values.numpy())
+            codes += [] if values.is_floating_point() else list(values.numpy())  # latents are no codes
             for place, image in zip(part, made, strict=True):
                 rebuilt[place] = image
     size = model.space(images[0].shape[:2]).codes if images else 0
     scores: Scores = {}
-    for name, each in (code_scores(codes, size) if size else {}).items():  # latents are no codes
+    for name, each in (code_scores(codes, size) if size else {}).items():
         scores |= {name: each.value, f"{name}_interval": each.interval}
     return rebuilt, scores
 

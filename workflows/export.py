@@ -26,7 +26,7 @@ from workflows.exported import DATA, FILE, ExportWork
 from workflows.exported_rows import ALT, ALTS, scores_of, styles_of
 from workflows.ingest import CORPUS
 
-VERSION = 2
+VERSION = 3
 WORK = "work"  # a folder of what is done, while the rest is not
 BEGUN = "export.json"  # in it: what is being written
 

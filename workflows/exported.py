@@ -71,7 +71,7 @@ class ExportWork:
                 first, last = whose["source_name"][0].as_py(), whose["source_name"][-1].as_py()
                 if self.format == "webdataset":
                     if self.as_text:  # nothing else of the row is in the tar
-                        told = table_of(reader, np.array(list(keys)), names, self.several)
+                        told = table_of(reader, np.array(list(keys)), names, self.several, self.as_text)
                         whose = told.append_column("exported_key", whose["exported_key"])
                     pq.write_table(whose, table := os.path.join(folder, f"{name}.parquet"))
                     files[f"{NAMES}/{name}.parquet"] = {"rows": len(keys)} | self._put(table, NAMES)
@@ -218,7 +218,7 @@ class ExportWork:
         """The chosen rows, with images a few at a time."""
         if not (self.with_images or self.format == "folder"):
             if len(chosen):
-                yield chosen, table_of(reader, chosen, names, self.several)
+                yield chosen, table_of(reader, chosen, names, self.several, self.as_text)
             return
         for start in range(0, len(chosen), ROWS):
             rows = chosen[start : start + ROWS]
@@ -231,7 +231,7 @@ class ExportWork:
                 keys = names["key"].take(rows[good]).to_pylist()
                 values = [_image(images[n], key) for n, key in zip(good, keys, strict=True)]
                 kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-                table = table_of(reader, rows[good], names, self.several)
+                table = table_of(reader, rows[good], names, self.several, self.as_text)
                 table = table.append_column("image", pa.array(values, kind))
                 # By which `datasets` knows that the column is one of images.
                 features = {"info": {"features": {"image": {"_type": "Image"}}}}

@@ -11,7 +11,8 @@ from infra import strict
 from infra.data.shards import ShardReader
 
 CAPTION, ALT = "caption_", "alt"
-INDEX = ("alt_fault", "width", "height", "sha256", "split", "split_fault", "meta", "meta_fault")
+FAULT = "alt_fault"
+INDEX = (FAULT, "width", "height", "sha256", "split", "split_fault", "meta", "meta_fault")
 ALTS = "captions_alt"  # all texts that a picture came with, where a corpus has several of one
 SCORES = {"weight": "weights_alt", "logp": "logps_alt", "match": "matches_alt", "clip": "clips_alt"}  # of each of these
 MIXED = ("keep", "keep_reason")
@@ -42,8 +43,11 @@ def _columns(reader: ShardReader) -> list[str]:
     return [name for name in (*INDEX, *MIXED, *wanted) if name in reader.names]
 
 
-def table_of(reader: ShardReader, rows: np.ndarray, names: pa.Table, several: bool) -> pa.Table:
-    """Some rows with all that an export tells of them; `names` are the source and key of every row."""
+def table_of(reader: ShardReader, rows: np.ndarray, names: pa.Table, several: bool, text: str = "") -> pa.Table:
+    """Some rows with all that an export tells of them; `names` are the source and key of every row.
+
+    Where one style is the `text` of a picture, what is wrong with the alt text is told beside that alone.
+    """
     ids = {"sample_id": reader.sample_ids, "state": reader.states, "reason": reader.reasons}
     table = pa.table({name: pa.array([values[row] for row in rows], pa.string()) for name, values in ids.items()})
     for name in SOURCE:
@@ -52,7 +56,8 @@ def table_of(reader: ShardReader, rows: np.ndarray, names: pa.Table, several: bo
         types = {ALTS: pa.string()} | {name: TYPES[kind] for kind, name in SCORES.items()}
         for name, values in _alts(reader, rows).items():
             table = table.append_column(name, pa.array(values, pa.list_(types[name])))
-    stored = reader.table(_columns(reader), rows)
+    told = [name for name in _columns(reader) if name != FAULT or text in ("", ALT)]
+    stored = reader.table(told, rows)
     styles = [ALT, *styles_of(reader.names)]
     for name in stored.column_names:
         kind = (_kind_of(name, styles) or (name, ""))[0]

@@ -1,5 +1,6 @@
 """What can be known to be wrong before any step begins: of a recipe, and of this machine for it."""
 
+import difflib
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from infra.capacity import WITHOUT_VLLM, has_vllm, lacks_here
 from infra.cluster import Cluster
 from infra.config import from_dict
 from t2i.priors.task import ALT
-from workflows.commands import DECODE
+from workflows.commands import DECODE, say
 from workflows.encode_text import EncodeTextConfig
 from workflows.kinds import Part, Recipe, parts_of
 from workflows.line import strings
@@ -19,6 +20,7 @@ from workflows.mix import MixConfig, weights_of
 from workflows.recaption import RecaptionConfig, check_asked
 from workflows.train_captioner import Backend, TrainCaptionerConfig
 
+LISTED = 10  # models of a server that a message names
 WEIGHTS = ("model", "matcher", "clip", "judge", "tokenizer")  # fields that name published weights, or a folder of some
 USERS = {  # by a step of the recipe, the steps that load what its config names
     "train_captioner": ("train_captioner", "recaption"),
@@ -91,10 +93,19 @@ def lacks(recipe: Recipe, cluster: Cluster, doing: Collection[str]) -> list[str]
 
 
 def silent(server: EndpointConfig, cluster: Cluster) -> str:
-    """Why a server could not be asked from here; empty where it could, or where others than this machine will ask."""
+    """Why a server could not be asked from here; empty where it could, or where others than this machine will ask.
+
+    That it does not list the model is said, and no more: many take aliases too (`llava` for `llava:latest`), or any.
+    """
     try:
-        if not cluster.address:
-            server.greet()
+        if not cluster.address and (listed := server.greet()) and server.model not in listed:
+            near = difflib.get_close_matches(server.model, listed, n=LISTED, cutoff=0.4)
+            shown = ", ".join([*near, *(name for name in listed if name not in near)][:LISTED])
+            more = f" and {len(listed) - LISTED} more" if len(listed) > LISTED else ""
+            say(
+                f"{server.base_url} does not list the model '{server.model}'; it lists {shown}{more}. "
+                "If it knows no such model, every row will fail: stop, and give --model with one of these."
+            )
     except (ConnectionError, ValueError) as problem:
         return str(problem)
     return ""

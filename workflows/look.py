@@ -13,6 +13,7 @@ from infra.data.ledger import LEDGER
 from infra.data.verify import unlisted, verify_files, verify_shards
 from workflows.commands import COUNTS, function, recipes, say
 from workflows.lookup import STORE, as_given, contents, finished, leaves, made_by, names, one, rephrased, tail
+from workflows.parse import parse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ def list_artifacts(arguments: list[str]) -> dict[str, Any]:
     """List the finished artifacts of a store, or of one step in it: `rescribe list runs`; `list models`: all sizes."""
     if arguments[:1] == ["models"]:
         return function("models.list_models")(arguments[1:])
-    options = tyro.cli(ListOptions, args=arguments, prog="rescribe list")
+    options = parse(ListOptions, arguments, "rescribe list")
     place = options.path or options.store
     try:
         found = finished(place)
@@ -110,7 +111,9 @@ def _facts(artifact: Artifact, lineage: list[Artifact], named: dict[str, set[str
 
 def verify(arguments: list[str]) -> dict[str, Any]:
     """Prove that an artifact is whole, row by row, or all of a store: `rescribe verify captions`."""
-    options = tyro.cli(VerifyOptions, args=arguments, prog="rescribe verify")
+    options = parse(VerifyOptions, arguments, "rescribe verify")
+    if not options.paths:
+        raise ValueError("Say what to verify: folders of artifacts, of steps or of stores, such as runs.")
     found = {artifact.path: artifact for path in options.paths for artifact in finished(path)}
     told = [_verify(artifact) for artifact in found.values()]
     results = told[0] if len(told) == 1 else {"whole": all(each["whole"] for each in told), "artifacts": told}

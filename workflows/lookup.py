@@ -6,6 +6,7 @@ folder of a step (`runs/demo`, `runs/mix/latest`), or alone, in the store of the
 itself comes first.
 """
 
+import difflib
 import os
 import re
 import shlex
@@ -149,6 +150,8 @@ def finished(given: str, steps: Sequence[str] = ()) -> list[Artifact]:
     if found:
         return sorted(found, key=_age)
     if not there:
+        if meant := _meant(given):
+            raise FileNotFoundError(f"Nothing in {os.path.dirname(given)} is called '{storage.name(given)}'. {meant}")
         Artifact.open(given)  # says that nothing is there
     held = ", ".join(f"{len(paths)} of {step}" for step, paths in ended.items() if paths)
     cut = [path for step, paths in there.items() if not steps or step in steps for path in paths]
@@ -158,6 +161,18 @@ def finished(given: str, steps: Sequence[str] = ()) -> list[Artifact]:
         + (f", but {held}." if held else ".")
         + (f" {cut[0]} was begun: give the line again that makes it." if cut else "")
     )
+
+
+def _meant(given: str) -> str:
+    """The name, or the step, that a path by which nothing lies is most like, or the names that there are."""
+    place, _, word = given.rstrip("/").rpartition("/")
+    if not place or not storage.exists(place):
+        return ""
+    above, step = os.path.dirname(place), storage.name(place)
+    steps = [name for name in storage.list_names(place) if name in _KNOWN]
+    known = [*names(place), *(each for each in names(above) if step in _KNOWN), LATEST, *steps]
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"Did you mean '{near[0]}'?" if near else f"There are: {', '.join(known[:MOST])}." if known[1:] else ""
 
 
 def current(given: str, steps: Sequence[str]) -> list[Artifact]:

@@ -17,6 +17,7 @@ from infra import strict
 from infra.config import to_dict
 from infra.others import others
 from workflows.commands import choose, columns
+from workflows.parse import parse
 
 ROOT = Path(__file__).parents[1]
 # Of t2i, by folder; another's is called as its folder.
@@ -78,7 +79,7 @@ class Named:
 
 def list_models(arguments: list[str]) -> dict[str, Any]:
     """List all models that have a name: `rescribe list models`."""
-    tyro.cli(ListOptions, args=arguments, prog="rescribe list models")
+    parse(ListOptions, arguments, "rescribe list models")
     rows = [each.row() for each in named().values()]
     sizes = [f"{row['parameters']:>13,}  {row['family']:<9}  {row['paper'] or '-':<16}" for row in rows]
     told = [f"{size}  {row['draws']}, hears {row['hears']}" for size, row in zip(sizes, rows, strict=True)]
@@ -88,7 +89,7 @@ def list_models(arguments: list[str]) -> dict[str, Any]:
 
 def show_model(arguments: list[str]) -> dict[str, Any]:
     """Print a model's config, and where its numbers are from: `rescribe show model vqgan_f16_1024`."""
-    options = tyro.cli(ShowOptions, args=arguments, prog="rescribe show model")
+    options = parse(ShowOptions, arguments, "rescribe show model")
     found = choose(options.name, named(), "model")
     config = found.make()[0]
     shown = found.row() | {"parameters": found.count(), "about": found.about, "module": found.module}

@@ -12,7 +12,7 @@ import tyro
 
 from infra import storage
 from infra.cluster import CLUSTERS, Cluster, laptop, this_machine
-from infra.config import FieldError
+from infra.config import FieldError, expected
 from infra.store import Step
 from t2i.priors.sampling import SamplingConfig
 from t2i.priors.task import sampling_of
@@ -30,8 +30,10 @@ from workflows.export import ExportOptions
 from workflows.foreseen import written_styles
 from workflows.ingest import IngestConfig
 from workflows.kinds import Recipe, read
+from workflows.line import strings
 from workflows.lookup import MAKERS, STORE, in_store, one
 from workflows.mix import MixConfig, weights_of
+from workflows.parse import parse
 from workflows.rebuild import rebuild
 from workflows.sample import SampleConfig, sample
 from workflows.text_to_image import STEPS
@@ -43,7 +45,6 @@ BRIEF = ("max-requests", "max-tokens", "token-prices")  # fields of the cluster 
 FURTHER = (encode_text, train_clip, hash_images, deduplicate, examine, train_extractor, calibrate, measure, rebuild)
 WORK: dict[str, Step] = {work.name: work for work in (*STEPS, *FURTHER)}
 OLDER: dict[str, Step] = {caption_with.name: caption_with}  # steps of before, whose artifacts can be retried
-ONE_KIND = (tyro.conf.AvoidSubcommands,)  # a field of several types keeps that of its default
 _FLAT = tyro.conf.arg(name="")  # its fields are options of the command itself
 
 
@@ -110,7 +111,7 @@ def recipe_options(arguments: list[str], verb: str) -> RecipeOptions:
     if not arguments or arguments[0].startswith("-"):
         raise ValueError(f"Say which recipe: rescribe {verb} {'|'.join(recipes.RECIPES)}, or a .json file of `show`.")
     check_quoted(arguments)
-    name, rest = arguments[0], arguments[1:]
+    name, rest, taken = arguments[0], arguments[1:], ("corpus",)
     cluster, rest = _named_cluster(rest)
     if name.endswith(".json"):
         try:
@@ -119,6 +120,7 @@ def recipe_options(arguments: list[str], verb: str) -> RecipeOptions:
             raise ValueError(f"{name}: {error}") from error
     else:
         make = choose(name, recipes.RECIPES, "recipe")
+        taken = tuple(inspect.signature(make).parameters)
         given, rest = _take_parameters(make, name, rest, looks=verb in ("show", "settings"))
         recipe = make(**given)
     kind = type(recipe)
@@ -132,7 +134,12 @@ def recipe_options(arguments: list[str], verb: str) -> RecipeOptions:
     if captioned.get("captions") and "weights" not in texts.get("mix", {}):
         recipe = _reading(recipe)
     default = options(recipe=recipe, cluster=cluster)
-    return tyro.cli(options, default=default, args=rest, prog=f"rescribe {verb} {name}", config=ONE_KIND)
+    words = [name for name, hint in get_type_hints(kind).items() if str in get_args(hint)]
+    more = [f"--{each}".replace("_", "-") for each in ("cluster", *words, *taken)]
+    made = parse(options, rest, f"rescribe {verb} {name}", default, more)
+    if verb not in ("show", "settings"):
+        _check_said(made.recipe, verb, name)
+    return made
 
 
 def _reading(recipe: Any) -> Any:
@@ -155,7 +162,7 @@ def retry_options(arguments: list[str]) -> RetryOptions:
     """Of `retry`; a cluster is given by name, and its fields may be changed."""
     cluster, arguments = _named_cluster(arguments)
     default = RetryOptions(path=tyro.MISSING, cluster=cluster)
-    return tyro.cli(RetryOptions, default=default, args=arguments, prog="rescribe retry", config=ONE_KIND)
+    return parse(RetryOptions, arguments, "rescribe retry", default)
 
 
 def direct_options(arguments: list[str]) -> NamedOptions:
@@ -163,7 +170,7 @@ def direct_options(arguments: list[str]) -> NamedOptions:
     check_quoted(arguments)
     cluster, arguments = _named_cluster(_renamed(arguments, "--corpus.", "--"))
     default = NamedOptions(corpus=tyro.MISSING, captioner=tyro.MISSING, out=tyro.MISSING, cluster=cluster)
-    return tyro.cli(NamedOptions, default=default, args=arguments, prog="rescribe recaption", config=ONE_KIND)
+    return parse(NamedOptions, arguments, "rescribe recaption", default)
 
 
 def step_options(work: Step, arguments: list[str]) -> Any:
@@ -184,10 +191,12 @@ def step_options(work: Step, arguments: list[str]) -> Any:
     fields += [(name, str, *([""] if none or name in known else [])) for name, none in work.input_names.items()]
     fields += [(name, tuple[str, ...], ()) for name in further_inputs(work)]
     fields += [("store", str, STORE), ("cluster", Cluster, cluster), ("json", bool, False)]
+    if work is sample:
+        fields.append(("out", str, ""))  # a folder for the pictures as files, beside the store
     if "name" not in {field.name for field in dataclasses.fields(config)}:  # it names what it makes: features
         fields.append(("name", str, ""))
     options = dataclasses.make_dataclass("Options", fields, kw_only=True, namespace={"__doc__": work.work.__doc__})
-    return tyro.cli(options, args=arguments, prog=f"rescribe {work.name}", config=ONE_KIND)
+    return parse(options, arguments, f"rescribe {work.name}", more=["--cluster"])
 
 
 def _sampling(arguments: list[str]) -> Any:
@@ -214,7 +223,7 @@ def export_options(arguments: list[str]) -> ExportOptions:
     """Of `export`."""
     cluster, arguments = _named_cluster(arguments)
     default = ExportOptions(out=tyro.MISSING, cluster=cluster)
-    return tyro.cli(ExportOptions, default=default, args=arguments, prog="rescribe export", config=ONE_KIND)
+    return parse(ExportOptions, arguments, "rescribe export", default)
 
 
 def _take_parameters(
@@ -229,7 +238,7 @@ def _take_parameters(
     for parameter in inspect.signature(make).parameters.values():
         value, arguments = _take(f"--{parameter.name.replace('_', '-')}", arguments)
         if value is not None:
-            given[parameter.name] = int(value) if parameter.annotation is int else value
+            given[parameter.name] = _whole(parameter.name, value) if parameter.annotation is int else value
         elif parameter.default is parameter.empty and not looks:
             raise ValueError(
                 f"The recipe '{name}' needs --{parameter.name}, as in: rescribe run {name} --{parameter.name} PATH."
@@ -237,6 +246,23 @@ def _take_parameters(
         elif parameter.default is parameter.empty:
             given[parameter.name] = f"<{parameter.name}>"
     return given, arguments
+
+
+def _whole(name: str, value: str) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        raise FieldError(expected(int, "", value), f"--{name}") from None
+
+
+def _check_said(recipe: Recipe, verb: str, name: str) -> None:
+    """ValueError where `show` was not told what a recipe needs, and wrote the name of it in its place."""
+    for field, value in strings(recipe):
+        if re.fullmatch(r"<\w+>", value):
+            raise ValueError(
+                f"{name} does not say {field.partition('.')[0]}: it has {value} there. Give it, as in: "
+                f"rescribe {verb} {name} --{value[1:-1]} PATH."
+            )
 
 
 def _take_texts(kind: type, arguments: list[str], prefix: str = "--") -> tuple[dict[str, Any], list[str]]:
@@ -266,6 +292,9 @@ def _take_table(flag: str, kind: type, arguments: list[str]) -> tuple[dict[str, 
     while end < len(arguments) and "=" in arguments[end] and not arguments[end].startswith("--"):
         end += 1
     if end <= start + 1:
+        if kind is float and start < len(arguments):
+            found = repr(arguments[end]) if end < len(arguments) else "nothing"
+            raise ValueError(f"{flag}: expected names with numbers, such as short=0.9 alt=0.1, found {found}.")
         return None, arguments
     table = dict[str, Any]()
     for word in arguments[start + 1 : end]:

@@ -10,6 +10,7 @@ from infra import storage, strict
 from workflows.commands import say
 from workflows.corpora.prompts import Kind, held_out_prompts, prompt_line
 from workflows.lookup import MAKERS, STORE, in_store, one, rephrased
+from workflows.parse import parse
 from workflows.real_pictures import shapes_of
 
 
@@ -28,7 +29,7 @@ class PromptsOptions:
 
 def write_prompts(arguments: list[str]) -> dict[str, Any]:
     """Write prompts that a corpus of Shapes holds out: `rescribe prompts compositional --images demo`."""
-    options = tyro.cli(PromptsOptions, args=arguments, prog="rescribe prompts")
+    options = parse(PromptsOptions, arguments, prog="rescribe prompts")
     given = options.images or options.store
     line = rephrased("prompts", arguments, given, "--images")
     images = one(in_store(given, options.store), MAKERS["images"], line)

@@ -13,6 +13,7 @@ from infra.store import Artifact, Store
 from t2i.evaluate.rating import check, score
 from workflows.commands import say
 from workflows.lookup import MAKERS, STORE, Line, current, in_store, only, rephrased
+from workflows.parse import parse
 from workflows.rate import KEY, PAGE, RateConfig, rate
 from workflows.sample import sample
 
@@ -40,7 +41,7 @@ class RateOptions:
 
 def rate_pairs(arguments: list[str]) -> dict[str, Any]:
     """Judge blind pairs of pictures or captions on a page: `rescribe rate A B --out rate.html`, then `--score FILE`."""
-    options = tyro.cli(RateOptions, args=arguments, prog="rescribe rate", config=(tyro.conf.AvoidSubcommands,))
+    options = parse(RateOptions, arguments, "rescribe rate")
     if options.score:
         if options.paths:
             raise ValueError("A file of ratings knows its page: leave out the artifacts, or --score.")

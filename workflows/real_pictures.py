@@ -63,6 +63,18 @@ def sets_of(images: Artifact, rows: int, seed: int) -> list[list[Picture]]:
     return _rendered(shapes, rows, seed) if shapes else _held_out(images, rows)
 
 
+def test_pictures(images: Artifact, most: int) -> list[np.ndarray]:
+    """Pixels of the first rows of the test split."""
+    found: list[np.ndarray] = []
+    for shard in joined_names([images.path]):
+        reader = ShardReader([images.path], shard)
+        places = np.flatnonzero(reader.columns(["split"])["split"] == TEST)[: most - len(found)]
+        found += reader.rows(["pixels"], places.tolist())["pixels"] if len(places) else []
+        if len(found) == most:
+            break
+    return found
+
+
 def _rendered(shapes: ShapesConfig, rows: int, seed: int) -> list[list[Picture]]:
     rng = np.random.default_rng([seed, 2**32])  # no row of a corpus is drawn from such a seed
     return [

@@ -1,5 +1,6 @@
 """What tokenizers alone lose: real pictures of a yardstick through each and back, in one table."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +19,9 @@ from t2i.evaluate.yardstick import Measured, distances_of, table
 from workflows.compare import parameters_of
 from workflows.corpora.scoring import Corpus, Row, Scores, picture_scores
 from workflows.evaluate import reconstruct
-from workflows.real_pictures import kind_of, sets_of
+from workflows.real_pictures import kind_of, sets_of, test_pictures
 from workflows.train_tokenizer import MODEL, rebuilds
-from workflows.yardstick import TABLE, CalibrateConfig, extract_by, features_of, yardstick_of
+from workflows.yardstick import TABLE, CalibrateConfig, calibrate, extract_by, features_of, yardstick_of
 
 PICTURED = ("scene_score", "object_score", "skill_")  # scores of pictures that are told, as they begin
 
@@ -30,6 +31,11 @@ class RebuildConfig:
     """What the tokenizers are called in the table, in their order; else by their ids."""
 
     names: tuple[str, ...] = ()
+    rows: int = 1000  # pictures of the test split, at most, where there is no yardstick
+
+    def __post_init__(self) -> None:
+        if self.rows < 1:
+            raise ValueError(f"At least one picture is rebuilt, but rows is {self.rows}.")
 
 
 @step(version=1)
@@ -38,34 +44,68 @@ def rebuild(
 ) -> dict[str, Any]:
     """Write `table.json`: what is left of a yardstick's first set of real pictures after a tokenizer and back.
 
+    In a yardstick's place may stand the index of a corpus that has none: then pictures are of its test split, and there
+    are no distances.
+
     A line for the pictures themselves, and one for each tokenizer. `fid` and its like are from the second set, as those
     of drawn pictures are: the best that a prior of this tokenizer can reach. `rfid` is from the very pictures that were
     rebuilt, as papers have it. Then `psnr`, `ssim`, of codes `code_usage` and `code_perplexity`, of Shapes what can
-    still be read (`scene_score`, `skill_...`), `values` a picture, `codes` and `parameters`.
+    still be read (`scene_score`, `skill_...`), `values` a picture, `codes`, `parameters`, and what training took.
     """
     if not tokenizers or (config.names and len(config.names) != len(tokenizers)):
         raise ValueError(f"Rebuilt is by at least one tokenizer: {len(tokenizers)}, named {config.names}.")
     if still := [each.path for each in tokenizers if not rebuilds(each)]:
-        raise ValueError(f"{still[0]} is of pixels, which are what they are: leave it out.")
-    images, by = yardstick.inputs[0], yardstick_of(yardstick)
-    calibrated = from_dict(CalibrateConfig, yardstick.manifest["config"])
-    real, _ = sets_of(images, calibrated.rows, calibrated.seed)
-    pictures, rows = [each.pixels for each in real], [{"scene": None, **each.line} for each in real]
-    extract, features = extract_by(yardstick), features_of(yardstick)
+        raise ValueError(
+            f"{still[0]} rebuilds nothing: pixels are what they are, and a CLIP has no way back. Leave it out."
+        )
+    measures = yardstick.step == calibrate.name
+    images = yardstick.inputs[0] if measures else yardstick
+    pictures, rows = _pictures(yardstick, images, config.rows)
     corpus: Corpus = "shapes" if kind_of(images) == "shapes" else "words"
     measured, told = list[Measured](), [seen(corpus, rows, pictures)]
-    for number, tokenizer in enumerate(tokenizers):
+    names = config.names or tuple(f"{each.step} {each.id}" for each in tokenizers)
+    for number, (name, tokenizer) in enumerate(zip(names, tokenizers, strict=True)):
+        began = time.perf_counter()
         rebuilt, codes = reconstruct(tokenizer, pictures)
-        found = extract(rebuilt)
-        name = config.names[number] if config.names else f"{tokenizer.step} {tokenizer.id}"
-        scores = distances_of(features["second"], found) | {"rfid": rfid(features["first"], found)}
-        measured.append(Measured(name=name, yardstick=by, scores=scores))
-        sizes = sizes_of(tokenizer, pictures[0].shape[:2])
+        speed = {"pictures_per_second": len(pictures) / (time.perf_counter() - began)}
+        if measures:
+            measured.append(_measured(name, yardstick, rebuilt))
+        sizes = sizes_of(tokenizer, pictures[0].shape[:2]) | costs_of(tokenizer) | speed
         told.append(reconstruction_scores(pictures, rebuilt) | codes | seen(corpus, rows, rebuilt) | sizes)
         report(number + 1, len(tokenizers), "tokenizers")
-    lines = [line | beside for line, beside in zip(table(measured), told, strict=True)]
+    plain = [{"name": name, "n": len(pictures)} for name in ("real pictures", *names)]
+    lines = [line | beside for line, beside in zip(table(measured) if measures else plain, told, strict=True)]
     storage.write_json(storage.join(out, TABLE), lines)
     return {"tokenizers": len(tokenizers), "table": lines}
+
+
+def _pictures(yardstick: Artifact, images: Artifact, most: int) -> tuple[list[np.ndarray], list[Row]]:
+    """The first set of a yardstick, or pictures of the test split, and what is known of them."""
+    if yardstick is images:
+        pictures = test_pictures(images, most)
+        if not pictures:
+            raise ValueError(f"{images.path} holds no picture of the test split to rebuild.")
+        return pictures, [{"scene": None}] * len(pictures)
+    calibrated = from_dict(CalibrateConfig, yardstick.manifest["config"])
+    real, _ = sets_of(images, calibrated.rows, calibrated.seed)
+    return [each.pixels for each in real], [{"scene": None, **each.line} for each in real]
+
+
+def _measured(name: str, yardstick: Artifact, rebuilt: Sequence[np.ndarray]) -> Measured:
+    """The distances of what a tokenizer rebuilt."""
+    features, found = features_of(yardstick), extract_by(yardstick)(rebuilt)
+    scores = distances_of(features["second"], found) | {"rfid": rfid(features["first"], found)}
+    return Measured(name=name, yardstick=yardstick_of(yardstick), scores=scores)
+
+
+def costs_of(tokenizer: Artifact) -> dict[str, float]:
+    """What its training took: FLOPs, rows, seconds and the memory of a process, as far as its manifest says."""
+    summary, manifest = tokenizer.summary, tokenizer.manifest
+    train = manifest["config"].get("train") or {}
+    rows = {"trained_rows": summary["steps"] * train["batch"]} if train and "steps" in summary else {}
+    told = {"training_flops": summary.get("training_flops"), "training_seconds": manifest.get("seconds")}
+    told |= {"training_cpu_seconds": manifest.get("cpu_seconds"), "peak_memory_gb": manifest.get("peak_memory_gb")}
+    return rows | {name: value for name, value in told.items() if value is not None}
 
 
 def rfid(features: np.ndarray, rebuilt: np.ndarray) -> Estimate:

@@ -1,6 +1,7 @@
 """Pictures that were drawn, read back one after another; and where they are few, files and a sheet to look at."""
 
 import math
+import re
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from infra import storage, strict
-from infra.artifact import OWN_ROWS, Artifact
+from infra.artifact import MANIFEST, OWN_ROWS, Artifact
 from infra.data.ahead import ahead
 from infra.data.images import decode, encode_png
 from infra.data.shards import ShardReader, shard_names
@@ -48,15 +49,29 @@ def drawn_in(path: str) -> Iterator[dict[str, Any]]:
                 yield row | {"number": int(row["sample_id"]), "sample_id": row.pop("corpus_id")}
 
 
-def show(path: str) -> None:
-    """Write the pictures of an artifact as files, a list of them and a sheet of the first, if there are few."""
+def check_folder(out: str) -> None:
+    """ValueError where a folder holds other things than pictures that `show` wrote there."""
+    there = storage.list_names(storage.absolute(out))
+    if there and (SAMPLES not in there or MANIFEST in there):
+        raise ValueError(f"{out} holds other things, such as {there[0]}. Give a folder of its own for the pictures.")
+
+
+def show(path: str, out: str = "", images: str = IMAGES) -> None:
+    """Write the pictures of an artifact as files into it, or `out`, a list of them and a sheet of the first.
+
+    Those that were shown there before make room.
+    """
+    out = out or path
+    for name in storage.list_names(out) if not images else []:
+        if re.fullmatch(r"\d{5,}\.png", name):
+            storage.remove(storage.join(out, name))
 
     def write(row: dict[str, Any]) -> dict[str, Any]:
-        name = f"{IMAGES}/{row['number']:05d}.png"
-        storage.write_bytes(storage.join(path, name), row["image"])
+        name = f"{images}/{row['number']:05d}.png".lstrip("/")
+        storage.write_bytes(storage.join(out, name), row["image"])
         return {"prompt": row["prompt"], "image": name} | {key: row[key] for key in ("scene", "sample_id", "seed")}
 
     listed = list(ahead(write, drawn_in(path), threads=8, depth=32))
-    storage.write_bytes(storage.join(path, SAMPLES), strict.dumps(listed, indent=1).encode())
+    storage.write_bytes(storage.join(out, SAMPLES), strict.dumps(listed, indent=1).encode())
     first = [decode(row["image"]) for row in islice(drawn_in(path), SHOWN)]
-    storage.write_bytes(storage.join(path, GRID), encode_png(sheet(first, math.ceil(math.sqrt(len(first))))))
+    storage.write_bytes(storage.join(out, GRID), encode_png(sheet(first, math.ceil(math.sqrt(len(first))))))

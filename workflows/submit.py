@@ -20,6 +20,7 @@ from infra.cluster import Cluster
 from infra.jobs import STOP_SECONDS, Job, Jobs
 from workflows.commands import DECODE
 from workflows.line import batches, placed, strings, with_options, words
+from workflows.parse import parse
 from workflows.secret import refuse_secrets
 
 ROOT = Path(__file__).parents[1]
@@ -116,7 +117,7 @@ def submit(arguments: list[str], understand: Callable[[list[str]], Any]) -> dict
 
 def status(arguments: list[str]) -> dict[str, Any]:
     """Say how a job stands, or all of them: `rescribe status [ID] --address http://HEAD:8265`."""
-    options = tyro.cli(_StatusOptions, args=arguments, prog="rescribe status")
+    options = parse(_StatusOptions, arguments, "rescribe status")
     jobs = Jobs(_address(options.address))
     if options.id:
         job = jobs.open(options.id)
@@ -134,7 +135,7 @@ def status(arguments: list[str]) -> dict[str, Any]:
 
 def logs(arguments: list[str]) -> dict[str, Any]:
     """Print what a job printed, from its beginning: `rescribe logs ID --follow --address http://HEAD:8265`."""
-    options = tyro.cli(_LogsOptions, args=arguments, prog="rescribe logs")
+    options = parse(_LogsOptions, arguments, "rescribe logs")
     address = _address(options.address)
     jobs = Jobs(address)
     if options.follow:
@@ -147,7 +148,7 @@ def logs(arguments: list[str]) -> dict[str, Any]:
 
 def stop(arguments: list[str]) -> dict[str, Any]:
     """Stop a job; the same line, submitted again, continues it: `rescribe stop ID --address http://HEAD:8265`."""
-    options = tyro.cli(_JobOptions, args=arguments, prog="rescribe stop")
+    options = parse(_JobOptions, arguments, "rescribe stop")
     jobs = Jobs(_address(options.address))
     if not jobs.open(options.id).over:
         _say(f"{options.id} puts its work away, and is killed if that takes longer than {STOP_SECONDS} s.")

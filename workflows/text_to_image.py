@@ -7,7 +7,7 @@ from infra.data.fitting import bucket_name
 from infra.store import Artifact, Plan, Store
 from t2i.priors.task import check_sizes
 from t2i.tokenizers.task import check_patches
-from workflows.encode import EncodeConfig, encode
+from workflows.encode import EncodeConfig, check_values, encode
 from workflows.encode_text import EncodeTextConfig, encode_text
 from workflows.evaluate import ReportConfig, evaluate
 from workflows.ingest import IngestConfig, ingest
@@ -47,6 +47,7 @@ class Recipe:
             raise ValueError("To be trained on, pictures come to a size: give corpus.image_size, such as 256 256.")
         if not isinstance(self.tokenizer, str):
             check_patches(self.tokenizer.model, sizes)
+            check_values(self.codes, self.tokenizer.model, self.prior.model)
         check_sizes(self.prior.model, [bucket_name(size) for size in sizes])
 
     def run(self, store: Store | Plan) -> Artifact:

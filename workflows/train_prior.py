@@ -39,9 +39,10 @@ from t2i.task import TRAIN
 from t2i.tokenizers.pixels import Pixels
 from t2i.tokenizers.task import load_tokenizer
 from t2i.vocabulary import FILE, TextVocabulary
+from workflows.encode import space_of
 from workflows.encode_text import NULL, anchored
 from workflows.splits import demand_rows
-from workflows.train_tokenizer import MODEL, image_sizes, losses_of, taken_of
+from workflows.train_tokenizer import MODEL, decodes, image_sizes, losses_of, taken_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,7 @@ def train_prior(
     cluster: Cluster,
     report: Report,
 ) -> dict[str, Any]:
-    """Train a prior on the captions of a mixture and the codes of the same images, or their pixels without `codes`.
+    """Train a prior on the captions of a mixture and the codes or latents of the same images, or their pixels.
 
     `more` are features of these captions by frozen text encoders, which are then not computed again, and codes of the
     images by other tokenizers, in columns of their own.
@@ -103,8 +104,7 @@ def train_prior(
     if codes is None:
         space, column = _pixels(images, tokenizer), PICTURE
     else:
-        space = Space(tuple(codes.summary["grid"]), codes=codes.summary["codebook_size"])
-        column = _column(codes)
+        space, column = space_of(codes), _column(codes)
     other = [each for each in more if each.step == "encode"]
     features = _features(mixture, [each for each in more if each not in other])
     inputs = _inputs(mixture, codes, tokenizer)
@@ -136,8 +136,9 @@ def train_prior(
         text_weight=config.text_weight,
         seed=config.seed,
         column=column,
+        deviations=codes is not None and codes.summary.get("deviations", False),
         cached=tuple(features),
-        decoder=tokenizer.url(MODEL),
+        decoder=tokenizer.url(MODEL) if decodes(tokenizer) else "",
     )
     figures = fit([Training(task, inputs, config.train, out)], cluster, report)
     sizes = [each.vocabulary_size for each in told if isinstance(each, WordsConfig)]

@@ -6,8 +6,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import tyro
-
 from infra import storage, strict
 from infra.config import from_dict
 from infra.data.ledger import LEDGER
@@ -44,7 +42,6 @@ from workflows.lookup import (
 )
 from workflows.options import (
     OLDER,
-    ONE_KIND,
     WORK,
     GalleryOptions,
     ShapesOptions,
@@ -56,9 +53,10 @@ from workflows.options import (
     retry_options,
     step_options,
 )
+from workflows.parse import parse
 from workflows.recaption import recaption
 from workflows.sample import as_trained, sample, tokenizer_of, with_links
-from workflows.samples import IMAGES
+from workflows.samples import IMAGES, check_folder, show
 from workflows.settings import settings_of
 
 REPORT = "report.html"  # of a recipe that ends with one
@@ -180,7 +178,7 @@ def recaption_corpus(arguments: list[str]) -> dict[str, Any]:
 
 def gallery(arguments: list[str]) -> dict[str, Any]:
     """Show captioned rows, good and bad, on one page: `rescribe gallery captions --out rows.html`."""
-    options = tyro.cli(GalleryOptions, args=arguments, prog="rescribe gallery")
+    options = parse(GalleryOptions, arguments, "rescribe gallery")
     artifact = _captioned(options.path, rephrased("gallery", arguments, options.path))
     mixture = artifact if artifact.step == "mix" else None
     images, captions = artifact.inputs[:2] if mixture else (artifact.inputs[0], artifact)
@@ -215,7 +213,7 @@ def export_corpus(arguments: list[str]) -> dict[str, Any]:
 
 def shapes(arguments: list[str]) -> dict[str, Any]:
     """Render the built-in corpus as WebDataset tars: `rescribe shapes --out shapes --samples 1000`."""
-    options = tyro.cli(ShapesOptions, args=arguments, prog="rescribe shapes", config=ONE_KIND)
+    options = parse(ShapesOptions, arguments, "rescribe shapes")
     with explained(options.out, local=True):
         paths = write_shards(options.shapes, options.out)
     say(f"{len(paths)} shards in {options.out}")
@@ -226,6 +224,8 @@ def run_step(work: Step, arguments: list[str]) -> dict[str, Any]:
     """Run one step on finished artifacts: `rescribe mix --images captions --captions captions --min-words 4`."""
     parsed = step_options(work, arguments)
     as_folder(parsed.store)
+    if shown := getattr(parsed, "out", ""):
+        check_folder(shown)
     called = getattr(parsed, "name", "")
     if called:
         check_name(called)
@@ -245,6 +245,9 @@ def run_step(work: Step, arguments: list[str]) -> dict[str, Any]:
         keep_name(parsed.store, called, [artifact])
     if work is sample:
         images = artifact.url(IMAGES)
+        if shown:
+            images = storage.absolute(shown)
+            show(artifact.path, images, "")
         say(f"{artifact.summary['samples']} pictures: {images if storage.exists(images) else artifact.path}")
     else:
         say(artifact.path)

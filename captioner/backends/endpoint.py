@@ -62,28 +62,34 @@ class EndpointConfig:
         check_styles(styles, f"the model at {self.base_url}", cannot=("beams", "min_tokens"), needs_prompt=True)
 
     def build(
-        self, styles: Sequence[Style], device: str, precision: str, actors: int, budget: tuple[int, int] = (0, 0)
+        self, styles: Sequence[Style], device: str, precision: str, actors: int, budget: Budget | None = None
     ) -> "Endpoint":
         """The backend. ValueError if there is no key or it is not taken, ConnectionError if nobody answers.
 
-        `budget` are the requests and the tokens that all actors together may take, 0 without end.
+        `budget` is that of all actors together; None is without end.
         """
         self.greet()  # a server that is not there, or takes no such key, must not fail every row of a corpus
         limiter = Limiter(self.requests_per_minute / actors if self.requests_per_minute else None)
-        client = self._client(limiter, Budget(*(most and max(1, most // actors) for most in budget)))
+        client = self._client(limiter, budget or Budget())
         return Endpoint(self, styles, client)
 
-    def greet(self) -> None:
-        """Ask whether somebody is there: ConnectionError if nobody answers, ValueError without a key that is taken."""
+    def greet(self) -> list[str]:
+        """Ask whether somebody is there; the models that the server lists, none where it has no such list.
+
+        ConnectionError if nobody answers, ValueError without a key that is taken.
+        """
         url, client = self.base_url.rstrip("/"), self._client(Limiter(None), Budget())
         try:
-            status = client.status(f"{url}/models")  # whatever else it says: not every server has this list
+            status, said = client.get(f"{url}/models")  # whatever else it says: not every server has this list
         except OSError as error:
             reason = getattr(error, "reason", error)  # urllib wraps what went wrong before the answer
             raise ConnectionError(f"Nobody answers at {url}: {getattr(reason, 'strerror', None) or reason}.") from None
         if status == 401:
             held = f"the key in {self.key_variable}" if self.key_variable else "requests without a key"
             raise ValueError(f"{url} does not take {held}: HTTP 401.")
+        listed = said.get("data") if isinstance(said, dict) else None
+        ids = [each.get("id") for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+        return [each for each in ids if isinstance(each, str)]
 
     def _client(self, limiter: Limiter, budget: Budget) -> Client:
         return Client(

@@ -1,5 +1,6 @@
 """One JSON answer from a server that is busy, slow or broken at times: a rate, tries, and an end to waiting."""
 
+import contextlib
 import email.utils
 import http.client
 import json
@@ -44,20 +45,24 @@ class Limiter:
 
 
 class Budget:
-    """How much may be asked of a server: requests, and tokens that are read and written; 0 of either has no end."""
+    """How much may be asked of a server: requests, and tokens that are read and written; 0 of either has no end.
+
+    Where several processes ask, it lies in one of them.
+    """
 
     def __init__(self, requests: int = 0, tokens: int = 0) -> None:
         self._requests, self._tokens = requests, tokens
         self._asked = self._told = 0
         self._lock = threading.Lock()
 
-    def ask(self) -> None:
-        """Take one request; CaptionError of the kind `budget`, with what of it is used up."""
+    def ask(self) -> str:
+        """Take one request; returns what is used up, as `8 requests`, where there is none to take."""
         with self._lock:
             for name, most, used in (("requests", self._requests, self._asked), ("tokens", self._tokens, self._told)):
                 if most and used >= most:
-                    raise CaptionError("budget", name)
+                    return f"{most:,} {name}"
             self._asked += 1
+            return ""
 
     def told(self, tokens: int) -> None:
         """So many tokens were read and written."""
@@ -103,7 +108,8 @@ class Client:
         self.sleep(self.limiter.turn())
         deadline = time.monotonic() + self.patience
         for number in range(self.tries):
-            self.budget.ask()
+            if used_up := self.budget.ask():
+                raise CaptionError("budget", used_up)
             try:
                 return self._send(data, min(self.timeout, max(deadline - time.monotonic(), 0.001)))
             except _TransientError as again:
@@ -119,14 +125,20 @@ class Client:
             self.sleep(wait)
         raise CaptionError(failure.kind, f"{failure.message} (given up after {_times(number + 1)})")
 
-    def status(self, url: str) -> int:
-        """The status of the answer to a plain GET. Raises OSError if there is no answer."""
+    def get(self, url: str) -> tuple[int, Any]:
+        """The status of the answer to a plain GET, and what it says, from JSON, None where it cannot be read.
+
+        Raises OSError if there is no answer.
+        """
         try:
             with self._open(url, None, self.timeout) as response:
-                return response.status
+                said = None
+                with contextlib.suppress(ValueError, RecursionError, OSError, http.client.HTTPException):
+                    said = json.loads(_read(response, self.timeout))
+                return response.status, said
         except urllib.error.HTTPError as error:
             error.close()
-            return error.code
+            return error.code, None
 
     def _open(self, url: str, data: bytes | None, timeout: float) -> Any:
         headers = {"Content-Type": "application/json"} if data is not None else {}

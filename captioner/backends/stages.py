@@ -1,9 +1,10 @@
 """Captioning by any backend as one stage: pictures and alt texts in, a caption in each style out."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from captioner.backends.endpoint import EndpointConfig
+from captioner.backends.http import Budget
 from captioner.backends.pretrained import TransformersConfig
 from captioner.backends.protocol import Backend, CaptionError, Outcome
 from captioner.provenance import Sign
@@ -18,7 +19,7 @@ STOPS = {
         UnavailableError,
         "The server takes the key no longer: {said}. Give the line again with one it takes.",
     ),
-    "budget": (HaltError, "The budget of {most} {said.message} is used up. Give the line again, and it goes on."),
+    "budget": (HaltError, "The budget of {said.message} is used up. Give the line again, and it goes on."),
 }
 TOKENS = ("prompt_tokens", "answer_tokens")  # columns of a served model
 
@@ -32,8 +33,8 @@ class CaptionWith:
     A row with a style that failed is failed: its reason begins with the error's kind (see `CaptionError`) and names
     the style; what the other styles said of it stands in their columns. A refused key, or a budget that is used up,
     fails no row: the state of what was not answered is an UnavailableError. For a served model it writes
-    `prompt_tokens` and `answer_tokens`, what was read and written for all captions of a row, and `budget` are the most
-    requests and tokens of all actors, 0 without end.
+    `prompt_tokens` and `answer_tokens`, what was read and written for all captions of a row, and `budget` is that of
+    all actors together.
     """
 
     backend: TransformersConfig | EndpointConfig
@@ -44,7 +45,7 @@ class CaptionWith:
     actors: int = 1  # that run at once, and share a rate limit
     sign: Sign = field(default_factory=lambda: Sign({}))
     whole: bool = False  # it sees pictures as the corpus has them
-    budget: tuple[int, int] = (0, 0)
+    budget: Budget | None = None
     reads: tuple[str, ...] = field(default=("pixels", ALT_COLUMN), init=False)
     writes: tuple[str, ...] = field(init=False)
     types: dict[str, str] = field(init=False)
@@ -65,7 +66,7 @@ class CaptionWith:
         """Load the backend."""
         device = "cuda" if self.gpus else "cpu"
         self.sign.setup()
-        limits = {"budget": self.budget} if isinstance(self.backend, EndpointConfig) else {}
+        limits: dict[str, Any] = {"budget": self.budget} if isinstance(self.backend, EndpointConfig) else {}
         self._captioner = self.backend.build(self.styles, device, self.precision, self.actors, **limits)
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
@@ -93,7 +94,7 @@ class CaptionWith:
         if (said := next((failure for failure in failures if failure.kind in STOPS), None)) is None:
             return None
         error, sentence = STOPS[said.kind]
-        return error(sentence.format(said=said, most=f"{self.budget[said.message == 'tokens']:,}"))
+        return error(sentence.format(said=said))
 
     def _reason(self, outcomes: tuple[Outcome, ...]) -> str | None:
         """The first failure of one row."""

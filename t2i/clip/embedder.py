@@ -61,6 +61,11 @@ class Embedder:
         self.width: int = self._model.config.projection_dim
         self.longest = sizes_of(config).length  # tokens of a text that are read, 77 of those published
 
+    def to(self, device: torch.device | str) -> "Embedder":
+        """Itself, on a device."""
+        self._model.to(device)
+        return self
+
     def embed_images(self, pictures: Pictures) -> torch.Tensor:
         """(B, D) fp32 of length 1."""
         arrays = to_pixels(pictures) if isinstance(pictures, torch.Tensor) else pictures

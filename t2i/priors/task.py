@@ -37,10 +37,10 @@ from t2i.priors.autoregressive import AutoregressiveConfig
 from t2i.priors.mar import MARSampling
 from t2i.priors.sampling import SamplingConfig
 from t2i.protocol import Asked, Rows, Space
-from t2i.random import keys_of
+from t2i.random import keys_of, normals
 from t2i.task import TRAIN, updates_of
 from t2i.tokenizers.task import load_tokenizer
-from t2i.values import as_floats
+from t2i.values import as_floats, deviation_column
 from t2i.vocabulary import TextVocabulary
 
 PriorConfig = AutoregressiveConfig | DiffusionConfig  # or another: docs/adding-a-model.md
@@ -100,6 +100,7 @@ class PriorTask:
     text_weight: float = 1 / 7  # of the caption's loss against that of the codes, where the model learns it
     seed: int = 0
     column: str = "codes"  # of the values; PICTURE: they are the picture itself
+    deviations: bool = False  # of latents lie beside them: each epoch draws a row's anew
     cached: tuple[str, ...] = ()  # conditions whose features of every caption lie in columns
     decoder: str = ""  # where the tokenizer lies, for pictures to be seen while it trains; none: none are
 
@@ -113,7 +114,8 @@ class PriorTask:
         named = dict.fromkeys(name for condition in self.shape.conditions for name in condition.reads)
         if CAPTION in named:
             named = dict.fromkeys((*caption_columns(self.styles), *(name for name in named if name != CAPTION)))
-        return (self.column, *(name for name in named if name != self.column))
+        values = (self.column, deviation_column(self.column)) if self.deviations else (self.column,)
+        return (*values, *(name for name in named if name not in values))
 
     def where(self, columns: dict[str, np.ndarray]) -> np.ndarray:
         """Rows of the training split that the mixture keeps."""
@@ -140,8 +142,11 @@ class PriorTask:
         Values are codes (B, N) int64, pixels (B, 3, h, w) uint8 of the space's size, or else (B, *shape) float32.
         """
         rows = self._told(rows, draw)
-        arrays = {"values": self._values(rows[self.column])}
-        arrays["noise_key"] = (draw("noise") * 2.0**53).astype(np.int64)
+        keys = (draw("noise") * 2.0**53).astype(np.int64)
+        arrays = {"values": self._values(rows[self.column]), "noise_key": keys}
+        if self.deviations:
+            noise = normals(torch.from_numpy(keys), self.shape.space.shape, "posterior").numpy()
+            arrays["values"] += self._values(rows[deviation_column(self.column)]) * noise
         for condition, its_rows in zip(self.shape.conditions, _rows(self.shape.conditions, self.folder), strict=True):
             made = its_rows(rows, draw)
             if twice := sorted(arrays.keys() & made.keys()):

@@ -16,7 +16,7 @@ from t2i.pixels import patches
 from t2i.tokenizers import likelihood
 from t2i.tokenizers.autoencoder import Autoencoder
 from t2i.tokenizers.gumbel import GumbelConfig
-from t2i.tokenizers.quantizers import QuantizerConfig, build_quantizer
+from t2i.tokenizers.quantizers import QuantizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class DVAE(Autoencoder):
     def __init__(self, config: DVAEConfig) -> None:
         super().__init__()
         self.config = config
-        self.quantizer = build_quantizer(config.quantizer)
+        self.quantizer = config.quantizer.build()
         self.encoder, self.decoder = Encoder(config), Decoder(config)
 
     @property

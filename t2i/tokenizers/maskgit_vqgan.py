@@ -13,7 +13,7 @@ from torch.nn import functional
 from t2i.pixels import from_unit, patches, to_unit
 from t2i.tokenizers.autoencoder import Autoencoder
 from t2i.tokenizers.codebook import CodebookConfig
-from t2i.tokenizers.quantizers import QuantizerConfig, build_quantizer
+from t2i.tokenizers.quantizers import QuantizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class MaskGITVQGAN(Autoencoder):
     def __init__(self, config: MaskGITVQGANConfig) -> None:
         super().__init__()
         self.config = config
-        self.quantizer = build_quantizer(config.quantizer)
+        self.quantizer = config.quantizer.build()
         self.encoder, self.decoder = Encoder(config), Decoder(config)
 
     @property

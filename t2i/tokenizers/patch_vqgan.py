@@ -13,7 +13,7 @@ from t2i.nn.weights import begins, constant
 from t2i.pixels import patches
 from t2i.tokenizers.autoencoder import Autoencoder
 from t2i.tokenizers.finite_scalar import FiniteScalarConfig
-from t2i.tokenizers.quantizers import QuantizerConfig, build_quantizer
+from t2i.tokenizers.quantizers import QuantizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class PatchVQGAN(Autoencoder):
     def __init__(self, config: PatchVQGANConfig) -> None:
         super().__init__()
         self.config = config
-        self.quantizer = build_quantizer(config.quantizer)
+        self.quantizer = config.quantizer.build()
         channels, width, pixels = config.channels, config.quantizer.width, 3 * config.patch**2
         self.encoder = nn.Sequential(
             nn.Conv2d(pixels, channels, config.encoder_kernel, padding=config.encoder_kernel // 2),

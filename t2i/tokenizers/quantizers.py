@@ -1,7 +1,5 @@
 """All kinds of bottlenecks that have codes."""
 
-from typing import Any
-
 from t2i.tokenizers.codebook import CodebookConfig
 from t2i.tokenizers.finite_scalar import FiniteScalarConfig
 from t2i.tokenizers.gumbel import GumbelConfig
@@ -9,8 +7,3 @@ from t2i.tokenizers.lookup_free import LookupFreeConfig
 
 QuantizerConfig = CodebookConfig | FiniteScalarConfig | GumbelConfig | LookupFreeConfig
 """Each says its `size`, the `width` of a code's vector, and how many channels it `takes`."""
-
-
-def build_quantizer(config: QuantizerConfig) -> Any:
-    """The quantizer that a config describes, with fresh weights."""
-    return config.build()

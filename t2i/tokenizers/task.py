@@ -17,6 +17,7 @@ from infra.train.optim import OptimConfig
 from infra.train.task import Draw, Update
 from t2i.task import TRAIN, updates_of
 from t2i.tokenizers import published
+from t2i.tokenizers.clip import ClipConfig
 from t2i.tokenizers.critic import Critic, CriticConfig
 from t2i.tokenizers.dvae import DVAEConfig
 from t2i.tokenizers.losses import LossConfig
@@ -39,6 +40,7 @@ TokenizerConfig = (
     | MaskGITVQGANConfig
     | PixelsConfig
     | PublishedConfig
+    | ClipConfig
 )
 if not TYPE_CHECKING:
     TokenizerConfig = with_others(TokenizerConfig, "rescribe.tokenizers")  # of other packages: docs/python.md

@@ -15,7 +15,7 @@ from t2i.pixels import from_unit, patches, to_unit
 from t2i.tokenizers import likelihood
 from t2i.tokenizers.autoencoder import Autoencoder
 from t2i.tokenizers.codebook import CodebookConfig
-from t2i.tokenizers.quantizers import QuantizerConfig, build_quantizer
+from t2i.tokenizers.quantizers import QuantizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ class ViTVQGAN(Autoencoder):
     def __init__(self, config: ViTVQGANConfig) -> None:
         super().__init__()
         self.config = config
-        self.quantizer = build_quantizer(config.quantizer)
+        self.quantizer = config.quantizer.build()
         patch, inner, outer = config.patch, config.encoder.width, config.decoder.width
         self.from_pixels = begins(nn.Conv2d(3, inner, patch, patch), weight=xavier())
         self.encoder, self.to_codes = Tower(config.encoder), nn.Linear(inner, config.quantizer.takes)

@@ -9,7 +9,7 @@ from torch.nn import functional
 from t2i.pixels import patches
 from t2i.tokenizers.autoencoder import Autoencoder
 from t2i.tokenizers.codebook import CodebookConfig
-from t2i.tokenizers.quantizers import QuantizerConfig, build_quantizer
+from t2i.tokenizers.quantizers import QuantizerConfig
 
 
 def _codebook() -> CodebookConfig:
@@ -62,7 +62,7 @@ class VQVAE(Autoencoder):
             up = [nn.ReLU(), nn.ConvTranspose2d(wide, narrow, 4, 2, 1), *up]
         self.encoder = nn.Sequential(*down[:-1], *(ResidualBlock(channels) for _ in range(config.blocks)), nn.ReLU())
         self.to_codes = nn.Conv2d(channels, config.quantizer.takes, 1)
-        self.quantizer = build_quantizer(config.quantizer)
+        self.quantizer = config.quantizer.build()
         self.from_codes = nn.Conv2d(config.quantizer.width, channels, 1)
         self.decoder = nn.Sequential(*(ResidualBlock(channels) for _ in range(config.blocks)), *up)
 

@@ -10,7 +10,7 @@ from t2i.pixels import patches
 from t2i.tokenizers.autoencoder import Autoencoder
 from t2i.tokenizers.codebook import CodebookConfig
 from t2i.tokenizers.gaussian import GaussianConfig
-from t2i.tokenizers.quantizers import QuantizerConfig, build_quantizer
+from t2i.tokenizers.quantizers import QuantizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +132,7 @@ class VQGAN(Autoencoder):
         self.encoder = Encoder(3, config.latent_channels, down_block_types=down, double_z=double, **shared)
         quantizer, pointwise = config.quantizer, config.pointwise
         self.to_codes = nn.Conv2d(config.says, quantizer.takes, 1) if pointwise else nn.Identity()
-        self.quantizer = build_quantizer(quantizer)
+        self.quantizer = quantizer.build()
         self.from_codes = nn.Conv2d(quantizer.width, config.latent_channels, 1) if pointwise else nn.Identity()
         self.decoder = Decoder(config.latent_channels, 3, up_block_types=up, **shared)
 

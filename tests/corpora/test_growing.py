@@ -3,8 +3,17 @@
 import pytest
 
 from tests.corpora.make import captions_by_key, command, photo, recaption_by
+from tests.infra.data.here import work_here
+from workflows import asked
+from workflows.ingest import ingest
 
 pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch):
+    """What is asked for is the driver's choice; who asks is not: `tests/corpora/test_parts.py` has actors ask."""
+    work_here(monkeypatch, ingest, asked)
 
 
 def pack(corpus, name, *numbers):
@@ -15,7 +24,7 @@ def whole(capsys, results):
     return command(capsys, "verify", results["captions"])[0] == 0
 
 
-def test_of_a_tar_that_is_added_alone_captions_are_asked_for(ray_cluster, corpus, served, capsys):
+def test_of_a_tar_that_is_added_alone_captions_are_asked_for(corpus, served, capsys):
     """rom1504/img2dataset#6: metaC comes to metaA and metaB, and all three are fetched again."""
     pack(corpus, "metaA.tar", 0, 1)
     pack(corpus, "metaB.tar", 2, 3)
@@ -29,7 +38,7 @@ def test_of_a_tar_that_is_added_alone_captions_are_asked_for(ray_cluster, corpus
     assert whole(capsys, after)
 
 
-def test_a_tar_that_changed_is_new_and_one_that_went_is_gone(ray_cluster, corpus, served, capsys):
+def test_a_tar_that_changed_is_new_and_one_that_went_is_gone(corpus, served, capsys):
     """treeverse/dvc#7459: pictures are added and deleted without another pass over the whole set."""
     for number, name in enumerate(("a.tar", "b.tar", "c.tar")):
         pack(corpus, name, 2 * number, 2 * number + 1)
@@ -43,7 +52,7 @@ def test_a_tar_that_changed_is_new_and_one_that_went_is_gone(ray_cluster, corpus
     assert whole(capsys, after)
 
 
-def test_of_a_folder_that_is_added_alone_captions_are_asked_for(ray_cluster, corpus, served, capsys):
+def test_of_a_folder_that_is_added_alone_captions_are_asked_for(corpus, served, capsys):
     """cbenning/fussel#137: ten folders of pictures are done, five come, and all fifteen are done again."""
     for n in range(4):
         corpus.put({f"2024-0{n // 2}/p{n}.png": photo(n, "PNG"), f"2024-0{n // 2}/p{n}.txt": "a"})

@@ -175,6 +175,27 @@ def test_the_plan_says_why(root):
     assert [line[2] for line in plan.lines] == ["value 1 -> 7", "new input: number"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class SlowConfig:
+    steps: int = 1
+    seed: int = 0
+
+
+@step(version=1, told=lambda config, inputs, made: [f"{config.steps} steps are told"])
+def slow(config: SlowConfig, *, out: str, cluster: Cluster, report) -> dict:
+    return {}
+
+
+def test_the_plan_says_how_long_as_much_took(tmp_path, capsys):
+    store, plan = Store(str(tmp_path), CLUSTER), Plan(str(tmp_path))
+    made = store.step(slow, SlowConfig())
+    assert capsys.readouterr().err.strip().endswith("1 steps are told"), "and no seconds of nothing"
+    storage.write_json(made.url("manifest.json"), made.manifest | {"seconds": 200.4})
+    told = [plan.told[plan.step(slow, config).id][1:] for config in (SlowConfig(seed=1), SlowConfig(steps=2))]
+    assert told == [["about 3 min 20 s, as last time"], []]
+    assert plan.told[plan.step(slow, SlowConfig()).id][1:] == [], "it is done"
+
+
 def test_a_field_that_came_later_is_no_reason(tmp_path):
     """The plan speaks of what was chosen anew, and not of fields that an old manifest could not know."""
 

@@ -7,9 +7,17 @@ import numpy as np
 from infra.train.optim import OptimConfig
 from t2i.tokenizers.codebook import CodebookConfig
 from t2i.tokenizers.critic import CriticConfig
+from t2i.tokenizers.gaussian import GaussianConfig
 from t2i.tokenizers.losses import LossConfig
 from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
 from t2i.tokenizers.task import TokenizerTask
+from t2i.tokenizers.vqgan import VQGANConfig
+
+KL = VQGANConfig(
+    channels=8, groups=4, multipliers=(1, 2), blocks=1, attention_levels=(1,), latent_channels=3,
+    quantizer=GaussianConfig(width=3),
+)  # fmt: skip
+SUMS = LossConfig(reduction="sum", kl=1e-2)
 
 
 class Noise(TokenizerTask):
@@ -41,6 +49,12 @@ def panel():
     """What `judged` is, with two critics."""
     one = judged()
     return Panel(**{field.name: getattr(one, field.name) for field in fields(one)})
+
+
+def latents():
+    """A KL autoencoder of sums over pixels, and a critic that sleeps for two steps."""
+    one = judged()
+    return Noise(**{field.name: getattr(one, field.name) for field in fields(one)} | {"model": KL, "losses": SUMS})
 
 
 def judged():

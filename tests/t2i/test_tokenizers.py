@@ -23,7 +23,6 @@ from t2i.tokenizers.losses import LossConfig
 from t2i.tokenizers.maskgit_vqgan import MaskGITVQGANConfig
 from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
 from t2i.tokenizers.pixels import PixelsConfig
-from t2i.tokenizers.quantizers import build_quantizer
 from t2i.tokenizers.task import TokenizerTask, build_tokenizer, load_tokenizer, save_tokenizer
 from t2i.tokenizers.turns import GeneratorTurn
 from t2i.tokenizers.vit_vqgan import (
@@ -82,7 +81,7 @@ def config(request):
 
 
 def quantizer_of(name):
-    quantizer = build_quantizer(QUANTIZERS[name])
+    quantizer = QUANTIZERS[name].build()
     initialize(quantizer, 0)
     return quantizer
 
@@ -243,7 +242,7 @@ def test_each_code_loss_moves_its_own_side():
 
 @pytest.mark.parametrize("options", [{}, {"normalize": True}, {"linear": True}], ids=["plain", "sphere", "linear"])
 def test_the_nearest_code_is_that_of_32_bits(options):
-    quantizer = build_quantizer(CodebookConfig(size=8192, width=8, **options))
+    quantizer = CodebookConfig(size=8192, width=8, **options).build()
     initialize(quantizer, 0)
     quantizer.requires_grad_(False)
     z = torch.randn(2, 8, 16, 16, generator=torch.Generator().manual_seed(0)) * quantizer.vectors.std()

@@ -181,7 +181,16 @@ def test_rows_come_with_those_of_what_they_were_made_of(runs):
         rescribe.open(f"{runs}/runs/mix").to_pandas(["no"])
 
 
+def test_the_columns_that_there_are(runs):
+    rows = rescribe.open(f"{runs}/runs/mix")
+    assert {"sample_id", "state", "reason", "key", "caption_alt", "caption_short", "keep"} <= {*rows.columns}
+    assert set(rows.to_pandas().columns) == {*rows.columns} - {"image"}
+    assert len(rows.to_pandas(rows.columns).columns) == len(rows.columns)
+
+
 def test_what_cannot_be_is_told(runs):
+    with pytest.raises(ValueError, match=r"rescribe\.load\('http://localhost:1/v1', model=\"NAME\"\)"):
+        rescribe.load("http://localhost:1/v1")
     with pytest.raises(ChoiceError, match=r"rescribe\.load\('.*/train_prior/"):
         rescribe.load(f"{runs}/runs")
     with pytest.raises(FileNotFoundError, match="holds no rows"):

@@ -1,15 +1,18 @@
 """The command speaks to people: sentences, exit codes, and one JSON object where it is asked for."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager as Nvidia
 
 from infra import device, storage
 from infra.cluster import CLUSTERS, laptop
+from workflows import options, parse
 from workflows.__main__ import main
 from workflows.options import WORK, recipe_options, step_options
 from workflows.recipes import RECIPES, demo
@@ -80,8 +83,88 @@ def test_an_export_is_no_file(tmp_path, capsys):
 
 def test_an_unknown_option_is_named(capsys):
     code, out, err = run(capsys, "plan", "demo", "--mix.min-wrds", "4")
-    assert code == 2
-    assert "min-words" in out + err  # did you mean
+    assert (code, out) == (1, "")
+    assert "There is no option --mix.min-wrds. Did you mean --mix.min-words" in err
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("run demo --tokenizer.train.steps sixty", '--tokenizer.train.steps: expected a whole number, found "sixty"'),
+        ("plan demo --tokenizer.train.steps=1e3", '--tokenizer.train.steps: expected a whole number, found "1e3"'),
+        ("plan demo --tokenizer.train.steps", "--tokenizer.train.steps: expected a whole number, found nothing"),
+        ("plan demo --tokenizer.train.steps 1 2", "--tokenizer.train.steps: expected one value, found 2: 1 2"),
+        ("plan demo --prior.optim.lr fast", '--prior.optim.lr: expected a number, found "fast"'),
+        ("plan demo --captions.precision fp17", '--captions.precision: expected one of "fp32", "bf16", found "fp17"'),
+        ("plan demo --cluster.workers 1", "--cluster.workers: expected 2 values, found 1"),
+        ("plan demo --cluster.workers 1 two", '--cluster.workers: expected a whole number, found "two"'),
+        ("plan demo --mix.weights alt", "--mix.weights: expected names with numbers, such as short=0.9 alt=0.1, found"),
+        ("verify", "Say what to verify"),
+        ("plan demo --seed abc", '--seed: expected a whole number, found "abc"'),
+        ("plan demo --sed 1", "There is no option --sed. Did you mean --seed, "),
+        ("plan demo sixty", "'sixty' belongs to no option."),
+        ("plan demo --sample.count 0", "sample: count, batch and pictures must be at least 1"),
+        ("export x --out y --with-images", "A webdataset has the images in any case"),
+        ("export --format tar --out x", '--format: expected one of "webdataset", "parquet", "folder", "geneval"'),
+        ("retry --onli oom x", "There is no option --onli. Did you mean --only?"),
+        ("gallery --count many x", '--count: expected a whole number, found "many"'),
+        (
+            "recaption --corpus a --captioner b --out c --requests-per-minute x",
+            '--requests-per-minute: expected a number or None, found "x"',
+        ),
+    ],
+)
+def test_a_wrong_value_is_said_as_in_a_file(capsys, line, wanted):
+    code, out, err = run(capsys, *line.split())
+    assert (code, out) == (1, "")
+    assert err.startswith(f"rescribe: {wanted}")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("line", [*RECIPES, *WORK, "retry", "export", "recaption --corpus"])
+def test_every_option_is_known_to_be_one(capsys, monkeypatch, line):
+    known = set[str]()
+
+    def watched(kind, arguments, prog, default=None, more=()):
+        known.update(flag for flag, _ in parse._options(kind, default))
+        return parse.parse(kind, arguments, prog, default, more)
+
+    monkeypatch.setattr(options, "parse", watched)
+    makers = {"retry": options.retry_options, "export": options.export_options}
+    makers |= {"recaption --corpus": options.direct_options}
+    makers |= {name: partial(step_options, work) for name, work in WORK.items()}
+    makers |= {name: lambda rest: recipe_options([line, *rest], "plan") for name in RECIPES}
+    with pytest.raises(SystemExit):
+        makers[line](["--help"])
+    listed = re.findall(r"(?<![\w-])(--[a-z][\w.-]*)", re.sub(r"│ |╭.*|╰.*", "", capsys.readouterr().out))
+    assert len(known) > 5
+    assert {flag for flag in listed if flag not in known and parse._positive(flag) not in known} <= {
+        "--help",
+        "--conditions.maps",  # these two are spoken of
+        "--sampling",
+    }
+
+
+def test_the_likest_options_come_first(capsys):
+    _, _, err = run(capsys, "plan", "demo", "--step", "60")
+    named = err.partition("Did you mean ")[2].rstrip("?\n").replace(" or ", ", ").split(", ")
+    assert 1 < len(named) <= 5
+    assert all(name.endswith(".steps") for name in named), "and none of warmup-steps"
+    _, _, err = run(capsys, "plan", "demo", "--tokeniser.train.steps", "60")
+    assert "Did you mean --tokenizer.train.steps" in err
+
+
+def test_a_recipe_that_was_shown_without_a_corpus_says_so(capsys, tmp_path):
+    _, out, _ = run(capsys, "show", "own")
+    (tmp_path / "own.json").write_text(out)
+    path = str(tmp_path / "own.json")
+    for verb in ("run", "plan"):
+        code, out, err = run(capsys, verb, path, "--store", str(tmp_path / "store"))
+        assert (code, out) == (1, "")
+        assert f"does not say corpus: it has <corpus> there. Give it, as in: rescribe {verb} {path} --corpus" in err
+    assert not (tmp_path / "store").exists()
+    assert run(capsys, "show", path)[0] == 0
+    assert recipe_options([path, "--corpus", "mine"], "run").recipe.corpus.corpus == "mine"
 
 
 def test_the_plan_of_an_empty_store(capsys, tmp_path):

@@ -12,6 +12,8 @@ from infra.config import from_dict
 from infra.data.verify import verify_files, verify_shards
 from infra.store import Store
 from tests.captioner.backends import server, tiny
+from tests.infra.data.here import work_here
+from workflows import asked as asked_module
 from workflows.asked import SHORT, captioner_of
 from workflows.caption_with import CaptionWithConfig, caption_with
 from workflows.corpora.shapes import ShapesConfig, write_shards
@@ -60,7 +62,8 @@ def test_published_weights(ray_cluster, corpus, tmp_path):
 
 
 @pytest.mark.timeout(120)
-def test_a_served_model_whose_failures_are_retried(ray_cluster, corpus, tmp_path):
+def test_a_served_model_whose_failures_are_retried(corpus, tmp_path, monkeypatch):
+    work_here(monkeypatch, ingest, asked_module)
     refused = set()
 
     def answer(body, number):
@@ -101,7 +104,8 @@ def test_a_served_model_whose_failures_are_retried(ray_cluster, corpus, tmp_path
 
 
 @pytest.mark.timeout(120)
-def test_what_the_step_of_before_was_answered_is_not_asked_for_again(ray_cluster, corpus, tmp_path):
+def test_what_the_step_of_before_was_answered_is_not_asked_for_again(corpus, tmp_path, monkeypatch):
+    work_here(monkeypatch, ingest, asked_module)
     endpoint = server.Endpoint(lambda body, number: server.completion(f"caption {number}", finish_reason="stop"))
     try:
         out = str(tmp_path / "out")

@@ -55,6 +55,7 @@ def test_a_folder_lies_as_trainers_read_it(here, place):
     assert json.loads(rows["cats/1.png"]["provenance_short"])["model"] == "org/name"
     assert len({row["file_name"].rpartition(".")[0].casefold() for row in rows.values()}) == 4
     assert rows["cats_1.png"]["file_name"].endswith(".jpg"), "by what it is"
+    assert not any("alt_fault" in row for row in rows.values()), "beside a text that it is not said of"
     assert len(files) == 2 * 4 + len(shards)
     assert manifest["summary"]["exported"] == 4
     card = storage.read_bytes(f"{place}/out/README.md").decode()

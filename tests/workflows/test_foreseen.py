@@ -219,6 +219,27 @@ def test_a_server_is_asked_whether_it_is_there_before_anything_is_made(endpoint,
     assert not endpoint.bodies, "no caption was asked for"
 
 
+@pytest.mark.parametrize(
+    ("models", "said"),
+    [
+        ({"data": [{"id": "llava-7b"}, {"id": "qwen2-vl"}]}, "it lists qwen2-vl, llava-7b. If"),
+        ({"data": [{"id": f"model-{n}"} for n in range(12)]}, " and 2 more. If"),
+        ({"data": [{"id": "llava-7b"}, {"id": "qwen"}]}, ""),
+        ({"data": []}, ""),
+        ({"data": [{"name": "llava-7b"}, 3]}, ""),
+        ([], ""),
+        (b"no JSON", ""),
+    ],
+)
+def test_a_model_that_a_server_does_not_list(endpoint, capsys, models, said):
+    endpoint.models = models
+    assert lacks(by(EndpointConfig(base_url=endpoint.url, model="qwen")), laptop(), ALL) == [], "it may be an alias"
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.startswith(f"{endpoint.url} does not list the model 'qwen'; " if said else "")
+    assert bool(told) == bool(said)
+
+
 def test_vllm_that_is_not_installed(monkeypatch):
     recipe = by(VLLMConfig(model="owner/name"))
     monkeypatch.setattr(capacity.importlib.util, "find_spec", lambda name: None)

@@ -22,6 +22,8 @@ from infra.data.shards import ShardReader, shard_names
 from infra.metrics import Progress
 from infra.store import Artifact, Plan, Step
 from t2i.stages import Encode
+from tests.infra.data.here import work_here
+from workflows import export as export_module
 from workflows import look, text_to_image
 from workflows.export import ExportOptions, export
 from workflows.sample import sample
@@ -141,8 +143,9 @@ def test_its_models_say_and_draw_what_they_did(old, tmp_path):
         assert np.mean(np.abs(new.astype(int) - was) <= 2) >= 0.9
 
 
-def test_it_is_exported(old, tmp_path, ray_cluster):
+def test_it_is_exported(old, tmp_path, monkeypatch):
     _, root = old
+    work_here(monkeypatch, export_module)
     made = artifacts(root)
     options = ExportOptions(
         images=made["ingest"].path,

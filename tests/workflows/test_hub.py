@@ -36,41 +36,58 @@ KINDS = {
     "clip_text": (lambda name: TextEncoder(TextEncoderConfig(model=name)),),
     "t5": (lambda name: TextEncoder(TextEncoderConfig(model=name)),),
 }
-told = {}
-for kind, name in json.loads(sys.argv[1]).items():
-    for number, loads in enumerate(KINDS[kind]):
-        try:
-            loads(name)
-            told[f"{kind} {number}"] = "had"
-        except Exception as error:
-            told[f"{kind} {number}"] = f"{type(error).__name__}: {error}"
-print(json.dumps([told, len(waits)]))
+for names in json.loads(sys.argv[1]):
+    told = {}
+    for kind, name in names.items():
+        for number, loads in enumerate(KINDS[kind]):
+            try:
+                loads(name)
+                told[f"{kind} {number}"] = "had"
+            except Exception as error:
+                told[f"{kind} {number}"] = f"{type(error).__name__}: {error}"
+    print(json.dumps([told, len(waits)]))
+    print(end="\x1e", file=sys.stderr, flush=True)
+    waits.clear()
 """
 WAYS = {
     "away": ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "http://127.0.0.1:9 does not answer"),
     "offline": ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set"),
 }
+NAMES = {kind: f"owner/{kind}" for kind in ("blip", "llava", "clip", "clip_text")} | {"t5": "owner/name/t5"}
 
 
-def loaded(names, cache, variables):
-    """What each loader came to, how often a silent hub was asked again, and what was written to standard error."""
+def loaded(several, cache, variables):
+    """Of each set of names, what each loader came to, how often a silent hub was asked again, and what was written."""
     environment = os.environ | {"HF_HOME": str(cache), "HF_HUB_DISABLE_TELEMETRY": "1", **variables}
     done = subprocess.run(
-        [sys.executable, "-c", LOADS, json.dumps(names)], env=environment, capture_output=True, text=True, timeout=240
+        [sys.executable, "-c", LOADS, json.dumps(several)], env=environment, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr
-    return *json.loads(done.stdout.splitlines()[-1]), done.stderr
+    lines = done.stdout.splitlines()[-len(several) :]
+    return [(*json.loads(line), said) for line, said in zip(lines, done.stderr.split("\x1e"), strict=False)]
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def way(request, clip, tmp_path_factory):  # noqa: F811
+    """A way to be away: its cause, and what names and folders came to, in one process that has loaded the libraries."""
+    variables, cause = WAYS[request.param]
+    place = tmp_path_factory.mktemp(request.param)
+    folders = {
+        "blip": tiny.blip(place / "blip"),
+        "llava": tiny.llava(place / "llava"),
+        "clip": clip[1],
+        "clip_text": str(encoders.clip(place / "clip_text")),
+        "t5": str(encoders.t5(place / "t5")),
+    }
+    return cause, *loaded([NAMES, folders], place / "cache", variables)
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("way", WAYS)
-def test_names_where_the_hub_is_away(way, tmp_path):
-    variables, cause = WAYS[way]
-    names = {kind: f"owner/{kind}" for kind in ("blip", "llava", "clip", "clip_text")} | {"t5": "owner/name/t5"}
-    told, _, written = loaded(names, tmp_path, variables)
+def test_names_where_the_hub_is_away(way):
+    cause, (told, _, written), _ = way
     assert len(told) == 11
     for loader, said in told.items():
-        name = names[loader.split()[0]]
+        name = NAMES[loader.split()[0]]
         assert said.startswith(f"ConnectionError: {name} is not on this machine"), said
         assert cause in said
         assert "give the folder" in said
@@ -92,15 +109,7 @@ def test_what_is_waited_for_is_said(monkeypatch, tmp_path, capfd):
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("way", WAYS)
-def test_folders_ask_nobody(way, tmp_path, clip):  # noqa: F811
-    folders = {
-        "blip": tiny.blip(tmp_path / "blip"),
-        "llava": tiny.llava(tmp_path / "llava"),
-        "clip": clip[1],
-        "clip_text": str(encoders.clip(tmp_path / "clip_text")),
-        "t5": str(encoders.t5(tmp_path / "t5")),
-    }
-    told, asked, _ = loaded(folders, tmp_path / "cache", WAYS[way][0])
+def test_folders_ask_nobody(way):
+    _, _, (told, asked, _) = way
     assert set(told.values()) == {"had"}
     assert asked == 0, "a folder's files are all that is wanted"

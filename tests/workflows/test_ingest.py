@@ -12,12 +12,18 @@ from infra.data.ledger import commit, tally
 from infra.data.readers import find_corpus, write_sources
 from infra.data.shards import ShardReader, shard_names, shard_url
 from infra.store import Store
+from tests.infra.data.here import work_here
 from tests.infra.data.zoo import as_members, encode, picture, samples, tar, write_folder, write_parquet, write_tars
 from workflows.corpora.shapes import ShapesConfig
 from workflows.ingest import INDEX, IngestConfig, IngestWork, corpus_key, ingest
 from workflows.judge import label_by_json
 
 PNG = encode(picture(0))
+
+
+@pytest.fixture
+def here(monkeypatch):
+    work_here(monkeypatch, ingest)
 
 
 def index(config, out):
@@ -149,7 +155,7 @@ def test_labels_by_json():
     assert splits.count("test") == 256
 
 
-def test_a_corpus_of_useless_rows_is_an_error(ray_cluster, tmp_path):
+def test_a_corpus_of_useless_rows_is_an_error(here, tmp_path):
     storage.write_bytes(str(tmp_path / "c/0.tar"), tar([("a.png", PNG[:60]), ("b.txt", b"text")]))
     with pytest.raises(ValueError, match=r"None of the 2 rows of .* truncated image \(1\), no image \(1\)"):
         ingest.work(IngestConfig(corpus=str(tmp_path / "c")), out=str(tmp_path / "o"), cluster=laptop(), report=None)
@@ -171,7 +177,7 @@ def test_shapes_are_rendered_into_the_artifact_and_read_from_there(ray_cluster, 
     assert pq.read_schema(storage.open_read(shard_url(place, "000000"))).names == INDEX.names
 
 
-def test_the_same_corpus_is_not_ingested_twice_and_a_changed_one_is(ray_cluster, place):
+def test_the_same_corpus_is_not_ingested_twice_and_a_changed_one_is(here, place):
     corpus = storage.join(place, "corpus")
     write_tars(corpus)
     store = Store(storage.join(place, "store"), laptop())

@@ -389,3 +389,23 @@ def test_a_captioner_is_found_in_the_store_that_it_was_trained_in(tmp_path, monk
     put(str(tmp_path / "runs"), "train_captioner", "b", seed=1)
     with pytest.raises(ChoiceError, match=f"--captioner {trained}  .*\n.*seed 1"):
         verbs.recaption_corpus([*words, str(tmp_path / "runs")])
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("latset", "Did you mean 'latest'?"),
+        ("onw", "Did you mean 'own'?"),
+        ("train_prio", "Did you mean 'train_prior'?"),
+        ("train_prior/lates", "Did you mean 'latest'?"),
+        ("train_prior/owm", "Did you mean 'own'?"),
+        ("zzz", "There are: own, latest, train_prior."),
+    ],
+)
+def test_a_name_that_is_mistyped(place, given, told):
+    store = storage.join(place, "runs")
+    keep_name(store, "own", [Artifact.open(put(store, "train_prior", "a"))])
+    with pytest.raises(FileNotFoundError) as said:
+        one(storage.join(store, given), MAKERS["prior"], line)
+    folder, _, word = storage.join(store, given).rpartition("/")
+    assert str(said.value) == f"Nothing in {folder} is called '{word}'. {told}"

@@ -13,6 +13,7 @@ from infra.data.ledger import Ledger, commit, tally
 from infra.data.shards import ShardReader, shard_names
 from infra.data.verify import verify_files, verify_shards
 from infra.store import Artifact, Store, step
+from tests.infra.data.here import work_here
 from tests.infra.data.zoo import encode, picture, tar
 from workflows import mix as module
 from workflows.__main__ import main
@@ -218,7 +219,8 @@ def spoken(config: dict, images: Artifact, *, out, cluster, report):
 
 
 @pytest.mark.timeout(240)
-def test_planted_duplicates_and_unfit_rows_from_corpus_to_mixture(ray_cluster, tmp_path, capsys):
+def test_planted_duplicates_and_unfit_rows_from_corpus_to_mixture(monkeypatch, tmp_path, capsys):
+    work_here(monkeypatch, ingest, deduplicate, examine, mix)
     first, other = encode(picture(0, 64, 64)), encode(picture(1, 64, 64))
     shards = [
         [("a", first), ("b", other), ("tiny", encode(picture(2, 8, 64)))],

@@ -80,6 +80,24 @@ def test_without_a_mixture_as_the_recipe_draws(root):
     assert draw(root, "--prompts", "a large red circle", "a small blue cross")[1] == results, "it is found again"
 
 
+def test_pictures_in_a_folder_of_ones_own(root, tmp_path):
+    out = tmp_path / "pictures"
+    for prompts in (["a red circle", "a cross"], ["a cross"]):
+        code, results, said = draw(root, "--prompts", *prompts, "--out", str(out))
+        assert code == 0, said
+        assert said.strip().endswith(str(out))
+        names = [f"{n:05d}.png" for n in range(len(prompts))]
+        assert sorted(each.name for each in out.iterdir()) == [*names, "grid.png", "samples.json"]
+        images = Path(results["artifact"]) / "images"
+        assert [(out / name).read_bytes() for name in names] == [(images / name).read_bytes() for name in names]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "00000.png").write_bytes(b"mine")
+    for folder in (str(tmp_path / "mine"), results["artifact"]):
+        code, _, said = draw(root, "--prompts", "two squares", "--out", folder)
+        assert (code, "holds other things, such as" in said) == (1, True)
+    assert (tmp_path / "mine" / "00000.png").read_bytes() == b"mine"
+
+
 def test_a_tokenizer_that_is_not_beside_its_prior(root):
     shutil.rmtree(only(root, "train_tokenizer"))
     code, _, said = draw(root, "--prompts", "a circle")

@@ -44,8 +44,8 @@ def test_it_is_used_as_it_is(images, theirs, tmp_path):
     assert tokenizer.summary == {"size": [16, 16]}
     alike(load_tokenizer(tokenizer.url(MODEL)), model)
     told = json.loads(Path(tokenizer.path, MODEL, "config.json").read_text())
-    assert told["model"]["quantizer"] == {"class": "CodebookConfig", "size": 16, "width": 3,
-                                          "normalize": False, "linear": False}  # fmt: skip
+    plain = {"normalize": False, "linear": False, "ema": 0.0, "dead_below": 0.0}
+    assert told["model"]["quantizer"] == {"class": "CodebookConfig", "size": 16, "width": 3} | plain
     assert rebuilds(tokenizer)
 
 

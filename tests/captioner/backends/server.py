@@ -31,7 +31,7 @@ class Endpoint:
 
     def __init__(self, answer):
         self.answer, self.bodies, self.times, self.headers = answer, [], [], []
-        self.models_status = 200
+        self.models_status, self.models = 200, {"data": []}
         self.busy = self.most_busy = 0
         self._lock = threading.Lock()
         endpoint = self
@@ -41,7 +41,7 @@ class Endpoint:
 
             def do_GET(self):
                 endpoint.headers.append(dict(self.headers))
-                say(self, endpoint.models_status, {"data": []})
+                say(self, endpoint.models_status, endpoint.models)
 
             def do_POST(self):
                 raw = self.rfile.read(int(self.headers["Content-Length"]))

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from captioner.backends.endpoint import EndpointConfig
+from captioner.backends.http import Budget
 from captioner.backends.stages import CaptionWith
 from captioner.styles import Style
 from infra.data import work
@@ -76,7 +77,7 @@ def test_what_a_budget_paid_for_is_kept(slow, index, tmp_path, requests, styles)
     config = EndpointConfig(base_url=slow.url, model="m", concurrency=3)
     asked = tuple(Style(name=f"s{number}", prompt=f"p{number}") for number in range(styles))
     images, out = with_alts(index, tmp_path), str(tmp_path / "out")
-    frugal = Actor(StageWork((CaptionWith(config, asked, budget=(requests, 0)),), images, 64), out, 1000, 100.0)
+    frugal = Actor(StageWork((CaptionWith(config, asked, budget=Budget(requests)),), images, 64), out, 1000, 100.0)
     result = frugal._run("000000")
     assert result["ended"] == "halt"
     assert result["error"] == f"The budget of {requests} requests is used up. Give the line again, and it goes on."

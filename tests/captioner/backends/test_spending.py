@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from captioner.backends.endpoint import tokens_of
 from captioner.backends.http import Budget
-from captioner.backends.protocol import CaptionError
 from infra.cluster import Cluster
 from tests.captioner.backends import server
 from workflows.corpora.shapes import ShapesConfig, write_shards
@@ -23,10 +22,9 @@ USED = {"prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 107}
 def test_no_more_is_asked_than_may_be(requests, tokens, each):
     budget = Budget(requests, tokens)
     for _ in range(min(requests, -(-tokens // each))):
-        budget.ask()
+        assert not budget.ask()
         budget.told(each)
-    with pytest.raises(CaptionError, match=r"budget: (requests|tokens)"):
-        budget.ask()
+    assert budget.ask() in (f"{requests} requests", f"{tokens} tokens")
 
 
 def test_threads_share_a_budget():
@@ -34,11 +32,8 @@ def test_threads_share_a_budget():
 
     def ask():
         for _ in range(50):
-            try:
-                budget.ask()
-            except CaptionError:
-                continue
-            asked.append(1)
+            if not budget.ask():
+                asked.append(1)
 
     threads = [threading.Thread(target=ask) for _ in range(8)]
     for thread in threads:
@@ -87,6 +82,21 @@ def test_a_budget_stops_a_run_that_goes_on_later(ray_cluster, tmp_path):
     assert len(endpoint.bodies) == ROWS, "what was answered is not asked for again"
     assert (captions.summary["prompt_tokens"], captions.summary["answer_tokens"]) == (100 * ROWS, 7 * ROWS)
     assert captions.summary["price"] == pytest.approx((2 * 100 + 10 * 7) * ROWS / 1e6, abs=1e-4)
+
+
+@pytest.mark.timeout(180)
+def test_processes_spend_a_budget_to_the_last_request(ray_cluster, tmp_path):
+    write_shards(ShapesConfig(samples=40, labelled=2, shard_size=5), str(tmp_path / "corpus"))
+    endpoint = server.Endpoint(lambda body, number: server.completion(f"caption {number}", finish_reason="stop"))
+    corpus = str(tmp_path / "corpus" / "{00000..00007}.tar")
+    options = {"corpus": corpus, "captioner": endpoint.url, "model": "m", "out": str(tmp_path / "out")}
+    cluster = Cluster(name="test", actors=(2, 2), cpus_per_actor=0.5, max_requests=31)
+    try:
+        with pytest.raises(RuntimeError, match=r"The budget of 31 requests is used up\. .* 31 of 40 rows are done\."):
+            direct(DirectOptions(cluster=cluster, styles="short", concurrency=2, **options))
+        assert len(endpoint.bodies) == 31, "each process had 15 of them"
+    finally:
+        endpoint.close()
 
 
 def test_they_are_options_of_every_line():

@@ -1,5 +1,6 @@
 """A picture, its maps and its boxes come to a size together."""
 
+import functools
 import io
 
 import numpy as np
@@ -165,13 +166,19 @@ def test_boxes_are_clipped_and_those_that_vanish_dropped():
 @pytest.mark.parametrize("stored", [(1200, 1600), (1601, 1203), (400, 3000)])
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
 def test_a_large_jpeg_is_fitted_as_if_it_had_been_decoded_whole(fit, stored, orientation):
+    data = large(stored, orientation)
+    decoded = decode(data)
+    for size in ((48, 64), (64, 40)):
+        whole = show(decoded, size, fit)
+        assert np.abs(decode(data, size, fit=fit).astype(int) - whole).mean() < 2
+    assert frame(measure(data), (48, 64), fit).source == decoded.shape[:2]
+
+
+@functools.cache
+def large(stored, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encode(picture(1, *stored), "JPEG", quality=95, exif=exif)
-    for size in ((48, 64), (64, 40)):
-        whole = show(decode(data), size, fit)
-        assert np.abs(decode(data, size, fit=fit).astype(int) - whole).mean() < 2
-    assert frame(measure(data), (48, 64), fit).source == decode(data).shape[:2]
+    return encode(picture(1, *stored), "JPEG", quality=95, exif=exif)
 
 
 def test_an_orientation_that_does_not_exist_turns_nothing():

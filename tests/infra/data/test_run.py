@@ -24,6 +24,7 @@ from infra.data.run import run_shards, run_stages
 from infra.data.shards import shard_names, shard_url
 from infra.data.verify import verify_shards
 from infra.metrics import Progress
+from tests.infra.data.here import shards_here
 from tests.infra.data.zoo import as_members, encode, picture, samples, tar, write_tars
 from workflows.ingest import IngestConfig, IngestWork
 
@@ -272,7 +273,7 @@ def index(place):
     storage.write_bytes(storage.join(corpus, "00002.tar"), tar(rows)[:5000])
     storage.write_bytes(storage.join(corpus, "00003.tar"), tar([]))
     sources = find_corpus(corpus).sources
-    run_shards(IngestWork(IngestConfig(corpus=corpus), sources, out), list(sources), out)
+    shards_here(IngestWork(IngestConfig(corpus=corpus), sources, out), list(sources), out)
     return out
 
 
@@ -300,13 +301,13 @@ def test_stages_write_sidecars_for_every_row(ray_cluster, index, place):
     assert schema.field("codes").type == pa.list_(pa.int16())
 
 
-def test_ids_do_not_depend_on_where_the_corpus_lies(ray_cluster, tmp_path, s3):
+def test_ids_do_not_depend_on_where_the_corpus_lies(tmp_path, s3):
     ids = []
     for folder in (str(tmp_path), s3):
         corpus, out = storage.join(folder, "corpus"), storage.join(folder, "ingest")
         write_tars(corpus)
         sources = find_corpus(corpus).sources
-        run_shards(IngestWork(IngestConfig(corpus=corpus), sources, out), list(sources), out)
+        shards_here(IngestWork(IngestConfig(corpus=corpus), sources, out), list(sources), out)
         ids.append(read_table(out).drop_columns(["source"]))
     assert ids[0] == ids[1]
     assert len(set(ids[0]["sample_id"].to_pylist())) == 12

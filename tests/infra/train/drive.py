@@ -1,17 +1,21 @@
 """A driver that trains the toy task, as a process that can be killed: `python -m tests.infra.train.drive '{...}'`."""
 
+import functools
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import psutil
 import pytest
+import ray
 
 from infra.cluster import Cluster
 from infra.metrics import read_scalars
+from infra.private import loopback
 from infra.train import ids
 from infra.train.fit import Training, fit
 from infra.train.loop import TrainConfig
@@ -22,11 +26,15 @@ ROOT = Path(__file__).parents[3]
 
 
 class Driver:
-    """A context: the driver runs within it. `place` holds the rows and what comes out."""
+    """A context: the driver runs within it. `place` holds the rows and what comes out.
 
-    def __init__(self, place, config, environment=None, task="Toy", **cluster):
-        self.place = str(place)
-        self._arguments = {"place": self.place, "config": config, "cluster": cluster, "task": task}
+    `on`: the address of a Ray that is up on this machine, which it joins as if it had started it; of what is on it,
+    only what this driver's workers are may be harmed. Without it the driver starts its own.
+    """
+
+    def __init__(self, place, config, environment=None, task="Toy", on=None, **cluster):
+        self.place, self._on = str(place), on
+        self._arguments = {"place": self.place, "config": config, "cluster": cluster, "task": task, "on": on}
         self._environment = {**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})}
 
     def __enter__(self):
@@ -61,9 +69,22 @@ class Driver:
         return self.process.returncode, said
 
     def workers(self):
-        """Its training workers, where it started Ray itself."""
-        family = psutil.Process(self.process.pid).children(recursive=True)
-        return [process for process in family if "RayTrainWorker" in " ".join(process.cmdline())]
+        """Its training workers, where it started Ray itself; on one of the tests' process, which has no others then."""
+        family = psutil.Process(os.getpid() if self._on else self.process.pid).children(recursive=True)
+        return [process for process in family if "RayTrainWorker" in " ".join(title(process))]
+
+
+def title(process):
+    """The command line of a process; of one that has just ended, none."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def here(place, config, task="Toy", **cluster):
+    """A driver that goes on and that nobody harms, in this process, on the Ray that is up in it."""
+    train({"place": str(place), "config": config, "cluster": cluster, "task": task})
 
 
 def groups(place, event="ends"):
@@ -73,12 +94,21 @@ def groups(place, event="ends"):
     return [line for line in lines if event in (None, line["event"])]
 
 
-def check(place, config, undisturbed):
-    """The same losses at the same steps, and every row once an epoch, as the workers wrote it down."""
+@functools.cache
+def undisturbed(steps):
+    """The losses of each step of one plain process."""
+    with tempfile.TemporaryDirectory() as folder:
+        return toy.plain(folder, steps=steps, save_every_steps=steps)[1]
+
+
+def check(place, config):
+    """The losses of a plain process at the same steps, and every row once an epoch, as the workers wrote it down."""
     steps, batch, every = (config[name] for name in ("steps", "batch", "log_every_steps"))
     rows = read_scalars(f"{place}/out")
     assert [row["step"] for row in rows] == list(range(every, steps + 1, every))
-    assert [row["net/token"] for row in rows] == pytest.approx(undisturbed, rel=2e-5)  # the log has six digits
+    assert [row["net/token"] for row in rows] == pytest.approx(
+        undisturbed(steps)[every - 1 :: every], rel=2e-5
+    )  # the log has six digits
     used = ids.read_ids(f"{place}/out/ids")
     assert len(used) == steps
     each = ids.row_ids([f"{place}/rows"], ["000000", "000001"], toy.Toy())
@@ -86,9 +116,8 @@ def check(place, config, undisturbed):
     assert ids.check(used, plan, each) == steps * batch // toy.ROWS
 
 
-def main():
-    """Train, and end."""
-    arguments = json.loads(sys.argv[1])
+def train(arguments):
+    """Train as told, on the Ray that is up in this process, or that is started for it."""
     place, cluster = arguments["place"], arguments["cluster"]
     cluster = Cluster(**{"name": "test", **cluster, "workers": tuple(cluster["workers"])})
     task = getattr(toy, arguments["task"])()
@@ -97,6 +126,15 @@ def main():
         cluster,
         lambda *_, **__: 0,
     )
+
+
+def main():
+    """Train, and end."""
+    arguments = json.loads(sys.argv[1])
+    if arguments["on"]:
+        with loopback():  # else Ray takes the address for a mistake
+            ray.init(address=arguments["on"], log_to_driver=False, logging_level="error")
+    train(arguments)
 
 
 if __name__ == "__main__":

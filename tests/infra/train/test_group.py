@@ -129,7 +129,13 @@ def test_what_the_driver_itself_cannot_do_is_a_failure(monkeypatch, training):
 
 
 def test_a_group_that_is_stopped_before_it_trains_says_so(monkeypatch, training, ray_cluster):
-    monkeypatch.setattr(Group, "_fit", lambda self: time.sleep(5))
+
+    def starts(self):
+        deadline = time.monotonic() + 20
+        while not self.why and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    monkeypatch.setattr(Group, "_fit", starts)
     board = SimpleNamespace(open=SimpleNamespace(remote=lambda *_: ray.put(None)))
     group = Group(Job([training], [{}], Cluster(name="test")), 0, board, 1, [], Growth(30, 1), ExitStack())
     notice = SimpleNamespace(given=lambda: True)

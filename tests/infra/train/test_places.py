@@ -12,7 +12,6 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
 
 def test_both_end_though_each_wants_what_the_other_holds(tmp_path):
     """A worker takes two of four CPUs, its feed's among them, and each training at least two workers."""
-    _, undisturbed = toy.plain(str(tmp_path / "plain"), steps=200, save_every_steps=200)
     cluster = {"workers": (2, 3), "zero_stage": 2, "log_ids": True}
     for name in ("one", "two"):
         toy.write_rows(f"{tmp_path}/{name}/rows")
@@ -28,12 +27,11 @@ def test_both_end_though_each_wants_what_the_other_holds(tmp_path):
                 assert code == 0, said
     for name in ("one", "two"):
         assert {group["workers"] for group in groups(tmp_path / name)} == {2}
-        check(tmp_path / name, CONFIG, undisturbed[4::5])
+        check(tmp_path / name, CONFIG)
 
 
 def test_the_cpu_for_the_feed_is_not_held_where_a_worker_is_to_sit(tmp_path):
     """Of the two nodes that have just room for a worker of four CPUs each, one has two more."""
-    _, undisturbed = toy.plain(str(tmp_path / "plain"), steps=20, save_every_steps=20)
     toy.write_rows(f"{tmp_path}/rows")
     config = {"steps": 20, "batch": 10, "log_every_steps": 5, "save_every_steps": 20}
     cluster = {"workers": (2, 3), "cpus_per_worker": 4, "zero_stage": 2, "log_ids": True}
@@ -44,4 +42,4 @@ def test_the_cpu_for_the_feed_is_not_held_where_a_worker_is_to_sit(tmp_path):
             code, said = driver.end(120)
             assert code == 0, said
     assert [group["why"] for group in groups(tmp_path)] == ["all was trained"]
-    check(tmp_path, config, undisturbed[4::5])
+    check(tmp_path, config)

@@ -14,9 +14,10 @@ from t2i.protocol import Space
 from t2i.random import keys_of
 from t2i.tokenizers import kl
 from t2i.tokenizers.autoencoder import Noise
+from t2i.tokenizers.codebook import CodebookConfig
+from t2i.tokenizers.finite_scalar import FiniteScalarConfig
 from t2i.tokenizers.gaussian import Gaussian, GaussianConfig
 from t2i.tokenizers.patch_vqgan import PatchVQGANConfig
-from t2i.tokenizers.quantizers import CodebookConfig, FiniteScalarConfig
 from t2i.tokenizers.scale import Scale
 from t2i.tokenizers.task import load_tokenizer, save_tokenizer
 from t2i.tokenizers.vqgan import VQGANConfig
