@@ -103,14 +103,14 @@ def told_of(config: VQGANConfig, scale: Scale) -> dict[str, Any]:
     plain = isinstance(quantizer, CodebookConfig) and not (quantizer.normalize or quantizer.linear or quantizer.ema)
     if not plain or not config.pointwise:
         raise ValueError(f"diffusers has no tokenizer with a quantizer like {quantizer}.")
-    if len(scale.factor) > 1 or any(scale.shift):
+    if len(scale.factor) != 1 or any(scale.shift):
         raise ValueError(f"diffusers' {VQ} has one scaling_factor and no shift, but this one's scale is {scale}.")
     told |= {"_class_name": VQ, "num_vq_embeddings": quantizer.size, "vq_embed_dim": quantizer.width}
     return told | {"scaling_factor": scale.factor[0]}
 
 
 def _scale_told(scale: Scale) -> dict[str, Any]:
-    if len(scale.factor) > 1:
+    if len(scale.factor) != 1:
         told = {"latents_mean": list(scale.shift), "latents_std": [1 / factor for factor in scale.factor]}
         return {"scaling_factor": 1.0, **told}
     return {"scaling_factor": scale.factor[0], "shift_factor": scale.shift[0] or None}

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch._utils import _rebuild_parameter, _rebuild_tensor_v2
 
 from t2i.tokenizers import layouts, sizes
 from t2i.tokenizers.dvae import DVAE
@@ -33,8 +34,8 @@ TENSORS = {
     "collections.OrderedDict": OrderedDict,
     "builtins.set": set,
     "torch.device": torch.device,
-    "torch._utils._rebuild_parameter": torch._utils._rebuild_parameter,
-    "torch._utils._rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,
+    "torch._utils._rebuild_parameter": _rebuild_parameter,
+    "torch._utils._rebuild_tensor_v2": _rebuild_tensor_v2,
 }
 
 

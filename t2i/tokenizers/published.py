@@ -49,8 +49,9 @@ class PublishedConfig:
     A recipe that does not train it (`train: null`) uses it as it is; else training begins from it.
 
     A folder of diffusers tells its scale. A file does not, but of some whole latent diffusions: then `scale` is None,
-    and latents stay as they are. To give it one, as Stable Diffusion's 0.18215, keep it here: `load_published(path)`,
-    then `tokenizer.scale = Scale(factor=(0.18215,))`, `save_tokenizer(tokenizer, folder)`, and name that folder.
+    and a recipe measures one where values are continuous. To give it one, as Stable Diffusion's 0.18215, keep it here:
+    `load_published(path)`, then `tokenizer.scale = Scale(factor=(0.18215,))`, `save_tokenizer(tokenizer, folder)`, and
+    name that folder.
     """
 
     path: str

@@ -41,7 +41,7 @@ def test_it_is_used_as_it_is(images, theirs, tmp_path):
     store = Store(str(tmp_path / "store"), Cluster(name="test", actors=(1, 1)))
     config = TrainTokenizerConfig(model=PublishedConfig(path=folder), train=None)
     tokenizer = store.step(train_tokenizer, config, images)
-    assert tokenizer.summary == {"size": [16, 16]}
+    assert tokenizer.summary == {"size": [16, 16], "scale": {"factor": [0.18215], "shift": [0.0]}}
     alike(load_tokenizer(tokenizer.url(MODEL)), model)
     told = json.loads(Path(tokenizer.path, MODEL, "config.json").read_text())
     plain = {"normalize": False, "linear": False, "ema": 0.0, "dead_below": 0.0}
