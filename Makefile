@@ -22,6 +22,8 @@ $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	@# A folder that is called as the clone is may lie where Python is started: the package comes before it.
+	@echo "$(CURDIR)/workflows/python" > $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/rescribe-source.pth
 	touch $@
 
 test: $(READY)  ## the suite; set RESCRIBE_CORPORA to a folder with nlvr/ and noto-emoji/ to use them too

@@ -13,12 +13,12 @@ from workflows.commands import (
     STEPS,
     VERBS,
     ChoiceError,
+    check_recipe,
     choose,
     function,
     help_of,
     load,
     overview,
-    recipes,
     say,
 )
 
@@ -79,7 +79,7 @@ def _dispatch(arguments: list[str]) -> dict[str, Any] | None:
         if {"-h", "--help"} & {*rest}:
             return print(help_of(verb))
         if rest and not rest[0].startswith("-") and not rest[0].endswith(".json"):
-            choose(rest[0], recipes(), "recipe")
+            check_recipe(rest[0])
         if verb == "run" and "--dry-run" in rest:
             line = shlex.join(["rescribe", "plan", *(word for word in rest if word != "--dry-run")])
             raise ValueError(f"`plan` says what would run, and why: {line}")

@@ -5,6 +5,7 @@ import difflib
 import gc
 import importlib
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -158,6 +159,15 @@ def choose(name: str, known: dict[str, Any], what: str) -> Any:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"Did you mean '{near[0]}'?" if near else f"There are: {', '.join(known)}."
     raise ValueError(f"There is no {what} '{name}'. {hint}")
+
+
+def check_recipe(name: str) -> None:
+    """ValueError where a word is neither a recipe's name nor could be its file."""
+    if "/" in name or re.fullmatch(r".*\.js\w*", name):
+        raise ValueError(
+            f"{name} is no recipe: the file of one ends in .json, as `rescribe show demo > mine.json` writes it."
+        )
+    choose(name, recipes(), "recipe")
 
 
 def check_quoted(arguments: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from infra.artifact import OWN_ROWS, Artifact
 from infra.data.ledger import LEDGER
 from infra.data.verify import unlisted, verify_files, verify_shards
 from workflows.commands import COUNTS, function, recipes, say
-from workflows.lookup import STORE, as_given, contents, finished, leaves, made_by, names, one, rephrased, tail
+from workflows.lookup import STORE, as_given, contents, finished, in_store, leaves, made_by, names, one, rephrased, tail
 from workflows.parse import parse
 
 
@@ -33,17 +33,33 @@ class VerifyOptions:
     json: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class StoreOptions:
+    """An artifact's manifest."""
+
+    store: str = STORE  # in which a word alone is a name
+    json: bool = False
+
+
 def show(arguments: list[str]) -> dict[str, Any]:
     """Print a recipe, an artifact's manifest or a model: `rescribe show demo`, `show runs/mix`, `show model mar_b`."""
-    if not arguments:
-        raise ValueError("Say what to show: a recipe's name, an artifact's folder, or model NAME.")
+    if not arguments or arguments[0].startswith("-"):
+        if {"-h", "--help"}.isdisjoint(arguments):
+            raise ValueError("Say what to show: a recipe's name, an artifact's folder, or model NAME.")
+        print(
+            "usage: rescribe show RECIPE [its options] | PATH_OR_NAME [--store FOLDER] | model NAME  [--json]\n\n"
+            "Print a recipe as a file for `run`, the manifest of an artifact, by its folder or its name in a store, or "
+            "a model's config."
+        )
+        return {}
     target = arguments[0]
     if target == "model":
         return function("models.show_model")(arguments[1:])
     if target in recipes() or target.endswith(".json"):
         shown = function("verbs.recipe_of")(arguments)  # takes seconds, as every line does that makes a recipe
     else:
-        shown = one(target, (), rephrased("show", arguments, target)).manifest
+        store = parse(StoreOptions, arguments[1:], "rescribe show").store
+        shown = one(in_store(target, store), (), rephrased("show", arguments, target)).manifest
     if "--json" not in arguments:
         print(strict.dumps(shown, indent=2))
     return shown

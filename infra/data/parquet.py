@@ -23,6 +23,8 @@ IMAGE_NAMES = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "byt
 PATH_NAMES = ("image", "image_path", "img_path", "file_name", "filename", "filepath", "file_path", "path", "img", "jpg")
 URL_NAMES = ("url", "image_url", "img_url", "url_link", "image_link")
 KEY_NAMES = ("__key__", "key", "id", "uid", "file_name", "filename")
+# What pictures begin with: JPEG, PNG, WebP, GIF, BMP, TIFF.
+MARKS = (b"\xff\xd8", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 META_NAMES = ("json", "meta", "metadata")
 DOWNLOAD = "Fetch the pictures first, for example with img2dataset, and give what it writes"
 
@@ -106,11 +108,13 @@ def picture_in(value: Any) -> bytes | str | None:
     if not isinstance(value, str) or not value.strip():
         return None
     text = value.partition(";base64,")[2] if value.startswith("data:") else value.strip()
-    if len(text) > 64 and not is_image(text[-16:]):
+    if not is_image(text[-16:]):
         try:
-            return base64.b64decode(text, validate=True)
+            data = base64.b64decode(text, validate=True)
         except (ValueError, binascii.Error):
-            pass
+            return value.strip()
+        if len(text) > 64 or data.startswith(MARKS):  # a short text of letters alone may be a path, too
+            return data
     return value.strip()
 
 

@@ -338,3 +338,22 @@ def test_a_file_in_the_place_of_a_store(capsys, tmp_path, line):
     file = tmp_path / "afile"
     file.write_text("")
     assert run(capsys, *line, str(file)) == (1, "", f"rescribe: {file} is a file. Give a folder.\n")
+
+
+@pytest.mark.parametrize("word", ["./mine.jsn", "mine.jsn", "folder/mine", "mine.jso"])
+def test_a_file_that_is_no_recipes_file_is_told_so(capsys, word):
+    code, _, told = run(capsys, "run", word)
+    assert code == 1
+    assert "is no recipe: the file of one ends in .json" in told
+
+
+def test_show_says_what_it_takes(capsys):
+    code, text, _ = run(capsys, "show", "--help")
+    assert code == 0
+    assert "usage: rescribe show RECIPE" in text
+
+
+def test_show_looks_for_a_name_in_the_store_that_is_given(capsys, tmp_path):
+    code, _, told = run(capsys, "show", "mine", "--store", str(tmp_path))
+    assert code == 1
+    assert f"{tmp_path}/mine" in told

@@ -353,6 +353,7 @@ def a_yardstick():
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("make", [debug, a_cascade, a_clip, a_yardstick], ids=lambda make: make.__name__)
 def test_every_kind_is_probed(make, ray_cluster, tmp_path, scratch, capsys):
     recipe = make()
@@ -368,6 +369,7 @@ def test_every_kind_is_probed(make, ray_cluster, tmp_path, scratch, capsys):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(300)
 def test_ctrl_c_while_a_model_trains_leaves_nothing(tmp_path):
     folder = tmp_path / "here"
     folder.mkdir()

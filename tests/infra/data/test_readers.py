@@ -1,3 +1,4 @@
+import base64
 import io
 import json
 
@@ -147,6 +148,17 @@ def test_parquet_columns_can_be_named(tmp_path):
     put(str(tmp_path), **{"a.parquet": parquet({"blob": [PNG], "image": [b"x"], "text": ["no"], "title": ["yes"]})})
     (sample,) = read(str(tmp_path), image_column="blob", caption_column="title")
     assert (sample.image, sample.caption, sample.key) == (PNG, "yes", "000000000")
+
+
+def test_base64_of_the_smallest_pictures_is_no_path(tmp_path):
+    """Of a picture of 48 bytes it has 64 letters, and may be shorter yet."""
+    small = base64.b64decode("UklGRigAAABXRUJQVlA4IBwAAABwAQCdASoJAAYAAUAmJZQCdAG+gACOPCIwzrAA")
+    text = base64.b64encode(small).decode()
+    assert len(text) == 64
+    pq.write_table(pa.table({"image": [text, "folder/picture.png"]}), tmp_path / "a.parquet")
+    first, second = read(str(tmp_path))
+    assert first.image == small
+    assert second.image != b"folder/picture.png"
 
 
 def test_odd_parquet_rows_are_told(tmp_path):
