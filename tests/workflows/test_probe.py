@@ -331,7 +331,7 @@ MADE = corpus(samples=160)
 def a_cascade():
     recipe = cascade()
     links = tuple(
-        replace(link, prior=replace(link.prior, train=SHORT, model=replace(link.prior.model, net=NET)))
+        replace(link, prior=replace(link.prior, train=SHORT, model=replace(link.prior.model, network=NET)))
         for link in recipe.links
     )
     captioner = replace(own_captioner(), base=SHORT, finetune=SHORT)
