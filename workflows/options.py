@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -284,6 +284,12 @@ def _take_texts(kind: type, arguments: list[str], prefix: str = "--") -> tuple[d
     return texts, arguments
 
 
+def _is_number(words: Sequence[str]) -> bool:
+    with contextlib.suppress(ValueError):
+        return bool([float(word) for word in words])
+    return False
+
+
 def _take_table(flag: str, kind: type, arguments: list[str]) -> tuple[dict[str, Any] | None, list[str]]:
     """A table of numbers or texts, `FLAG KEY=VALUE ...`, in the place of all that the default has."""
     flags = [word.replace("_", "-") for word in arguments]
@@ -292,7 +298,7 @@ def _take_table(flag: str, kind: type, arguments: list[str]) -> tuple[dict[str, 
     while end < len(arguments) and "=" in arguments[end] and not arguments[end].startswith("--"):
         end += 1
     if end <= start + 1:
-        if kind is float and start < len(arguments):
+        if kind is float and start < len(arguments) and not _is_number(arguments[end + 1 : end + 2]):  # tyro's own way
             found = repr(arguments[end]) if end < len(arguments) else "nothing"
             raise ValueError(f"{flag}: expected names with numbers, such as short=0.9 alt=0.1, found {found}.")
         return None, arguments

@@ -152,12 +152,17 @@ def image_sizes(images: Artifact) -> list[Size]:
 
 def decodes(tokenizer: Artifact) -> bool:
     """Whether a tokenizer makes pictures of its values; a CLIP does not."""
-    return tokenizer.manifest["config"]["model"].get("class") != ClipConfig.__name__
+    return _class_of(tokenizer) != ClipConfig.__name__
 
 
 def rebuilds(tokenizer: Artifact) -> bool:
     """Whether a tokenizer learned to rebuild pictures; one of pixels keeps them as they are."""
-    return decodes(tokenizer) and tokenizer.manifest["config"]["model"].get("class") != PixelsConfig.__name__
+    return decodes(tokenizer) and _class_of(tokenizer) != PixelsConfig.__name__
+
+
+def _class_of(tokenizer: Artifact) -> str | None:
+    """The name of the class of its config."""
+    return tokenizer.manifest["config"].get("model", {}).get("class")
 
 
 def losses_of(figures: dict[str, Any]) -> dict[str, float]:

@@ -256,7 +256,7 @@ def test_prompts_of_the_line_need_no_mixture(stores):
 
 def test_what_cannot_be_compared_is_said(stores):
     assert "at least two" in line(stores, str(stores / "one"))[2]
-    assert "no finished artifact" in line(stores, str(stores / "one"), "nowhere")[2]
+    assert "is called 'nowhere'" in line(stores, str(stores / "one"), "nowhere")[2]
 
 
 def test_distances_of_two_corpora_are_refused(stores, tmp_path):
