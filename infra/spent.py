@@ -5,12 +5,13 @@ import threading
 import time
 from contextlib import suppress
 
-_TICKS, _PAGE = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
-_Key = tuple[int, int]  # a process: its number, and when it began, since numbers come again
+import psutil
+
+_Key = tuple[int, float]  # a process: its number, and when it began, since numbers come again
 
 
 class CpuWatch:
-    """CPU-seconds of this process and all that it started, from here on (Linux; elsewhere of this process alone).
+    """CPU-seconds of this process and all that it started, from here on.
 
     It looks every half second: what a process took after the last look before its end is missed. Processes on other
     machines are not seen. `largest_gb` is the most memory (RSS, in 10^9 bytes) that one process other than this had.
@@ -56,26 +57,12 @@ class CpuWatch:
 
 def _family() -> dict[_Key, tuple[float, float]]:
     """CPU-seconds, without those of processes that it waited for, and memory of this process and its descendants."""
-    try:
-        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-    except OSError:
-        times = os.times()
-        return {(os.getpid(), 0): (times.user + times.system, 0.0)}
-    known = {pid: fields for pid in pids if (fields := _fields(pid))}
-    children: dict[int, list[int]] = {}
-    for pid, fields in known.items():
-        children.setdefault(int(fields[1]), []).append(pid)
-    family, found = [os.getpid()], dict[_Key, tuple[float, float]]()
-    for pid in family:
-        family += children.get(pid, ())
-        if fields := known.get(pid):
-            spent = (int(fields[11]) + int(fields[12])) / _TICKS
-            found[pid, int(fields[19])] = spent, int(fields[21]) * _PAGE / 1e9
+    found: dict[_Key, tuple[float, float]] = {}
+    own = psutil.Process()
+    with suppress(psutil.Error):
+        for process in (own, *own.children(recursive=True)):
+            with suppress(psutil.Error), process.oneshot():
+                times = process.cpu_times()
+                key = process.pid, process.create_time()
+                found[key] = times.user + times.system, process.memory_info().rss / 1e9
     return found
-
-
-def _fields(pid: int) -> list[str]:
-    """What `/proc/<pid>/stat` says after the command's name (proc(5): from the third field on)."""
-    with suppress(OSError), open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-        return file.read().rpartition(")")[2].split()
-    return []

@@ -313,7 +313,10 @@ def _take_table(flag: str, kind: type, arguments: list[str]) -> tuple[dict[str, 
 
 
 def _captioned(kind: type, texts: dict[str, Any], arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """What a recipe holds for `--captioner WORD [--model NAME]` and `--captions WORD`; `none` is nobody."""
+    """What a recipe holds for `--captioner WORD [--model NAME]`, `--captions WORD` and `--tokenizer WORD`.
+
+    `none` is nobody.
+    """
     made: dict[str, Any] = {}
     if (word := texts.get("captioner")) == "none":
         made |= {name: None for name in ("captioner", "captions") if name in get_type_hints(kind)}

@@ -1,24 +1,19 @@
 """Run a small piece of every step that is not done, in a store that goes again, and tell what all of it will take."""
 
-import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 from captioner.backends.endpoint import EndpointConfig
-from infra import device, storage
+from infra import storage
 from infra.artifact import Artifact, Planned, Step
 from infra.cluster import Cluster
 from infra.data.run import Pace, few
 from infra.data.sidecar import shard_names
-from infra.metrics import Progress
-from infra.spent import CpuWatch
-from infra.store import Plan, Store
+from infra.store import Plan
 from infra.train.loop import TrainConfig, Trained
 from infra.trouble import explained
 from workflows.commands import say
@@ -28,6 +23,7 @@ from workflows.kinds import Recipe
 from workflows.piece import cut, has_rows, rows_in, stand_in
 from workflows.recaption import check_asked
 from workflows.sample import SampleConfig
+from workflows.scratch import ScratchStore, gpu_watch
 from workflows.train_captioner import named
 
 ROUNDS = 2  # of shards for each actor: in the first it begins
@@ -136,8 +132,8 @@ class ProbeStore(Plan):
         return self._sharded(work, config, made, inputs, given)
 
     def _take(self, work: Step, config: Any, inputs: Sequence[Artifact | None], root: str = "made") -> Taken:
-        store = _Scratch(storage.join(self._scratch, root), self._cluster)
-        with few(self._shards) as asked, _gpu_watch() as gpu:
+        store = ScratchStore(storage.join(self._scratch, root), self._cluster)
+        with few(self._shards) as asked, gpu_watch() as gpu:
             made = store.step(work, config, *inputs)
         return Taken(
             made, store.marking.marks, asked.names, asked.paces, store.marking.watch.largest_gb, max(gpu, default=0.0)
@@ -375,60 +371,6 @@ def shortened(config: Any, steps: int) -> Any:
         elif is_dataclass(value) and (inner := shortened(value, steps)) != value:
             changed[field.name] = inner
     return replace(config, **changed) if changed else config
-
-
-class _Marking(Progress):
-    """Progress that notes how far a step was, and what it had taken."""
-
-    def __init__(self, title: str) -> None:
-        super().__init__(title)
-        self.marks: list[Mark] = []
-        self.watch = CpuWatch()
-
-    def __enter__(self) -> "_Marking":
-        self.watch.__enter__()
-        super().__enter__()
-        return self
-
-    def __exit__(self, *problem: object) -> None:
-        super().__exit__(*problem)
-        self.watch.__exit__(*problem)
-
-    def __call__(self, done: int, total: int, unit: str, why: Any = None, **figures: float) -> None:
-        if not self.marks or self.marks[-1].done != done:
-            self.marks.append(Mark(done, total, self.watch.lasted(), self.watch.seconds()))
-        super().__call__(done, total, unit, why, **figures)
-
-
-class _Scratch(Store):
-    """A store of pieces."""
-
-    marking: _Marking
-
-    def _progress(self, work: Step, identity: str, number: str = "") -> Progress:
-        self.marking = _Marking(f"probe of {work.name:<15}")
-        return self.marking
-
-
-@contextmanager
-def _gpu_watch() -> Iterator[list[float]]:
-    """The memory that the fullest GPU has in use, in GB, each second; nothing where there is no GPU."""
-    found, over = list[float](), threading.Event()
-
-    def look() -> None:
-        line = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-        while not over.wait(1.0):
-            with suppress(OSError, ValueError, subprocess.SubprocessError):
-                said = subprocess.run(line, capture_output=True, text=True, timeout=10, check=True).stdout
-                found.append(max(float(word) * 2**20 / 1e9 for word in said.split()))
-
-    thread = threading.Thread(target=look, name="gpu", daemon=True)
-    if device.has_driver():
-        thread.start()
-    try:
-        yield found
-    finally:
-        over.set()
 
 
 def _matched(trainings: Sequence[Trained], marks: Sequence[Mark]) -> list[list[Mark]]:
