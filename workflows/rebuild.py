@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,13 +15,13 @@ from infra.store import Artifact, step
 from t2i.evaluate import distances, intervals
 from t2i.evaluate.intervals import Estimate
 from t2i.evaluate.reconstruction import reconstruction_scores
-from t2i.evaluate.yardstick import Measured, distances_of, table
+from t2i.evaluate.yardstick import Measured, Yardstick, distances_of, table
 from workflows.compare import parameters_of
 from workflows.corpora.scoring import Corpus, Row, Scores, picture_scores
 from workflows.evaluate import reconstruct
 from workflows.real_pictures import kind_of, sets_of, test_pictures
 from workflows.train_tokenizer import MODEL, rebuilds
-from workflows.yardstick import TABLE, CalibrateConfig, calibrate, extract_by, features_of, yardstick_of
+from workflows.yardstick import TABLE, CalibrateConfig, Extract, calibrate, extract_by, features_of, yardstick_of
 
 PICTURED = ("scene_score", "object_score", "skill_")  # scores of pictures that are told, as they begin
 
@@ -58,8 +58,8 @@ def rebuild(
         raise ValueError(
             f"{still[0]} rebuilds nothing: pixels are what they are, and a CLIP has no way back. Leave it out."
         )
-    measures = yardstick.step == calibrate.name
-    images = yardstick.inputs[0] if measures else yardstick
+    by = _By(yardstick_of(yardstick), extract_by(yardstick), features_of(yardstick)) if measures(yardstick) else None
+    images = yardstick.inputs[0] if by else yardstick
     pictures, rows = _pictures(yardstick, images, config.rows)
     corpus: Corpus = "shapes" if kind_of(images) == "shapes" else "words"
     measured, told = list[Measured](), [seen(corpus, rows, pictures)]
@@ -68,13 +68,13 @@ def rebuild(
         began = time.perf_counter()
         rebuilt, codes = reconstruct(tokenizer, pictures)
         speed = {"pictures_per_second": len(pictures) / (time.perf_counter() - began)}
-        if measures:
-            measured.append(_measured(name, yardstick, rebuilt))
+        if by:
+            measured.append(by.measured(name, rebuilt))
         sizes = sizes_of(tokenizer, pictures[0].shape[:2]) | costs_of(tokenizer) | speed
         told.append(reconstruction_scores(pictures, rebuilt) | codes | seen(corpus, rows, rebuilt) | sizes)
         report(number + 1, len(tokenizers), "tokenizers")
     plain = [{"name": name, "n": len(pictures)} for name in ("real pictures", *names)]
-    lines = [line | beside for line, beside in zip(table(measured) if measures else plain, told, strict=True)]
+    lines = [line | beside for line, beside in zip(table(measured) if by else plain, told, strict=True)]
     storage.write_json(storage.join(out, TABLE), lines)
     return {"tokenizers": len(tokenizers), "table": lines}
 
@@ -91,11 +91,23 @@ def _pictures(yardstick: Artifact, images: Artifact, most: int) -> tuple[list[np
     return [each.pixels for each in real], [{"scene": None, **each.line} for each in real]
 
 
-def _measured(name: str, yardstick: Artifact, rebuilt: Sequence[np.ndarray]) -> Measured:
-    """The distances of what a tokenizer rebuilt."""
-    features, found = features_of(yardstick), extract_by(yardstick)(rebuilt)
-    scores = distances_of(features["second"], found) | {"rfid": rfid(features["first"], found)}
-    return Measured(name=name, yardstick=yardstick_of(yardstick), scores=scores)
+class _By(NamedTuple):
+    """A yardstick, read once for all tokenizers."""
+
+    yardstick: Yardstick
+    extract: Extract
+    features: dict[str, np.ndarray]
+
+    def measured(self, name: str, rebuilt: Sequence[np.ndarray]) -> Measured:
+        """The distances of what a tokenizer rebuilt."""
+        found = self.extract(rebuilt)
+        scores = distances_of(self.features["second"], found) | {"rfid": rfid(self.features["first"], found)}
+        return Measured(name=name, yardstick=self.yardstick, scores=scores)
+
+
+def measures(given: Artifact) -> bool:
+    """Whether it is a yardstick, and no index."""
+    return given.step == calibrate.name
 
 
 def costs_of(tokenizer: Artifact) -> dict[str, float]:
